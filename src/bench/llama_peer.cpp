@@ -1,0 +1,123 @@
+#include "bench/llama_peer.h"
+
+#include <fmt/format.h>
+#include <ggml-cpu.h>
+#include <llama.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "decode/conversation.h"
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+struct LlamaPeer::State {
+  struct Free {
+    void operator()(llama_model* model) const { llama_model_free(model); }
+    void operator()(llama_context* context) const { llama_free(context); }
+    void operator()(ggml_threadpool* pool) const { ggml_threadpool_free(pool); }
+  };
+  std::unique_ptr<llama_model, Free> model;
+  std::unique_ptr<ggml_threadpool, Free> threads;
+  std::unique_ptr<llama_context, Free> context;
+};
+
+LlamaPeer::LlamaPeer(const std::filesystem::path& model, const Vocabulary& vocabulary, int threads,
+                     int context, const SamplingOptions& sampling)
+    : vocabulary_(vocabulary), sampling_(sampling), state_(std::make_unique<State>()) {
+  const GgmlErrors errors;
+  llama_model_params model_parameters = llama_model_default_params();
+  model_parameters.n_gpu_layers = 0;
+  state_->model.reset(llama_model_load_from_file(model.c_str(), model_parameters));
+  if (state_->model == nullptr) {
+    throw Error(fmt::format("libllama cannot load {}: {}", model.string(),
+                            errors.text("it does not say why")));
+  }
+  llama_context_params parameters = llama_context_default_params();
+  parameters.n_ctx = static_cast<std::uint32_t>(context);
+  parameters.n_threads = threads;
+  parameters.n_threads_batch = threads;
+  state_->context.reset(llama_init_from_model(state_->model.get(), parameters));
+  // A pool that lives as long as the context, as llama.cpp's own programs have it: without one,
+  // builds without OpenMP start their threads anew for each token.
+  ggml_threadpool_params pool = ggml_threadpool_params_default(threads);
+  state_->threads.reset(ggml_threadpool_new(&pool));
+  if (state_->context == nullptr || state_->threads == nullptr) {
+    throw Error(fmt::format("libllama cannot run {}: {}", model.string(),
+                            errors.text("it does not say why")));
+  }
+  llama_attach_threadpool(state_->context.get(), state_->threads.get(), state_->threads.get());
+}
+
+LlamaPeer::~LlamaPeer() = default;
+
+BenchMethod LlamaPeer::method() {
+  return {"llama.cpp",
+          [this](const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop) {
+            return run(prompt, max_tokens, stop);
+          }};
+}
+
+void LlamaPeer::decode(std::span<Token> tokens) {
+  const std::size_t most = llama_n_batch(state_->context.get());
+  while (!tokens.empty()) {
+    const std::size_t count = std::min(tokens.size(), most);
+    if (llama_decode(state_->context.get(),
+                     llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(count))) != 0) {
+      throw Error("llama.cpp's context is full; a larger one (-c) holds more");
+    }
+    tokens = tokens.subspan(count);
+  }
+}
+
+BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop) {
+  const GgmlErrors errors;
+  BenchRun result;
+  llama_memory_clear(llama_get_memory(state_->context.get()), /*data=*/false);
+  Conversation conversation(vocabulary_);
+  std::vector<Token> tokens;  // the last one is always still to be decoded
+  for (const std::string& turn : prompt.turns) {
+    // As Session does: the prompt but for its last token is prefill.
+    const std::size_t done = tokens.empty() ? 0 : tokens.size() - 1;
+    const std::vector<Token> given = conversation.user_turn(turn);
+    tokens.insert(tokens.end(), given.begin(), given.end());
+    const Clock::time_point prefill_start = Clock::now();
+    decode(std::span(tokens).subspan(done, tokens.size() - 1 - done));
+    llama_synchronize(state_->context.get());
+    result.prefill_seconds += seconds_since(prefill_start);
+
+    const Clock::time_point start = Clock::now();
+    for (int i = 0; i < max_tokens && !stop; ++i) {
+      decode(std::span(tokens).last(1));
+      const std::span<const float> logits(llama_get_logits_ith(state_->context.get(), -1),
+                                          static_cast<std::size_t>(vocabulary_.size()));
+      const Token token =
+          sample_token(logits, tokens, /*sequence=*/0, static_cast<int>(tokens.size()), sampling_);
+      result.forwards += 1;
+      result.decoded += 1;
+      if (vocabulary_.is_end_of_generation(token)) {
+        break;
+      }
+      tokens.push_back(token);
+      result.tokens.push_back(token);
+    }
+    result.seconds += seconds_since(start);
+    result.tokens.push_back(kNoToken);
+    if (stop) break;
+  }
+  return result;
+}
+
+}  // namespace firp

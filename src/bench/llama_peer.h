@@ -1,0 +1,34 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "bench/bench.h"
+#include "decode/sampler.h"
+#include "model/vocabulary.h"
+
+namespace firp {
+
+/// Plain decoding through libllama on the CPU, in this process: the peer that our times are held
+/// against. Its defaults (F16 KV cache, flash attention, batch sizes), our number of threads.
+class LlamaPeer {
+ public:
+  /// `vocabulary` must outlive the peer.
+  LlamaPeer(const std::filesystem::path& model, const Vocabulary& vocabulary, int threads,
+            int context, const SamplingOptions& sampling);
+  ~LlamaPeer();
+
+  /// The method "llama.cpp"; the peer must outlive it.
+  BenchMethod method();
+
+ private:
+  struct State;
+  BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop);
+  void decode(std::span<Token> tokens);
+
+  const Vocabulary& vocabulary_;
+  const SamplingOptions sampling_;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace firp

@@ -1,0 +1,172 @@
+#include "bench/report.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <numeric>
+#include <thread>
+
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+[[noreturn]] void fail_to_write(const std::filesystem::path& path) {
+  throw Error(fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
+}
+
+}  // namespace
+
+std::string bench_table(const std::vector<BenchResult>& results) {
+  std::size_t category_width = std::strlen("category");
+  std::size_t method_width = std::strlen("method");
+  for (const BenchResult& result : results) {
+    category_width = std::max(category_width, result.category.size());
+    method_width = std::max(method_width, result.method.size());
+  }
+  std::string table = fmt::format("{:<{}}  {:<{}}  {:>7}  {:>7}  {:>8}  {:>11}  {:>8}  {:>9}\n",
+                                  "category", category_width, "method", method_width, "prompts",
+                                  "tokens", "tokens/s", "tokens/pass", "speed-up", "same text");
+  std::string last_category;
+  for (const BenchResult& result : results) {
+    const bool compared = result.speedup_over_plain > 0;
+    fmt::format_to(
+        std::back_inserter(table),
+        "{:<{}}  {:<{}}  {:>7}  {:>7}  {:>8.1f}  {:>11.2f}  {:>8}  {:>9}\n",
+        result.category == last_category ? "" : result.category, category_width, result.method,
+        method_width, result.prompts, result.tokens, result.tokens_per_second(),
+        result.tokens_per_forward(),
+        compared ? fmt::format("{:.2f}x", result.speedup_over_plain) : "-",
+        compared ? fmt::format("{}/{}", result.identical_to_plain, result.prompts) : "-");
+    last_category = result.category;
+  }
+  return table;
+}
+
+nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
+                                     const std::filesystem::path& heads) {
+  const ModelIdentity identity = model.identity();
+  nlohmann::ordered_json machine = {{"cpu", cpu_name()},
+                                    {"cores", std::thread::hardware_concurrency()},
+                                    {"threads", engine.options().threads},
+                                    {"isa", engine.isa()},
+                                    {"model", model.file().path().filename().string()},
+                                    {"model_architecture", identity.architecture},
+                                    {"model_hash", identity.tensor_hash},
+                                    {"heads", nullptr},
+                                    {"heads_base_hash", nullptr}};
+  if (!heads.empty()) {
+    machine["heads"] = heads.filename().string();
+    machine["heads_base_hash"] = read_heads(heads, nullptr).base.tensor_hash;
+  }
+  return machine;
+}
+
+nlohmann::ordered_json bench_json(nlohmann::ordered_json machine, nlohmann::ordered_json settings,
+                                  const std::vector<BenchResult>& results) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const BenchResult& result : results) {
+    const bool compared = result.speedup_over_plain > 0;
+    nlohmann::ordered_json entry = {{"method", result.method},
+                                    {"category", result.category},
+                                    {"prompts", result.prompts},
+                                    {"tokens", result.tokens},
+                                    {"forwards", result.forwards},
+                                    {"seconds", result.seconds},
+                                    {"prefill_seconds", result.prefill_seconds},
+                                    {"tokens_per_second", result.tokens_per_second()},
+                                    {"tokens_per_forward", result.tokens_per_forward()},
+                                    {"speedup_over_plain", nullptr},
+                                    {"identical_to_plain", nullptr}};
+    if (compared) {
+      entry["speedup_over_plain"] = result.speedup_over_plain;
+      entry["identical_to_plain"] = result.identical_to_plain;
+    }
+    list.push_back(std::move(entry));
+  }
+  return {{"machine", std::move(machine)},
+          {"settings", std::move(settings)},
+          {"results", std::move(list)}};
+}
+
+void require_writable(const std::filesystem::path& path) {
+  std::error_code error;
+  const bool exists = std::filesystem::exists(path, error);
+  if (exists && !std::filesystem::is_regular_file(path, error)) {
+    throw Error(fmt::format("cannot write {}: it is not a regular file", path.string()));
+  }
+  const std::filesystem::path directory =
+      path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  if (access(directory.c_str(), W_OK | X_OK) != 0) fail_to_write(path);
+}
+
+void write_json(const nlohmann::ordered_json& json, const std::filesystem::path& path) {
+  // Category names come from a file: what is not UTF-8 is replaced.
+  const std::string text =
+      json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  const std::filesystem::path temporary = fmt::format("{}.tmp-{}", path.string(), getpid());
+  std::FILE* file = std::fopen(temporary.c_str(), "w");
+  if (file == nullptr) fail_to_write(path);
+  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  const bool closed = std::fclose(file) == 0;
+  if (!written || !closed || std::rename(temporary.c_str(), path.c_str()) != 0) {
+    const int reason = errno;
+    std::remove(temporary.c_str());
+    errno = reason;
+    fail_to_write(path);
+  }
+}
+
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name")) {
+      const std::size_t colon = line.find(": ");
+      if (colon != std::string::npos) return line.substr(colon + 2);
+    }
+  }
+  return "unknown";
+}
+
+double measure_read_bandwidth(int threads) {
+  constexpr std::size_t kBytes = std::size_t{256} << 20;
+  constexpr int kRuns = 5;
+  const std::vector<std::uint64_t> memory(kBytes / sizeof(std::uint64_t), 1);
+  double best = 0;
+  std::vector<std::uint64_t> sums(threads);
+  for (int run = 0; run < kRuns; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    {
+      std::vector<std::jthread> readers;
+      for (int thread = 0; thread < threads; ++thread) {
+        readers.emplace_back([&, thread] {
+          const std::size_t begin = memory.size() * thread / threads;
+          const std::size_t end = memory.size() * (thread + 1) / threads;
+          // Several sums: one chain of additions would be slower than memory.
+          std::uint64_t sum[8] = {};
+          for (std::size_t i = begin; i + 8 <= end; i += 8) {
+            for (std::size_t k = 0; k < 8; ++k) sum[k] += memory[i + k];
+          }
+          sums[thread] = std::accumulate(std::begin(sum), std::end(sum), std::uint64_t{0});
+        });
+      }
+    }
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    // The sums are looked at, so that the reading cannot be left out.
+    if (std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}) > 0) {
+      best = std::max(best, kBytes / seconds);
+    }
+  }
+  return best;
+}
+
+}  // namespace firp

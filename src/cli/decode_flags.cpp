@@ -1,0 +1,181 @@
+#include "cli/decode_flags.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+constexpr int kLargestTree = 256;
+constexpr int kMostThreads = 1024;
+
+/// Where heads that come with the program lie: in the working directory, or by the program.
+std::vector<std::filesystem::path> heads_directories() {
+  std::vector<std::filesystem::path> directories = {"heads"};
+  std::error_code error;
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!error) {
+    const std::filesystem::path beside = program.parent_path();
+    directories.push_back(beside / "heads");
+    directories.push_back(beside.parent_path() / "heads");
+    directories.push_back(beside.parent_path() / "share" / "firp" / "heads");
+  }
+  return directories;
+}
+
+void require_between(float value, float least, float most, const char* flag) {
+  if (!(value >= least && value <= most)) {
+    throw Error(fmt::format("{} must be between {} and {}", flag, least, most));
+  }
+}
+
+std::filesystem::path choose_heads(const DecodeFlags& flags, const Model& model) {
+  if (flags.draft == "none") return {};
+  if (!flags.heads.empty()) return flags.heads;
+  if (const auto found = find_heads(model, heads_directories())) return *found;
+  const std::string path = flags.model.string();
+  if (flags.draft == "firp") {
+    throw Error(fmt::format("there are no heads for {}; `firp train -m {}` makes them", path, path));
+  }
+  fmt::print(stderr, "firp: no heads for this model, so decoding is plain; `firp train -m {}` makes them\n",
+             path);
+  return {};
+}
+
+/// Refuses what can be refused before the model is read.
+DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
+  flags.thread_count();
+  require_at_least(flags.context.value_or(1), 1, "-c");
+  require_at_least(largest_tree, 1, "--tree");
+  if (largest_tree > kLargestTree) {
+    throw Error(fmt::format("--tree must be at most {}", kLargestTree));
+  }
+  SamplingOptions sampling = flags.sampling;
+  constexpr float kAnyPositive = 1e30f;
+  require_between(sampling.temperature, 0, kAnyPositive, "--temp");
+  require_at_least(sampling.top_k, 0, "--top-k");
+  require_between(sampling.top_p, 0, 1, "--top-p");
+  require_between(sampling.min_p, 0, 1, "--min-p");
+  require_between(sampling.repeat_penalty, 1e-3f, kAnyPositive, "--repeat-penalty");
+  require_at_least(sampling.repeat_last_n, 0, "--repeat-last-n");
+  sampling.seed = flags.seed ? *flags.seed : std::random_device()();
+  return {.sampling = sampling,
+          .drafting = flags.drafting == "in-pass" ? Drafting::kInPass : Drafting::kDeferred,
+          .tree_nodes = flags.tree,
+          .chain = flags.chain};
+}
+
+/// Room for a chunk of the prompt, and for a tree with the pseudo rows of every node.
+int rows_a_pass(const DecodeFlags& flags, int largest_tree, int draft_steps) {
+  const int branches = flags.drafting == "in-pass" ? 1 + draft_steps : 1;
+  return std::max(EngineOptions().max_rows, (1 + largest_tree) * branches);
+}
+
+Engine make_engine(const DecodeFlags& flags, int largest_tree, const Model& model,
+                   const std::filesystem::path& heads_path) {
+  const int trained = model.config().trained_context;
+  const int context = flags.context.value_or(trained);
+  if (context > trained) {
+    fmt::print(stderr, "firp: the model was trained for a context of {}; beyond it text gets worse\n",
+               trained);
+  }
+  std::optional<Heads> heads;
+  if (!heads_path.empty()) heads = read_heads(heads_path, &model);
+  Engine engine(model, {.threads = flags.thread_count(),
+                        .context = context,
+                        .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0)});
+  if (heads) engine.set_heads(*heads);
+  return engine;
+}
+
+}  // namespace
+
+void require_at_least(int value, int least, const char* flag) {
+  if (value < least) throw Error(fmt::format("{} must be at least {}", flag, least));
+}
+
+int DecodeFlags::thread_count() const {
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int count = threads.value_or(cores);
+  require_at_least(count, 1, "-t");
+  if (count > kMostThreads) throw Error(fmt::format("-t must be at most {}", kMostThreads));
+  return count;
+}
+
+void DecodeFlags::add_model_to(CLI::App& app) {
+  app.add_option("-m,--model,model", model, "The model, a GGUF file")->required();
+  app.add_option("-t,--threads", threads, "Threads (default: one per core)");
+}
+
+void DecodeFlags::add_decoding_to(CLI::App& app) {
+  app.add_option("-c,--ctx-size", context,
+                 "Tokens that fit: prompt, conversation and answers (default: what the model was "
+                 "trained for)");
+  app.add_option("--temp", sampling.temperature, "Temperature; 0 always takes the likeliest token")
+      ->capture_default_str();
+  app.add_option("--top-k", sampling.top_k, "Sample from the K likeliest tokens; 0: all")
+      ->capture_default_str();
+  app.add_option("--top-p", sampling.top_p, "Sample from the likeliest tokens that sum to P")
+      ->capture_default_str();
+  app.add_option("--min-p", sampling.min_p,
+                 "Leave out tokens less likely than P times the likeliest")
+      ->capture_default_str();
+  app.add_option("--repeat-penalty", sampling.repeat_penalty, "Makes repeated tokens less likely")
+      ->capture_default_str();
+  app.add_option("--repeat-last-n", sampling.repeat_last_n, "Tokens that count as repeated")
+      ->capture_default_str();
+  app.add_option("-s,--seed", seed, "Seed of the sampling (default: another one each time)");
+
+  app.add_option("--heads", heads,
+                 "Heads made by `firp train` (default: MODEL.firp.gguf beside the model, else by "
+                 "the model's identity in heads/)");
+  app.add_option("--draft", draft, "How to draft tokens: firp or none (default: firp with heads)")
+      ->check(CLI::IsMember({"none", "firp"}));
+  app.add_option("--tree", tree, "Drafted tokens that one forward pass verifies")
+      ->capture_default_str();
+  app.add_flag("--chain", chain, "Draft one path instead of a tree");
+  app.add_option("--drafting", drafting,
+                 "deferred: a short pass of its own drafts; in-pass: the verifying pass does")
+      ->check(CLI::IsMember({"deferred", "in-pass"}))
+      ->capture_default_str();
+}
+
+void DecodeFlags::add_colour_to(CLI::App& app) {
+  app.add_option("--colour,--color", colour, "Show drafted tokens in colour: auto, always, never")
+      ->check(CLI::IsMember({"auto", "always", "never"}))
+      ->capture_default_str();
+}
+
+Decoder::Decoder(const DecodeFlags& flags, int largest_tree)
+    : options(decode_options(flags, largest_tree)),
+      model(flags.model),
+      vocabulary(flags.model),
+      heads_path(choose_heads(flags, model)),
+      engine(make_engine(flags, largest_tree, model, heads_path)) {
+  options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
+}
+
+std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
+                         std::size_t prompt_tokens) {
+  std::string method = "plain";
+  if (options.method == DraftMethod::kFirp) {
+    method = options.chain ? "FIRP, chain" : fmt::format("FIRP, tree of {}", options.tree_nodes);
+  }
+  std::string seed;
+  if (options.sampling.temperature > 0) seed = fmt::format("; seed {}", options.sampling.seed);
+  return fmt::format(
+      "{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass ({}); prompt: {} tokens, {:.2f} s{}",
+      stats.tokens, stats.decode_seconds > 0 ? stats.tokens / stats.decode_seconds : 0.0,
+      stats.forwards > 0 ? static_cast<double>(stats.tokens) / stats.forwards : 0.0, method,
+      prompt_tokens, stats.prefill_seconds, seed);
+}
+
+}  // namespace firp

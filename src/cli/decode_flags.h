@@ -1,0 +1,59 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "decode/session.h"
+#include "engine/engine.h"
+#include "model/model.h"
+#include "model/vocabulary.h"
+
+namespace firp {
+
+/// The flags of all verbs that decode. Names and meanings are llama.cpp's where it has them.
+struct DecodeFlags {
+  std::filesystem::path model;
+  std::filesystem::path heads;  ///< empty: looked for
+  std::string draft;            ///< "none", "firp"; empty: firp if there are heads
+  int tree = 16;
+  bool chain = false;
+  std::string drafting = "deferred";
+  std::optional<int> threads;
+  std::optional<int> context;
+  std::optional<std::uint64_t> seed;
+  SamplingOptions sampling;
+  std::string colour = "auto";
+
+  void add_model_to(CLI::App& app);
+  void add_decoding_to(CLI::App& app);
+  void add_colour_to(CLI::App& app);
+
+  /// -t, or one per core. An Error for a number that makes no sense.
+  int thread_count() const;
+};
+
+/// A model made ready to decode as the flags say.
+struct Decoder {
+  /// `largest_tree`: nodes that a pass must have room for.
+  Decoder(const DecodeFlags& flags, int largest_tree);
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+
+  DecodeOptions options;
+  Model model;
+  Vocabulary vocabulary;
+  std::filesystem::path heads_path;  ///< empty: no heads
+  Engine engine;
+};
+
+/// An Error that names the flag where its value is less.
+void require_at_least(int value, int least, const char* flag);
+
+/// "41 tokens, 130.2 tokens/s, 2.13 tokens per forward pass (FIRP, tree of 16); prompt ..."
+std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
+                         std::size_t prompt_tokens);
+
+}  // namespace firp

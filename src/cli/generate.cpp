@@ -1,0 +1,96 @@
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <memory>
+
+#include "cli/decode_flags.h"
+#include "cli/interrupt.h"
+#include "cli/terminal.h"
+#include "cli/verbs.h"
+#include "decode/conversation.h"
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+struct GenerateFlags {
+  DecodeFlags decode;
+  std::string prompt;
+  std::string prompt_file;
+  std::optional<int> tokens;
+  bool raw = false;
+};
+
+std::string read_prompt(const GenerateFlags& flags) {
+  std::string prompt = flags.prompt;
+  if (!flags.prompt_file.empty()) {
+    std::ifstream file(flags.prompt_file, std::ios::binary);
+    prompt.assign(std::istreambuf_iterator<char>(file), {});
+    if (!file) {
+      throw Error(
+          fmt::format("cannot read the prompt {}: {}", flags.prompt_file, std::strerror(errno)));
+    }
+  }
+  if (prompt.empty()) throw Error("the prompt is empty; give one with -p TEXT or -f FILE");
+  require_utf8(prompt, "the prompt");
+  return prompt;
+}
+
+int run_generate(const GenerateFlags& flags) {
+  const std::string prompt = read_prompt(flags);
+  const int most = flags.tokens.value_or(std::numeric_limits<int>::max());
+  require_at_least(most, 1, "-n");
+  Decoder decoder(flags.decode, flags.decode.tree);
+  const Vocabulary& vocabulary = decoder.vocabulary;
+  const std::vector<Token> tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
+                                              : Conversation(vocabulary).user_turn(prompt);
+  Session session(decoder.engine, decoder.options);
+  session.append(tokens);
+
+  catch_interrupts();
+  TextPrinter printer(use_colour(flags.decode.colour));
+  const DecodeStats stats = generate(
+      session, most, [&](Token token) { return vocabulary.is_end_of_generation(token); },
+      [&](const DecodedToken& token) {
+        printer.print(vocabulary.piece(token.token), token.drafted);
+        return !interrupted;
+      });
+  printer.finish();
+  if (static_cast<int>(session.tokens().size()) >= session.context()) {
+    fmt::print(stderr, "firp: the context of {} tokens is full (-c)\n", session.context());
+  }
+  fmt::print(stderr, "firp: {}\n", describe_run(stats, decoder.options, tokens.size()));
+  return interrupted ? kExitInterrupted : 0;
+}
+
+}  // namespace
+
+Verb add_generate(CLI::App& program) {
+  CLI::App* app = program.add_subcommand("generate", "Write the answer to a prompt");
+  const auto flags = std::make_shared<GenerateFlags>();
+  app->footer(R"(
+The prompt is a user's turn of the model's chat template; with --raw, or where the model has no
+template, it is text that the model goes on with. The text goes to standard output, what it took
+to standard error. Drafts never change the text.
+
+Examples:
+  firp generate model.gguf -p "Why is the sky blue?"
+  firp generate -m model.gguf --raw -p "Once upon a time" -n 100 --temp 0.8 --seed 1
+  firp generate -m model.gguf -f question.txt --draft none > answer.txt)");
+  flags->decode.add_model_to(*app);
+  CLI::Option* prompt = app->add_option("-p,--prompt", flags->prompt, "The prompt");
+  app->add_option("-f,--file", flags->prompt_file, "A file that holds the prompt")
+      ->excludes(prompt);
+  app->add_option("-n,--predict,--n-predict", flags->tokens,
+                  "Tokens to write at most (default: until the answer ends)");
+  app->add_flag("--raw", flags->raw, "No chat template: go on with the prompt's text");
+  flags->decode.add_decoding_to(*app);
+  flags->decode.add_colour_to(*app);
+  return {app, [flags] { return run_generate(*flags); }};
+}
+
+}  // namespace firp

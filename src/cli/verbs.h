@@ -1,0 +1,26 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+namespace firp {
+
+/// A verb of the program: its flags are added to `program`; `run` does the work once they are
+/// parsed, and returns the exit status.
+struct Verb {
+  CLI::App* app;
+  std::function<int()> run;
+};
+
+inline constexpr int kExitInterrupted = 130;  ///< as shells have it for Ctrl-C
+
+Verb add_generate(CLI::App& program);
+Verb add_chat(CLI::App& program);
+Verb add_demo(CLI::App& program);
+/// `command_line`: for the record in the heads file.
+Verb add_train(CLI::App& program, std::string command_line);
+Verb add_bench(CLI::App& program);
+Verb add_inspect(CLI::App& program);
+
+}  // namespace firp

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/vocabulary.h"
+
+namespace firp {
+
+/// Names and defaults as in llama.cpp; applied in its order: penalties, top-k, top-p, min-p,
+/// temperature.
+struct SamplingOptions {
+  float temperature = 0;        ///< 0: greedy
+  int top_k = 40;               ///< 0: off
+  float top_p = 0.95f;          ///< 1: off
+  float min_p = 0.05f;          ///< 0: off
+  float repeat_penalty = 1.0f;  ///< 1: off; divides positive and multiplies negative logits
+  int repeat_last_n = 64;
+  std::uint64_t seed = 0;
+};
+
+/// The token at `position` (that of the new token) from the logits of the row before it. `history`
+/// is the sequence's tokens up to there. The random number is a function of seed, sequence and
+/// position alone, so that text with drafts equals text without.
+Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
+                   int position, const SamplingOptions& options);
+
+}  // namespace firp

@@ -1,0 +1,86 @@
+#include "decode/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+namespace firp {
+namespace {
+
+const std::vector<float> kLogits = {1.0f, 3.0f, 2.0f, 3.0f, -1.0f, 0.0f};
+
+/// How often each token comes, over many positions.
+std::map<Token, int> histogram(const SamplingOptions& options, int draws,
+                               std::span<const Token> history = {}) {
+  std::map<Token, int> counts;
+  for (int position = 0; position < draws; ++position) {
+    ++counts[sample_token(kLogits, history, 0, position, options)];
+  }
+  return counts;
+}
+
+SamplingOptions plain_sampling() { return {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0}; }
+
+TEST(Sampler, GreedyTakesTheFirstMaximum) { EXPECT_EQ(sample_token(kLogits, {}, 0, 0, {}), 1); }
+
+TEST(Sampler, FollowsTheModelsDistribution) {
+  for (const float temperature : {0.5f, 1.0f, 2.0f}) {
+    SamplingOptions options = plain_sampling();
+    options.temperature = temperature;
+    constexpr int kDraws = 40000;
+    const std::map<Token, int> counts = histogram(options, kDraws);
+    double sum = 0;
+    for (const float logit : kLogits) sum += std::exp(logit / temperature);
+    for (std::size_t i = 0; i < kLogits.size(); ++i) {
+      const double p = std::exp(kLogits[i] / temperature) / sum;
+      const auto found = counts.find(static_cast<Token>(i));
+      const double seen = found == counts.end() ? 0 : double(found->second) / kDraws;
+      EXPECT_NEAR(seen, p, 5 * std::sqrt(p * (1 - p) / kDraws) + 1e-4);
+    }
+  }
+}
+
+TEST(Sampler, FiltersKeepWhatTheirNamesSay) {
+  SamplingOptions options = plain_sampling();
+  options.top_k = 3;
+  EXPECT_EQ(histogram(options, 2000).size(), 3u);
+  options = plain_sampling();
+  options.top_k = 1;
+  EXPECT_EQ(histogram(options, 100).size(), 1u);
+  options = plain_sampling();
+  options.top_p = 0.7f;  // the two threes hold 0.37 each
+  EXPECT_EQ(histogram(options, 2000).size(), 2u);
+  options = plain_sampling();
+  options.min_p = 0.2f;  // e^-1 = 0.37 stays, e^-2 = 0.14 goes
+  EXPECT_EQ(histogram(options, 2000).size(), 3u);
+}
+
+TEST(Sampler, RepetitionPenaltyHitsRecentTokensOnly) {
+  SamplingOptions options;
+  options.repeat_penalty = 2.0f;
+  const std::vector<Token> history = {3, 1, 5};
+  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 2);
+  options.repeat_last_n = 2;
+  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 3);
+  const std::vector<float> negative = {-1.0f, -1.5f};
+  EXPECT_EQ(sample_token(negative, std::vector<Token>{0}, 0, 0, options), 1);
+}
+
+TEST(Sampler, TheDrawDependsOnSeedSequenceAndPositionAlone) {
+  const SamplingOptions options = plain_sampling();
+  SamplingOptions other_seed = options;
+  other_seed.seed = 1;
+  int by_seed = 0, by_sequence = 0;
+  for (int position = 0; position < 500; ++position) {
+    const Token token = sample_token(kLogits, {}, 0, position, options);
+    EXPECT_EQ(token, sample_token(kLogits, std::vector<Token>{1, 2}, 0, position, options));
+    by_seed += token != sample_token(kLogits, {}, 0, position, other_seed);
+    by_sequence += token != sample_token(kLogits, {}, 1, position, options);
+  }
+  EXPECT_GT(by_seed, 100);
+  EXPECT_GT(by_sequence, 100);
+}
+
+}  // namespace
+}  // namespace firp

@@ -1,0 +1,260 @@
+#include "decode/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "draft/draft_tree.h"
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+struct Session::State {
+  Engine& engine;
+  const DecodeOptions options;
+  const int sequence;
+  /// All tokens of the sequence; the first engine.length() of them are in its context.
+  std::vector<Token> tokens;
+  /// Candidates for the tokens behind the next root, one list a step; empty: nothing drafted.
+  std::vector<std::vector<Candidate>> drafts;
+  std::vector<DecodedToken> decoded;
+  DecodeStats stats;
+
+  int unseen() const { return static_cast<int>(tokens.size()) - engine.length(sequence); }
+  void prefill();
+  void add_pseudo_rows(std::vector<Row>& rows, int node) const;
+  void draft_deferred(int node);
+  void take_drafts(std::span<const int> pseudo_rows);
+};
+
+Session::Session(Engine& engine, const DecodeOptions& options)
+    : state_(new State{engine, options, engine.add_sequence(), {}, {}, {}, {}}) {
+  const bool firp = options.method == DraftMethod::kFirp;
+  const int branches = options.drafting == Drafting::kInPass ? 1 + engine.draft_steps() : 1;
+  std::string problem;
+  if (firp && engine.draft_steps() == 0) {
+    problem = "drafting with FIRP needs heads for this model; make them with `firp train`";
+  } else if (firp && options.tree_nodes < 1) {
+    problem = "a draft tree needs at least 1 node";
+  } else if (firp && (1 + options.tree_nodes) * branches > engine.options().max_rows) {
+    problem = fmt::format("a draft tree of {} nodes needs {} rows a pass; at most {} fit",
+                          options.tree_nodes, (1 + options.tree_nodes) * branches,
+                          engine.options().max_rows);
+  }
+  if (!problem.empty()) {
+    engine.remove_sequence(state_->sequence);
+    throw Error(problem);
+  }
+}
+
+Session::~Session() { state_->engine.remove_sequence(state_->sequence); }
+
+const std::vector<Token>& Session::tokens() const { return state_->tokens; }
+const DecodeStats& Session::stats() const { return state_->stats; }
+int Session::context() const { return state_->engine.options().context; }
+
+void Session::append(std::span<const Token> tokens) {
+  State& s = *state_;
+  const std::size_t limit = s.engine.options().context;
+  if (s.tokens.size() + tokens.size() > limit) {
+    throw Error(
+        fmt::format("{} tokens do not fit into a context of {} ({} are taken); shorten the "
+                    "prompt or ask for a larger context (-c)",
+                    tokens.size(), limit, s.tokens.size()));
+  }
+  s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
+  if (!tokens.empty()) s.drafts.clear();
+}
+
+void Session::truncate(int length) {
+  State& s = *state_;
+  if (length >= static_cast<int>(s.tokens.size())) return;
+  s.tokens.resize(length);
+  s.engine.truncate(s.sequence, length);
+  s.drafts.clear();
+}
+
+/// Runs all tokens but the last, which is the root of the next pass.
+void Session::State::prefill() {
+  const Stopwatch watch;
+  std::vector<Row> rows;
+  std::vector<int> path;
+  while (unseen() > 1) {
+    const int first = engine.length(sequence);
+    const int count = std::min(unseen() - 1, engine.options().max_rows);
+    rows.clear();
+    path.clear();
+    for (int i = 0; i < count; ++i) {
+      rows.push_back({.sequence = sequence,
+                      .position = first + i,
+                      .parent = i == 0 ? kContext : i - 1,
+                      .token = tokens[first + i]});
+      path.push_back(i);
+    }
+    engine.forward(rows);
+    engine.commit(sequence, path);
+  }
+  stats.prefill_seconds += watch.seconds();
+}
+
+/// The chain p_{i,1..K} of the row `node` (kContext: of the context's last token), as far as the
+/// context has room.
+void Session::State::add_pseudo_rows(std::vector<Row>& rows, int node) const {
+  int position = node == kContext ? engine.length(sequence) : rows[node].position + 1;
+  int parent = node;
+  for (int step = 1; step <= engine.draft_steps() && position < engine.options().context; ++step) {
+    rows.push_back({.sequence = sequence, .position = position++, .parent = parent, .step = step});
+    parent = static_cast<int>(rows.size()) - 1;
+  }
+}
+
+void Session::State::take_drafts(std::span<const int> pseudo_rows) {
+  drafts.clear();
+  if (pseudo_rows.empty()) return;
+  const std::size_t vocabulary = engine.config().vocabulary_size;
+  const std::span<const float> logits = engine.logits(pseudo_rows);
+  for (std::size_t i = 0; i < pseudo_rows.size(); ++i) {
+    drafts.push_back(top_candidates(logits.subspan(i * vocabulary, vocabulary),
+                                    options.chain ? 1 : options.tree_nodes));
+  }
+}
+
+/// Runs the pseudo rows of `node`, a committed row of the last pass, in a pass of their own.
+void Session::State::draft_deferred(int node) {
+  std::vector<Row> rows;
+  add_pseudo_rows(rows, kContext);
+  std::vector<std::vector<float>> sources;
+  std::vector<int> pseudo_rows;
+  for (Row& row : rows) {
+    const std::span<const float> h = engine.hidden(node, engine.draft_layer(row.step));
+    row.source = sources.emplace_back(h.begin(), h.end());
+    pseudo_rows.push_back(row.step - 1);
+  }
+  if (!rows.empty()) engine.forward(rows);
+  take_drafts(pseudo_rows);
+}
+
+std::span<const DecodedToken> Session::step() {
+  State& s = *state_;
+  if (s.tokens.empty()) throw Error("there is nothing to continue: the prompt is empty");
+  if (s.unseen() == 0) s.engine.truncate(s.sequence, static_cast<int>(s.tokens.size()) - 1);
+  s.prefill();
+  const Stopwatch watch;
+  const int root_position = s.engine.length(s.sequence);
+  const bool firp = s.options.method == DraftMethod::kFirp;
+  const bool in_pass = firp && s.options.drafting == Drafting::kInPass;
+  const bool deferred = firp && s.options.drafting == Drafting::kDeferred;
+
+  // Row 0 is the root, rows 1 .. N the nodes of the tree.
+  const std::size_t room = s.engine.options().context - 1 - root_position;
+  const DraftTree tree = build_draft_tree(
+      std::span(s.drafts).first(std::min(s.drafts.size(), room)), s.options.tree_nodes);
+  std::vector<Row> rows = {{.sequence = s.sequence,
+                            .position = root_position,
+                            .parent = kContext,
+                            .token = s.tokens.back()}};
+  for (const DraftNode& node : tree) {
+    rows.push_back({.sequence = s.sequence,
+                    .position = root_position + node.depth,
+                    .parent = node.parent + 1,
+                    .token = node.token});
+  }
+  const int token_rows = static_cast<int>(rows.size());
+  std::vector<int> first_pseudo_row(token_rows + 1);
+  for (int row = 0; row < token_rows; ++row) {
+    first_pseudo_row[row] = static_cast<int>(rows.size());
+    if (in_pass) s.add_pseudo_rows(rows, row);
+  }
+  first_pseudo_row[token_rows] = static_cast<int>(rows.size());
+  std::vector<int> capture_layers;
+  for (int step = 1; deferred && step <= s.engine.draft_steps(); ++step) {
+    const int layer = s.engine.draft_layer(step);
+    if (!std::ranges::count(capture_layers, layer)) capture_layers.push_back(layer);
+  }
+  s.engine.forward(rows, capture_layers);
+
+  // Walk from the root along the model's own choices, as far as the tree foresaw them.
+  std::vector<int> all(token_rows);
+  for (int row = 0; row < token_rows; ++row) all[row] = row;
+  const std::span<const float> logits = s.engine.logits(all);
+  const std::size_t vocabulary = s.engine.config().vocabulary_size;
+  std::vector<int> path = {0};
+  s.decoded.clear();
+  for (int row = 0, next = 0; next >= 0; row = next) {
+    const Token token =
+        sample_token(logits.subspan(row * vocabulary, vocabulary), s.tokens, s.sequence,
+                     static_cast<int>(s.tokens.size()), s.options.sampling);
+    s.tokens.push_back(token);
+    next = -1;
+    for (int child = row + 1; child < token_rows; ++child) {
+      if (rows[child].parent == row && rows[child].token == token) next = child;
+    }
+    if (next >= 0) path.push_back(next);
+    s.decoded.push_back({token, next >= 0});
+  }
+
+  s.engine.commit(s.sequence, path);
+  const int node = path.back();
+  if (in_pass) {
+    std::vector<int> pseudo_rows;
+    for (int row = first_pseudo_row[node]; row < first_pseudo_row[node + 1]; ++row) {
+      pseudo_rows.push_back(row);
+    }
+    s.take_drafts(pseudo_rows);
+  } else if (deferred) {
+    s.draft_deferred(node);
+  }
+
+  s.stats.tokens += static_cast<long long>(s.decoded.size());
+  s.stats.forwards += 1;
+  s.stats.drafted += static_cast<long long>(tree.size());
+  s.stats.decode_seconds += watch.seconds();
+  return s.decoded;
+}
+
+DecodeStats generate(Session& session, int max_tokens, const std::function<bool(Token)>& is_end,
+                     const std::function<bool(const DecodedToken&)>& on_token) {
+  const DecodeStats before = session.stats();
+  const int room = session.context() - static_cast<int>(session.tokens().size());
+  const int limit = std::min(max_tokens, room);
+  int tokens = 0;
+  bool going = true;
+  while (going && tokens < limit) {
+    const std::size_t start = session.tokens().size();
+    const std::span<const DecodedToken> decoded = session.step();
+    std::size_t used = 0;
+    while (going && used < decoded.size() && tokens < limit) {
+      if (is_end(decoded[used].token)) {
+        going = false;
+        break;
+      }
+      going = on_token(decoded[used]);
+      ++used;
+      ++tokens;
+    }
+    if (used < decoded.size()) session.truncate(static_cast<int>(start + used));
+  }
+  DecodeStats stats = session.stats();
+  stats.tokens = tokens;
+  stats.forwards -= before.forwards;
+  stats.drafted -= before.drafted;
+  stats.prefill_seconds -= before.prefill_seconds;
+  stats.decode_seconds -= before.decode_seconds;
+  return stats;
+}
+
+}  // namespace firp

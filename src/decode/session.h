@@ -1,0 +1,72 @@
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "decode/sampler.h"
+#include "engine/engine.h"
+
+namespace firp {
+
+enum class DraftMethod { kNone, kFirp };
+
+/// kInPass: the pass that verifies a tree also runs the pseudo rows of every node. kDeferred: a
+/// second, short pass runs the pseudo rows of the node where the accepted path ended. Same drafts.
+enum class Drafting { kInPass, kDeferred };
+
+struct DecodeOptions {
+  SamplingOptions sampling;
+  DraftMethod method = DraftMethod::kFirp;  ///< kFirp needs an engine with heads
+  Drafting drafting = Drafting::kDeferred;
+  int tree_nodes = 16;  ///< drafted tokens that a pass verifies
+  bool chain = false;   ///< one branch: the most probable token of each step
+};
+
+struct DecodedToken {
+  Token token;
+  bool drafted;  ///< an accepted draft; false: the model's own token at the end of a path
+};
+
+struct DecodeStats {
+  long long tokens = 0;
+  long long forwards = 0;  ///< passes that verify and decode (the prompt's are not counted)
+  long long drafted = 0;   ///< tree nodes verified
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+};
+
+/// One sequence being decoded: its tokens, and the drafts for what comes next.
+class Session {
+ public:
+  Session(Engine& engine, const DecodeOptions& options);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  /// Tokens that are given (a prompt, a user's turn), in chunks; they are run when the next token
+  /// is asked for. Error when they pass the context (names the limit).
+  void append(std::span<const Token> tokens);
+
+  /// Runs one pass and gives the tokens that it decoded: at least one. They belong to the sequence.
+  std::span<const DecodedToken> step();
+
+  /// Forgets the tokens from `length` on (for an answer that was cut at an end token).
+  void truncate(int length);
+
+  const std::vector<Token>& tokens() const;
+  int context() const;  ///< positions that the sequence may hold
+  const DecodeStats& stats() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Decodes until `max_tokens`, an end-of-generation token (which is not handed on), the end of the
+/// context, or `on_token` returning false. Tokens beyond the end are dropped from the session.
+/// The statistics are of this call.
+DecodeStats generate(Session& session, int max_tokens, const std::function<bool(Token)>& is_end,
+                     const std::function<bool(const DecodedToken&)>& on_token);
+
+}  // namespace firp

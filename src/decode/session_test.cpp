@@ -1,0 +1,162 @@
+#include "decode/session.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <random>
+
+#include "model/error.h"
+#include "model/tiny_model.h"
+
+namespace firp {
+namespace {
+
+/// A model of eight tokens: a tree of some dozen nodes then often holds the right one, although the
+/// maps are random.
+constexpr int kVocabulary = 8;
+
+class Sessions : public testing::Test {
+ protected:
+  Sessions() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "firp-session-XXXXXX").string();
+    directory_ = mkdtemp(pattern.data());
+    write_tiny_model(directory_ / "tiny.gguf",
+                     {.type = GGML_TYPE_Q4_1, .vocabulary_size = kVocabulary});
+    model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
+    engine_ = std::make_unique<Engine>(
+        *model_, EngineOptions{.threads = 2, .context = 160, .max_rows = 256});
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0, 1);
+    const int d = model_->config().hidden_size;
+    for (const int layer : {2, 1, 2}) {
+      DraftMap map;
+      map.layer = layer;
+      map.weight.resize(static_cast<std::size_t>(d) * d);
+      for (float& w : map.weight) {
+        w = ggml_fp16_to_fp32(ggml_fp32_to_fp16(normal(random) / std::sqrt(static_cast<float>(d))));
+      }
+      map.bias.assign(d, 0.0f);
+      heads_.steps.push_back(std::move(map));
+    }
+    engine_->set_heads(heads_);
+  }
+  ~Sessions() override { std::filesystem::remove_all(directory_); }
+
+  struct Text {
+    std::vector<Token> tokens;
+    DecodeStats stats;
+  };
+  Text run(const DecodeOptions& options, int max_tokens = 100, Token end = kNoToken) {
+    Session session(*engine_, options);
+    session.append(kPrompt);
+    Text text;
+    text.stats = generate(
+        session, max_tokens, [&](Token token) { return token == end; },
+        [&](const DecodedToken& decoded) {
+          text.tokens.push_back(decoded.token);
+          return true;
+        });
+    std::vector<Token> expected = kPrompt;
+    expected.insert(expected.end(), text.tokens.begin(), text.tokens.end());
+    EXPECT_EQ(session.tokens(), expected);
+    return text;
+  }
+
+  const std::vector<Token> kPrompt = {1, 2, 3, 4, 5, 6, 7, 0, 1, 2};
+  std::filesystem::path directory_;
+  std::unique_ptr<Model> model_;
+  Heads heads_;
+  std::unique_ptr<Engine> engine_;
+};
+
+std::vector<SamplingOptions> samplings() {
+  return {{},
+          {.temperature = 0.8f, .seed = 1},
+          {.temperature = 1.5f, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 2},
+          {.repeat_penalty = 1.3f},
+          {.temperature = 1.0f, .repeat_penalty = 1.2f, .repeat_last_n = 8, .seed = 3}};
+}
+
+TEST_F(Sessions, TheTextIsTheSameWithAndWithoutDrafts) {
+  for (const SamplingOptions& sampling : samplings()) {
+    const Text plain = run({.sampling = sampling, .method = DraftMethod::kNone});
+    ASSERT_EQ(plain.tokens.size(), 100u);
+    EXPECT_EQ(plain.stats.forwards, 100);
+    for (const Drafting drafting : {Drafting::kInPass, Drafting::kDeferred}) {
+      for (const int nodes : {1, 2, 7, 16, 60}) {
+        const Text drafted = run({.sampling = sampling, .drafting = drafting, .tree_nodes = nodes});
+        EXPECT_EQ(drafted.tokens, plain.tokens) << nodes << " nodes";
+        EXPECT_EQ(drafted.stats.tokens, 100);
+        if (nodes == 60) {
+          EXPECT_LT(drafted.stats.forwards, 70);
+        }
+      }
+      EXPECT_EQ(run({.sampling = sampling, .drafting = drafting, .chain = true}).tokens,
+                plain.tokens);
+    }
+  }
+}
+
+TEST_F(Sessions, DeferredDraftsAreThoseOfTheSamePass) {
+  for (const int nodes : {3, 12, 40}) {
+    const Text in_pass = run({.drafting = Drafting::kInPass, .tree_nodes = nodes});
+    const Text deferred = run({.drafting = Drafting::kDeferred, .tree_nodes = nodes});
+    EXPECT_EQ(in_pass.stats.forwards, deferred.stats.forwards);
+    EXPECT_EQ(in_pass.stats.drafted, deferred.stats.drafted);
+  }
+}
+
+TEST_F(Sessions, StopsWhereItIsTold) {
+  const Text plain = run({.method = DraftMethod::kNone});
+  for (const int max_tokens : {0, 1, 2, 3, 50}) {
+    const Text drafted = run({.tree_nodes = 40}, max_tokens);
+    EXPECT_EQ(drafted.tokens,
+              std::vector<Token>(plain.tokens.begin(), plain.tokens.begin() + max_tokens));
+  }
+  for (Token end = 0; end < kVocabulary; ++end) {
+    const auto at = std::ranges::find(plain.tokens, end);
+    EXPECT_EQ(run({.tree_nodes = 40}, 100, end).tokens,
+              std::vector<Token>(plain.tokens.begin(), at));
+  }
+  // The context holds 160 positions, 10 of them the prompt's.
+  EXPECT_EQ(run({.method = DraftMethod::kNone}, 1000).tokens.size(), 150u);
+  EXPECT_EQ(run({.tree_nodes = 40}, 1000).tokens, run({.method = DraftMethod::kNone}, 1000).tokens);
+  EXPECT_EQ(run({.drafting = Drafting::kInPass, .tree_nodes = 40}, 1000).tokens.size(), 150u);
+}
+
+TEST_F(Sessions, AConversationContinuesAsIfItWereOneText) {
+  const std::vector<Token> turn = {3, 3, 1};
+  std::vector<std::vector<Token>> texts;
+  for (const DraftMethod method : {DraftMethod::kNone, DraftMethod::kFirp}) {
+    Session session(*engine_, {.method = method, .tree_nodes = 30});
+    const auto never = [](Token) { return false; };
+    const auto go_on = [](const DecodedToken&) { return true; };
+    session.append(kPrompt);
+    generate(session, 13, never, go_on);
+    session.append(turn);
+    generate(session, 20, never, go_on);
+    session.truncate(25);
+    generate(session, 20, never, go_on);
+    texts.push_back(session.tokens());
+    EXPECT_EQ(session.tokens().size(), 45u);
+  }
+  EXPECT_EQ(texts[0], texts[1]);
+}
+
+TEST_F(Sessions, MistakesAreNamed) {
+  Session session(*engine_, {.method = DraftMethod::kNone});
+  EXPECT_THROW(session.step(), Error);
+  EXPECT_THROW(session.append(std::vector<Token>(161, 1)), Error);
+  EXPECT_THROW(Session(*engine_, {.tree_nodes = 0}), Error);
+  EXPECT_THROW(Session(*engine_, {.tree_nodes = 256}), Error);
+  EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
+  engine_->set_heads({});
+  EXPECT_THROW(Session(*engine_, {}), Error);
+  EXPECT_EQ(engine_->add_sequence(), 1) << "a failed session must give its sequence back";
+}
+
+}  // namespace
+}  // namespace firp

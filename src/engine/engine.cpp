@@ -1,0 +1,221 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+#include "engine/forward.h"
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+int checked_threads(int threads) {
+  if (threads < 0) throw Error("the number of threads must be at least 1");
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return threads > 0 ? threads : std::max(1, cores);
+}
+
+EngineOptions checked(EngineOptions options) {
+  options.threads = checked_threads(options.threads);
+  if (options.context < 1) throw Error("the context must hold at least 1 position");
+  if (options.max_rows < 1) throw Error("a pass must hold at least 1 row");
+  return options;
+}
+
+[[noreturn]] void bad_batch(std::string_view why) {
+  throw std::invalid_argument(fmt::format("Engine: {}", why));
+}
+
+Tensor f16_tensor(const std::vector<float>& values, int d, std::vector<ggml_fp16_t>& storage) {
+  storage.resize(values.size());
+  ggml_fp32_to_fp16_row(values.data(), storage.data(), static_cast<std::int64_t>(values.size()));
+  return {"draft map", GGML_TYPE_F16, {d, d, 1, 1}, std::as_bytes(std::span(storage))};
+}
+
+}  // namespace
+
+struct Engine::State {
+  State(const Model& m, const EngineOptions& o)
+      : model(m),
+        options(checked(o)),
+        kernels(default_kernels()),
+        pool(options.threads),
+        weights(m, pool),
+        cache(m.config(), options.max_rows),
+        pass(m, weights, kernels, cache, pool, options.max_rows) {}
+
+  void check(std::span<const Row> batch) const;
+
+  const Model& model;
+  const EngineOptions options;
+  const Kernels& kernels;
+  ThreadPool pool;
+  Weights weights;
+  std::vector<PackedMap> maps;
+  KvCache cache;
+  ForwardPass pass;
+
+  // The last pass: its rows in the caller's order, and where each of them is in the pass's order.
+  std::vector<Row> rows;
+  std::vector<int> slot_of;
+  std::vector<PassRow> pass_rows;
+  std::vector<float> logits;
+};
+
+Engine::Engine(const Model& model, const EngineOptions& options)
+    : state_(std::make_unique<State>(model, options)) {}
+Engine::~Engine() = default;
+Engine::Engine(Engine&&) noexcept = default;
+
+const ModelConfig& Engine::config() const { return state_->model.config(); }
+const EngineOptions& Engine::options() const { return state_->options; }
+const char* Engine::isa() const { return state_->kernels.isa; }
+std::size_t Engine::weight_bytes() const { return state_->weights.bytes(); }
+
+void Engine::set_heads(const Heads& heads) {
+  const int d = config().hidden_size;
+  std::vector<PackedMap> maps;
+  for (const DraftMap& map : heads.steps) {
+    if (map.layer < 1 || map.layer >= config().layers ||
+        map.weight.size() != static_cast<std::size_t>(d) * d ||
+        map.bias.size() != static_cast<std::size_t>(d)) {
+      throw Error(fmt::format("these heads do not fit the model: a map at layer {} of {}",
+                              map.layer, config().layers));
+    }
+    std::vector<ggml_fp16_t> storage;
+    maps.push_back({map.layer, PackedMatrix(f16_tensor(map.weight, d, storage)), map.bias});
+  }
+  state_->maps = std::move(maps);
+}
+
+int Engine::draft_steps() const { return static_cast<int>(state_->maps.size()); }
+int Engine::draft_layer(int step) const { return state_->maps.at(step - 1).layer; }
+
+int Engine::add_sequence() { return state_->cache.add_sequence(); }
+void Engine::remove_sequence(int sequence) { state_->cache.remove_sequence(sequence); }
+int Engine::length(int sequence) const { return state_->cache.length(sequence); }
+void Engine::truncate(int sequence, int length) { state_->cache.truncate(sequence, length); }
+
+void Engine::State::check(std::span<const Row> batch) const {
+  if (batch.empty()) bad_batch("an empty batch");
+  if (batch.size() > static_cast<std::size_t>(options.max_rows)) {
+    bad_batch(fmt::format("{} rows in a pass of at most {}", batch.size(), options.max_rows));
+  }
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    const Row& row = batch[i];
+    if (!cache.has_sequence(row.sequence)) bad_batch("an unknown sequence");
+    if (row.parent != kContext && (row.parent < 0 || row.parent >= static_cast<int>(i) ||
+                                   batch[row.parent].sequence != row.sequence)) {
+      bad_batch("a parent that is not an earlier row of the same sequence");
+    }
+    const Row* const parent = row.parent == kContext ? nullptr : &batch[row.parent];
+    const int expected = parent != nullptr ? parent->position + 1 : cache.length(row.sequence);
+    if (row.position != expected) {
+      bad_batch(fmt::format("a row at position {} instead of {}", row.position, expected));
+    }
+    if (row.position >= options.context) {
+      throw Error(fmt::format("the context of {} positions is full; a larger one (-c) holds more",
+                              options.context));
+    }
+    if (!row.is_pseudo()) {
+      if (parent != nullptr && parent->is_pseudo()) bad_batch("a token row below a pseudo row");
+      if (row.token < 0 || row.token >= model.config().vocabulary_size) {
+        bad_batch(fmt::format("token {} is not in the vocabulary", row.token));
+      }
+      continue;
+    }
+    if (row.step > static_cast<int>(maps.size())) bad_batch("a pseudo row without a draft map");
+    if (row.step != (parent != nullptr ? parent->step : 0) + 1) {
+      bad_batch("a pseudo row whose parent is not the row of the step before");
+    }
+    int top = static_cast<int>(i);
+    while (batch[top].is_pseudo() && batch[top].parent != kContext) top = batch[top].parent;
+    const bool in_batch = !batch[top].is_pseudo();
+    if (row.source.size() !=
+        (in_batch ? 0 : static_cast<std::size_t>(model.config().hidden_size))) {
+      bad_batch("a pseudo row needs its token in the batch, or else its source");
+    }
+  }
+}
+
+void Engine::forward(std::span<const Row> rows, std::span<const int> capture_layers) {
+  State& s = *state_;
+  s.check(rows);
+  for (const int layer : capture_layers) {
+    if (layer < 1 || layer > config().layers) bad_batch("a capture layer that does not exist");
+  }
+  s.rows.assign(rows.begin(), rows.end());
+
+  const auto entry_layer = [&](const Row& row) {
+    return row.is_pseudo() ? s.maps[row.step - 1].layer : 0;
+  };
+  std::vector<int> order(rows.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, {},
+                           [&](int i) { return std::pair(entry_layer(rows[i]), rows[i].step); });
+  s.slot_of.resize(rows.size());
+  for (std::size_t slot = 0; slot < order.size(); ++slot) {
+    s.slot_of[order[slot]] = static_cast<int>(slot);
+  }
+
+  s.pass_rows.resize(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const Row& row = rows[i];
+    PassRow& to = s.pass_rows[s.slot_of[i]];
+    to.sequence = row.sequence;
+    to.position = row.position;
+    to.token = row.token;
+    to.step = row.step;
+    to.entry_layer = entry_layer(row);
+    to.source = row.source.empty() ? nullptr : row.source.data();
+    to.source_row = -1;
+    to.path.clear();
+    if (row.parent != kContext) {
+      const std::vector<std::int32_t>& path = s.pass_rows[s.slot_of[row.parent]].path;
+      to.path.assign(path.begin(), path.end());
+    }
+    to.path.push_back(s.slot_of[i]);
+    if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
+  }
+  s.pass.run(s.pass_rows, s.maps, capture_layers);
+}
+
+std::span<const float> Engine::hidden(int row, int layer) const {
+  const float* const state = state_->pass.captured(state_->slot_of.at(row), layer);
+  if (state == nullptr) bad_batch("that hidden state was not captured");
+  return {state, static_cast<std::size_t>(config().hidden_size)};
+}
+
+std::span<const float> Engine::final_state(int row) const {
+  return state_->pass.final_state(state_->slot_of.at(row));
+}
+
+std::span<const float> Engine::logits(std::span<const int> rows) {
+  State& s = *state_;
+  std::vector<int> slots;
+  for (const int row : rows) slots.push_back(s.slot_of.at(row));
+  s.logits.resize(rows.size() * static_cast<std::size_t>(config().vocabulary_size));
+  s.pass.run_head(slots, s.logits);
+  return s.logits;
+}
+
+void Engine::commit(int sequence, std::span<const int> rows) {
+  State& s = *state_;
+  std::vector<int> slots;
+  int parent = kContext;
+  for (const int row : rows) {
+    const Row& r = s.rows.at(row);
+    if (r.sequence != sequence || r.parent != parent || r.is_pseudo() ||
+        r.position != s.cache.length(sequence) + static_cast<int>(slots.size())) {
+      bad_batch("only a path of token rows that hangs on the context can be committed");
+    }
+    slots.push_back(s.slot_of[row]);
+    parent = row;
+  }
+  s.cache.commit(sequence, slots);
+}
+
+}  // namespace firp

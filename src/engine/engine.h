@@ -1,0 +1,92 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/heads.h"
+#include "model/model.h"
+#include "model/vocabulary.h"
+
+namespace firp {
+
+struct EngineOptions {
+  int threads = 0;     ///< 0: one per core
+  int context = 4096;  ///< positions a sequence may hold
+  int max_rows = 256;  ///< rows of one pass
+};
+
+inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context
+inline constexpr Token kNoToken = -1;
+
+/// One row of a forward pass: a token, or a pseudo hidden state.
+///
+/// A row sees its sequence's committed context and its own ancestors in the batch. Its position is
+/// its parent's plus one (the length of the context for a parent of kContext).
+struct Row {
+  int sequence = 0;
+  int position = 0;
+  int parent = kContext;  ///< an earlier row of the batch
+  Token token = kNoToken;
+  /// j >= 1: the row is p_{i,j}, made by draft map j from h_i^{t_j}, and runs through the layers
+  /// from t_j on. Its parent is p_{i,j-1}, or for j = 1 the row of token i.
+  int step = 0;
+  /// For a pseudo row whose token i is not in the batch but the last of the committed context:
+  /// h_i^{t_j}, as an earlier pass gave it. [d]; empty otherwise.
+  std::span<const float> source = {};
+
+  bool is_pseudo() const { return step > 0; }
+};
+
+/// A batch of rows in; hidden states and logits out. The seam between the model's arithmetic and
+/// everything that decides what to run: nothing above it knows how weights or keys are stored.
+///
+/// Not thread-safe: one caller at a time.
+class Engine {
+ public:
+  /// Packs the weights. `model` must outlive the engine.
+  Engine(const Model& model, const EngineOptions& options);
+  ~Engine();
+  Engine(Engine&&) noexcept;
+
+  const ModelConfig& config() const;
+  const EngineOptions& options() const;
+  const char* isa() const;
+  std::size_t weight_bytes() const;  ///< packed weights that a pass of one row reads
+
+  /// Sets the maps that pseudo rows enter by.
+  void set_heads(const Heads& heads);
+  int draft_steps() const;          ///< K; 0 without heads
+  int draft_layer(int step) const;  ///< t_j
+
+  int add_sequence();
+  void remove_sequence(int sequence);
+  int length(int sequence) const;  ///< committed positions
+  /// Forgets the positions from `length` on.
+  void truncate(int sequence, int length);
+
+  /// Runs the rows through the layers. Keeps the residual stream of the token rows after each layer
+  /// in `capture_layers` (t layers done; 1 .. layers) until the next pass. Errors: a row over the
+  /// context, too many rows; std::invalid_argument for a batch that breaks the rules above.
+  void forward(std::span<const Row> rows, std::span<const int> capture_layers = {});
+
+  /// h^t of row `row` of the last pass. [d]
+  std::span<const float> hidden(int row, int layer) const;
+
+  /// The final state of a row after the model's last norm: what the head reads. [d]
+  std::span<const float> final_state(int row) const;
+
+  /// Logits of some rows of the last pass: [rows.size() x vocabulary], valid until the next call.
+  std::span<const float> logits(std::span<const int> rows);
+
+  /// Appends rows of the last pass, a path that hangs on the sequence's context, to that context.
+  /// Pseudo rows are never committed.
+  void commit(int sequence, std::span<const int> rows);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace firp

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "model/model_config.h"
+
+namespace firp {
+
+/// Keys and values, in F16, of all layers.
+///
+/// A page holds 64 positions, aligned to absolute position, of every layer and KV head:
+/// [layer][kv head]{ keys [head_size][64], values [64][head_size] }. Pages belong to a pool; a
+/// sequence has a page table. The rows of the running pass have scratch slots in pages of the same
+/// form, whatever their sequence; committing moves accepted rows from there to the sequence's
+/// pages.
+class KvCache {
+ public:
+  KvCache(const ModelConfig& config, int scratch_slots);
+
+  int add_sequence();  ///< the lowest free number
+  void remove_sequence(int sequence);
+  bool has_sequence(int sequence) const;
+  int length(int sequence) const { return sequences_[sequence].length; }
+  void truncate(int sequence, int length);
+
+  /// Appends the scratch slots' keys and values, in this order, to the sequence.
+  void commit(int sequence, std::span<const int> slots);
+
+  /// Where a layer's and head's part begins in any page, in halves.
+  std::size_t offset(int layer, int kv_head) const {
+    return (static_cast<std::size_t>(layer) * kv_heads_ + kv_head) * part_halves_;
+  }
+  std::span<const Half* const> pages(int sequence) const { return sequences_[sequence].pages; }
+  std::span<const Half* const> scratch() const { return scratch_; }
+  Half* scratch_page(int slot) { return scratch_[slot / kPagePositions]; }
+
+ private:
+  struct Sequence {
+    bool used = false;
+    int length = 0;
+    std::vector<Half*> pages;
+  };
+
+  Half* take_page();
+
+  int layers_, kv_heads_, head_size_;
+  std::size_t part_halves_;
+  std::vector<AlignedBytes> memory_;
+  std::vector<Half*> free_pages_;
+  std::vector<Half*> scratch_;
+  std::vector<Sequence> sequences_;
+};
+
+}  // namespace firp

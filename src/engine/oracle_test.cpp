@@ -1,0 +1,232 @@
+// The forward pass against libllama's on the same file.
+
+#include <gtest/gtest.h>
+#include <llama.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <random>
+
+#include "engine/engine.h"
+#include "model/tiny_model.h"
+
+namespace firp {
+namespace {
+
+struct Directory {
+  Directory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "firp-oracle-XXXXXX").string();
+    path = mkdtemp(pattern.data());
+  }
+  ~Directory() { std::filesystem::remove_all(path); }
+  std::filesystem::path path;
+};
+
+std::vector<float> llama_logits(const std::filesystem::path& path, std::span<const Token> tokens) {
+  llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  llama_model_params model_parameters = llama_model_default_params();
+  model_parameters.n_gpu_layers = 0;
+  const std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
+      llama_model_load_from_file(path.c_str(), model_parameters), llama_model_free);
+  if (!model) throw std::runtime_error("libllama cannot load " + path.string());
+  llama_context_params parameters = llama_context_default_params();
+  parameters.n_ctx = static_cast<std::uint32_t>(tokens.size());
+  parameters.n_batch = parameters.n_ubatch = parameters.n_ctx;
+  parameters.n_threads = parameters.n_threads_batch = 1;
+  parameters.type_k = parameters.type_v = GGML_TYPE_F16;
+  // Without it ggml rounds the attention weights to F16, too.
+  parameters.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+  const std::unique_ptr<llama_context, decltype(&llama_free)> context(
+      llama_init_from_model(model.get(), parameters), llama_free);
+  llama_batch batch = llama_batch_init(static_cast<std::int32_t>(tokens.size()), 0, 1);
+  batch.n_tokens = static_cast<std::int32_t>(tokens.size());
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    batch.token[i] = tokens[i];
+    batch.pos[i] = static_cast<llama_pos>(i);
+    batch.n_seq_id[i] = 1;
+    batch.seq_id[i][0] = 0;
+    batch.logits[i] = 1;
+  }
+  const int status = llama_decode(context.get(), batch);
+  llama_batch_free(batch);
+  if (status != 0) throw std::runtime_error("llama_decode failed");
+  const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+  const float* const logits = llama_get_logits(context.get());
+  return {logits, logits + tokens.size() * vocabulary};
+}
+
+std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens) {
+  const Model model(path);
+  Engine engine(model, {.threads = 2,
+                        .context = static_cast<int>(tokens.size()),
+                        .max_rows = static_cast<int>(tokens.size())});
+  const int sequence = engine.add_sequence();
+  std::vector<Row> rows;
+  std::vector<int> all;
+  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
+    rows.push_back({.sequence = sequence, .position = i, .parent = i - 1, .token = tokens[i]});
+    all.push_back(i);
+  }
+  engine.forward(rows);
+  const std::span<const float> logits = engine.logits(all);
+  return {logits.begin(), logits.end()};
+}
+
+std::vector<Token> random_tokens(int count, int vocabulary) {
+  std::mt19937 random(11);
+  std::vector<Token> tokens(count);
+  for (Token& token : tokens) token = static_cast<Token>(random() % vocabulary);
+  return tokens;
+}
+
+// ggml rounds queries and sums of values to F16 (2^-11), so the absolute difference grows with the
+// spread of the logits: here about 1.
+TEST(Oracle, F32LogitsAgreeWithLibllamaTo1e3) {
+  std::vector<TinyModelOptions> cases;
+  for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
+    for (const bool tied : {false, true}) {
+      cases.push_back({.architecture = architecture, .tied_head = tied});
+    }
+    cases.push_back({.architecture = architecture, .query_heads = 4, .kv_heads = 4});
+    cases.push_back(
+        {.architecture = architecture, .query_heads = 8, .kv_heads = 1, .head_size = 32});
+    cases.push_back({.architecture = architecture,
+                     .rope_scaling = "linear",
+                     .rope_scaling_factor = 4,
+                     .rope_original_context = 64});
+    cases.push_back({.architecture = architecture,
+                     .rope_scaling = "yarn",
+                     .rope_scaling_factor = 4,
+                     .rope_original_context = 64});
+  }
+  cases.push_back({.rope_base = 500000, .rope_frequency_factors = true});
+  const Directory directory;
+  for (TinyModelOptions& options : cases) {
+    options.logit_spread = 1;
+    SCOPED_TRACE(options.architecture + " tied " + std::to_string(options.tied_head) + " heads " +
+                 std::to_string(options.query_heads) + "/" + std::to_string(options.kv_heads) +
+                 " scaling " + options.rope_scaling);
+    const std::filesystem::path path = directory.path / "model.gguf";
+    write_tiny_model(path, options);
+    const std::vector<Token> tokens = random_tokens(150, options.vocabulary_size);
+    const std::vector<float> expected = llama_logits(path, tokens);
+    const std::vector<float> seen = our_logits(path, tokens);
+    ASSERT_EQ(seen.size(), expected.size());
+    double greatest = 0, squares = 0;
+    for (std::size_t i = 0; i < seen.size(); ++i) {
+      greatest = std::max(greatest, std::abs(double(seen[i]) - expected[i]));
+      squares += double(expected[i]) * expected[i];
+    }
+    std::printf("%-6s scaling %-6s: max |difference| %.1e, logits' RMS %.2f\n",
+                options.architecture.c_str(), options.rope_scaling.c_str(), greatest,
+                std::sqrt(squares / static_cast<double>(seen.size())));
+    EXPECT_LE(greatest, 1e-3);
+    // A model whose logits are all alike would prove nothing.
+    EXPECT_GE(std::sqrt(squares / static_cast<double>(seen.size())), 0.5);
+  }
+}
+
+// Quantised products differ from ggml's in one thing: how the activations are rounded to 8 bits
+// (groups of 32 here; 32 or 256 in ggml). Each rounds a value by at most amax / 254, relative RMSE
+// about 0.5-1 % a product; over the layers of these models two exact implementations then differ by
+// a few percent of the logits' spread. A wrong scale, min or code order gives over 50 %.
+TEST(Oracle, QuantisedLogitsAgreeAsFarAsRoundedActivationsAllow) {
+  const Directory directory;
+  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
+                               GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
+                               GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K}) {
+    SCOPED_TRACE(ggml_type_name(type));
+    const std::filesystem::path path = directory.path / "model.gguf";
+    write_tiny_model(path, {.type = type});
+    const std::vector<Token> tokens = random_tokens(100, 320);
+    const std::vector<float> expected = llama_logits(path, tokens);
+    const std::vector<float> seen = our_logits(path, tokens);
+    double differences = 0, squares = 0;
+    for (std::size_t i = 0; i < seen.size(); ++i) {
+      differences += (double(seen[i]) - expected[i]) * (double(seen[i]) - expected[i]);
+      squares += double(expected[i]) * expected[i];
+    }
+    const double relative = std::sqrt(differences / squares);
+    std::printf("%s: relative RMSE of the logits %.4f\n", ggml_type_name(type), relative);
+    EXPECT_LE(relative, 0.04);
+  }
+}
+
+std::filesystem::path real_model() {
+  if (const char* const path = std::getenv("FIRP_TEST_MODEL")) return path;
+  const char* const cache = std::getenv("FIRP_CACHE");
+  const std::filesystem::path base =
+      cache != nullptr && *cache != '\0'
+          ? std::filesystem::path(cache)
+          : std::filesystem::path(std::getenv("HOME")) / ".cache/firp";
+  return base / "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+}
+
+// Written for this test.
+constexpr const char* kText =
+    "A lighthouse keeper on a small island kept two books. In the first he wrote down the weather, "
+    "the ships that passed, and how much oil the lamp had used. In the second he wrote down what "
+    "he "
+    "had thought about while he waited for the ships. After thirty years the first book was a "
+    "shelf "
+    "of books, and the second was still the same thin one, because on most nights he had thought "
+    "about the oil.\n\nThe water cycle describes how water moves between the oceans, the air and "
+    "the land. Heat from the sun evaporates water from the surface of seas and lakes. As the "
+    "vapour "
+    "rises it cools and condenses into clouds, and when the droplets become heavy enough they fall "
+    "as rain or snow. Some of that water runs off into rivers and flows back to the sea; some of "
+    "it "
+    "sinks into the ground and feeds springs and wells, where it can stay for thousands of years.\n"
+    "\nTo sort a list of numbers, one can look for the smallest number, move it to the front, and "
+    "then do the same with the rest of the list. This is simple, but slow: for a list of a "
+    "thousand "
+    "numbers it makes about half a million comparisons. A better way is to split the list into two "
+    "halves, sort each of them in the same manner, and then merge the two sorted halves by always "
+    "taking the smaller of their first numbers.";
+
+struct Score {
+  double perplexity;
+  std::vector<Token> best;
+};
+
+Score score(std::span<const float> logits, std::span<const Token> tokens) {
+  const std::size_t vocabulary = logits.size() / tokens.size();
+  Score result{0, {}};
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const std::span<const float> row = logits.subspan(i * vocabulary, vocabulary);
+    const auto best = std::ranges::max_element(row);
+    result.best.push_back(static_cast<Token>(best - row.begin()));
+    if (i + 1 == tokens.size()) break;
+    double sum = 0;
+    for (const float logit : row) sum += std::exp(double(logit) - *best);
+    result.perplexity -= row[tokens[i + 1]] - *best - std::log(sum);
+  }
+  result.perplexity = std::exp(result.perplexity / static_cast<double>(tokens.size() - 1));
+  return result;
+}
+
+// The same bound on a real model, in the terms that matter: rounding the activations moves logits
+// by about 1 % of their spread, so some near ties fall differently (we allow 5 % of the positions)
+// and the mean log-likelihood moves by little, in either direction (we allow 0.5 %).
+TEST(Oracle, RealModelHasLibllamasPerplexityAndChoices) {
+  const std::filesystem::path path = real_model();
+  ASSERT_TRUE(std::filesystem::exists(path)) << path << " is missing: `make test` fetches it";
+  const std::vector<Token> tokens = Vocabulary(path).tokenize(kText, true);
+  ASSERT_GT(tokens.size(), 250u);
+  const Score expected = score(llama_logits(path, tokens), tokens);
+  const Score seen = score(our_logits(path, tokens), tokens);
+  int same = 0;
+  for (std::size_t i = 0; i < tokens.size(); ++i) same += seen.best[i] == expected.best[i];
+  const double agreement = same / static_cast<double>(tokens.size());
+  std::printf("perplexity %.4f, libllama's %.4f; top-1 agreement %.1f %% of %zu positions\n",
+              seen.perplexity, expected.perplexity, 100 * agreement, tokens.size());
+  EXPECT_NEAR(seen.perplexity / expected.perplexity, 1, 0.005);
+  EXPECT_GE(agreement, 0.95);
+}
+
+}  // namespace
+}  // namespace firp

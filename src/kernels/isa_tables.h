@@ -1,0 +1,10 @@
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace firp {
+
+/// One table an instruction set, each from a file that is compiled for it.
+extern const Kernels kKernelsPortable, kKernelsAvx2, kKernelsAvx512;
+
+}  // namespace firp

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <stdexcept>
+
+namespace firp {
+
+/// What the user can do something about: bad files, bad flags, limits reached. The message is one
+/// line that names the thing and what to do. The front doors print it and exit with 1.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace firp

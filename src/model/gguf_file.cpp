@@ -1,0 +1,404 @@
+#include "model/gguf_file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gguf.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+// Far above any real file (the largest have some thousand tensors), and low enough that a damaged
+// header cannot make us allocate more than some hundred megabytes.
+constexpr std::uint64_t kMostTensors = 1 << 17;
+constexpr std::uint64_t kMostKeys = 1 << 16;
+constexpr std::size_t kHeaderBytes = 24;
+
+bool is_integer(gguf_type type) {
+  switch (type) {
+    case GGUF_TYPE_UINT8:
+    case GGUF_TYPE_INT8:
+    case GGUF_TYPE_UINT16:
+    case GGUF_TYPE_INT16:
+    case GGUF_TYPE_UINT32:
+    case GGUF_TYPE_INT32:
+    case GGUF_TYPE_UINT64:
+    case GGUF_TYPE_INT64:
+      return true;
+    default:
+      return false;
+  }
+}
+
+template <typename T>
+T load(const void* data, std::size_t index) {
+  T value;
+  std::memcpy(&value, static_cast<const std::byte*>(data) + index * sizeof(T), sizeof(T));
+  return value;
+}
+
+/// Element `index` of integers of a GGUF type; nullopt if it does not fit.
+std::optional<std::int64_t> load_integer(gguf_type type, const void* data, std::size_t index) {
+  switch (type) {
+    case GGUF_TYPE_UINT8:
+      return load<std::uint8_t>(data, index);
+    case GGUF_TYPE_INT8:
+      return load<std::int8_t>(data, index);
+    case GGUF_TYPE_UINT16:
+      return load<std::uint16_t>(data, index);
+    case GGUF_TYPE_INT16:
+      return load<std::int16_t>(data, index);
+    case GGUF_TYPE_UINT32:
+      return load<std::uint32_t>(data, index);
+    case GGUF_TYPE_INT32:
+      return load<std::int32_t>(data, index);
+    case GGUF_TYPE_INT64:
+      return load<std::int64_t>(data, index);
+    case GGUF_TYPE_UINT64: {
+      const auto value = load<std::uint64_t>(data, index);
+      if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
+        return std::nullopt;
+      }
+      return static_cast<std::int64_t>(value);
+    }
+    default:
+      return std::nullopt;
+  }
+}
+
+double load_float(gguf_type type, const void* data, std::size_t index) {
+  return type == GGUF_TYPE_FLOAT32 ? load<float>(data, index) : load<double>(data, index);
+}
+
+[[noreturn]] void fail(const std::filesystem::path& path, const std::string& reason) {
+  throw Error(fmt::format("{}: {}", path.string(), reason));
+}
+
+}  // namespace
+
+struct GgufFile::Mapping {
+  const std::byte* data = nullptr;
+  std::size_t size = 0;
+
+  explicit Mapping(const std::filesystem::path& path) {
+    // O_NONBLOCK: a named pipe must be refused, not waited for.
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (file < 0) {
+      fail(path, fmt::format("cannot open: {}", std::strerror(errno)));
+    }
+    struct stat status {};
+    void* address = MAP_FAILED;
+    std::string reason;
+    if (fstat(file, &status) != 0) {
+      reason = fmt::format("cannot read: {}", std::strerror(errno));
+    } else if (!S_ISREG(status.st_mode)) {
+      reason = "not a regular file";
+    } else if (static_cast<std::size_t>(status.st_size) < kHeaderBytes) {
+      reason = "not a GGUF file: too short";
+    } else {
+      address =
+          mmap(nullptr, static_cast<std::size_t>(status.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+      if (address == MAP_FAILED) {
+        reason = fmt::format("cannot map: {}", std::strerror(errno));
+      }
+    }
+    close(file);
+    if (!reason.empty()) {
+      fail(path, reason);
+    }
+    data = static_cast<const std::byte*>(address);
+    size = static_cast<std::size_t>(status.st_size);
+  }
+
+  ~Mapping() { munmap(const_cast<std::byte*>(data), size); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+};
+
+struct GgufFile::Metadata {
+  gguf_context* context;
+  std::filesystem::path path;
+
+  Metadata(gguf_context* parsed, std::filesystem::path file_path)
+      : context(parsed), path(std::move(file_path)) {}
+  ~Metadata() { gguf_free(context); }
+  Metadata(const Metadata&) = delete;
+  Metadata& operator=(const Metadata&) = delete;
+
+  std::int64_t find(std::string_view key) const {
+    return gguf_find_key(context, std::string(key).c_str());
+  }
+
+  [[noreturn]] void wrong_type(std::string_view key, std::string_view expected) const {
+    const std::int64_t id = find(key);
+    const bool is_array = gguf_get_kv_type(context, id) == GGUF_TYPE_ARRAY;
+    const gguf_type type =
+        is_array ? gguf_get_arr_type(context, id) : gguf_get_kv_type(context, id);
+    fail(path, fmt::format("{} is {}{}, expected {}", key, is_array ? "an array of " : "of type ",
+                           gguf_type_name(type), expected));
+  }
+};
+
+GgufFile::GgufFile(std::filesystem::path path)
+    : path_(std::move(path)), mapping_(std::make_unique<Mapping>(path_)) {
+  if (std::memcmp(mapping_->data, GGUF_MAGIC, 4) != 0) {
+    fail(path_, "not a GGUF file");
+  }
+  const auto tensor_count = load<std::uint64_t>(mapping_->data, 1);
+  const auto key_count = load<std::uint64_t>(mapping_->data, 2);
+  if (tensor_count > kMostTensors || key_count > kMostKeys) {
+    fail(path_, fmt::format("damaged GGUF file: it claims {} tensors and {} keys", tensor_count,
+                            key_count));
+  }
+
+  {
+    const GgmlErrors errors;
+    gguf_context* context = nullptr;
+    try {
+      context =
+          gguf_init_from_buffer(mapping_->data, mapping_->size, {.no_alloc = true, .ctx = nullptr});
+    } catch (const std::exception& error) {
+      fail(path_, fmt::format("damaged GGUF file: {}", one_line(error.what())));
+    }
+    if (context == nullptr) {
+      fail(path_, fmt::format("damaged or unsupported GGUF file: {}",
+                              errors.text("its header cannot be read")));
+    }
+    metadata_ = std::make_unique<Metadata>(context, path_);
+  }
+
+  gguf_context* context = metadata_->context;
+  // Without this a tensor could begin where a block of its type may not be read.
+  if (gguf_get_alignment(context) % 8 != 0) {
+    fail(path_, fmt::format("damaged GGUF file: general.alignment is {}, not a multiple of 8",
+                            gguf_get_alignment(context)));
+  }
+  const std::size_t data_offset = gguf_get_data_offset(context);
+  tensors_.reserve(static_cast<std::size_t>(gguf_get_n_tensors(context)));
+  for (std::int64_t i = 0; i < gguf_get_n_tensors(context); ++i) {
+    Tensor tensor{.name = gguf_get_tensor_name(context, i),
+                  .type = gguf_get_tensor_type(context, i),
+                  .shape = {},
+                  .data = {}};
+    const std::int64_t* shape = gguf_get_tensor_ne(context, i);
+    std::copy(shape, shape + GGML_MAX_DIMS, tensor.shape.begin());
+    if (tensor.elements() == 0) {
+      fail(path_, fmt::format("damaged GGUF file: tensor {} is empty", one_line(tensor.name)));
+    }
+    const std::size_t offset = gguf_get_tensor_offset(context, i);
+    const std::size_t size = gguf_get_tensor_size(context, i);
+    const std::size_t available = mapping_->size - std::min(mapping_->size, data_offset);
+    if (offset > available || size > available - offset) {
+      fail(path_, fmt::format("truncated GGUF file: the {} bytes of tensor {} reach beyond its end "
+                              "(download it again)",
+                              size, one_line(tensor.name)));
+    }
+    tensor.data = {mapping_->data + data_offset + offset, size};
+    tensor_index_.emplace(tensor.name, tensors_.size());
+    tensors_.push_back(std::move(tensor));
+  }
+}
+
+GgufFile::~GgufFile() = default;
+GgufFile::GgufFile(GgufFile&&) noexcept = default;
+GgufFile& GgufFile::operator=(GgufFile&&) noexcept = default;
+
+std::optional<std::int64_t> GgufFile::find_int(std::string_view key) const {
+  const std::int64_t id = metadata_->find(key);
+  if (id < 0) {
+    return std::nullopt;
+  }
+  const gguf_type type = gguf_get_kv_type(metadata_->context, id);
+  if (!is_integer(type)) {
+    metadata_->wrong_type(key, "an integer");
+  }
+  const auto value = load_integer(type, gguf_get_val_data(metadata_->context, id), 0);
+  if (!value) {
+    fail(path_, fmt::format("{} does not fit into 63 bits", key));
+  }
+  return value;
+}
+
+std::optional<double> GgufFile::find_float(std::string_view key) const {
+  const std::int64_t id = metadata_->find(key);
+  if (id < 0) {
+    return std::nullopt;
+  }
+  const gguf_type type = gguf_get_kv_type(metadata_->context, id);
+  if (type != GGUF_TYPE_FLOAT32 && type != GGUF_TYPE_FLOAT64) {
+    metadata_->wrong_type(key, "a float");
+  }
+  return load_float(type, gguf_get_val_data(metadata_->context, id), 0);
+}
+
+std::optional<bool> GgufFile::find_bool(std::string_view key) const {
+  const std::int64_t id = metadata_->find(key);
+  if (id < 0) {
+    return std::nullopt;
+  }
+  if (gguf_get_kv_type(metadata_->context, id) != GGUF_TYPE_BOOL) {
+    metadata_->wrong_type(key, "a bool");
+  }
+  return load<std::uint8_t>(gguf_get_val_data(metadata_->context, id), 0) != 0;
+}
+
+std::optional<std::string> GgufFile::find_string(std::string_view key) const {
+  const std::int64_t id = metadata_->find(key);
+  if (id < 0) {
+    return std::nullopt;
+  }
+  if (gguf_get_kv_type(metadata_->context, id) != GGUF_TYPE_STRING) {
+    metadata_->wrong_type(key, "a string");
+  }
+  return gguf_get_val_str(metadata_->context, id);
+}
+
+std::optional<std::size_t> GgufFile::find_array_size(std::string_view key) const {
+  const std::int64_t id = metadata_->find(key);
+  if (id < 0) {
+    return std::nullopt;
+  }
+  if (gguf_get_kv_type(metadata_->context, id) != GGUF_TYPE_ARRAY) {
+    metadata_->wrong_type(key, "an array");
+  }
+  return gguf_get_arr_n(metadata_->context, id);
+}
+
+std::optional<std::vector<std::int64_t>> GgufFile::find_int_array(std::string_view key) const {
+  const auto size = find_array_size(key);
+  if (!size) {
+    return std::nullopt;
+  }
+  const std::int64_t id = metadata_->find(key);
+  const gguf_type type = gguf_get_arr_type(metadata_->context, id);
+  if (!is_integer(type)) {
+    metadata_->wrong_type(key, "an array of integers");
+  }
+  const void* data = gguf_get_arr_data(metadata_->context, id);
+  std::vector<std::int64_t> values(*size);
+  for (std::size_t i = 0; i < *size; ++i) {
+    const auto value = load_integer(type, data, i);
+    if (!value) {
+      fail(path_, fmt::format("element {} of {} does not fit into 63 bits", i, key));
+    }
+    values[i] = *value;
+  }
+  return values;
+}
+
+std::optional<std::vector<double>> GgufFile::find_float_array(std::string_view key) const {
+  const auto size = find_array_size(key);
+  if (!size) {
+    return std::nullopt;
+  }
+  const std::int64_t id = metadata_->find(key);
+  const gguf_type type = gguf_get_arr_type(metadata_->context, id);
+  if (type != GGUF_TYPE_FLOAT32 && type != GGUF_TYPE_FLOAT64) {
+    metadata_->wrong_type(key, "an array of floats");
+  }
+  const void* data = gguf_get_arr_data(metadata_->context, id);
+  std::vector<double> values(*size);
+  for (std::size_t i = 0; i < *size; ++i) {
+    values[i] = load_float(type, data, i);
+  }
+  return values;
+}
+
+std::optional<std::vector<std::string>> GgufFile::find_string_array(std::string_view key) const {
+  const auto size = find_array_size(key);
+  if (!size) {
+    return std::nullopt;
+  }
+  const std::int64_t id = metadata_->find(key);
+  if (gguf_get_arr_type(metadata_->context, id) != GGUF_TYPE_STRING) {
+    metadata_->wrong_type(key, "an array of strings");
+  }
+  std::vector<std::string> values(*size);
+  for (std::size_t i = 0; i < *size; ++i) {
+    values[i] = gguf_get_arr_str(metadata_->context, id, i);
+  }
+  return values;
+}
+
+std::int64_t GgufFile::get_int(std::string_view key) const {
+  const auto value = find_int(key);
+  if (!value) {
+    fail(path_, fmt::format("the key {} is missing", key));
+  }
+  return *value;
+}
+
+double GgufFile::get_float(std::string_view key) const {
+  const auto value = find_float(key);
+  if (!value) {
+    fail(path_, fmt::format("the key {} is missing", key));
+  }
+  return *value;
+}
+
+std::string GgufFile::get_string(std::string_view key) const {
+  const auto value = find_string(key);
+  if (!value) {
+    fail(path_, fmt::format("the key {} is missing", key));
+  }
+  return *value;
+}
+
+const Tensor* GgufFile::find_tensor(std::string_view name) const {
+  const auto found = tensor_index_.find(std::string(name));
+  return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
+}
+
+const Tensor& GgufFile::get_tensor(std::string_view name) const {
+  const Tensor* tensor = find_tensor(name);
+  if (tensor == nullptr) {
+    fail(path_, fmt::format("the tensor {} is missing", name));
+  }
+  return *tensor;
+}
+
+namespace {
+
+void dequantize_elements(const Tensor& tensor, const std::byte* from, std::span<float> out) {
+  if (tensor.type == GGML_TYPE_F32) {
+    std::memcpy(out.data(), from, out.size_bytes());
+    return;
+  }
+  const ggml_type_traits* traits = ggml_get_type_traits(tensor.type);
+  if (traits->to_float == nullptr) {
+    throw Error(fmt::format("tensor {}: its type {} cannot be converted to F32",
+                            one_line(tensor.name), ggml_type_name(tensor.type)));
+  }
+  traits->to_float(from, out.data(), static_cast<std::int64_t>(out.size()));
+}
+
+}  // namespace
+
+std::vector<float> dequantize(const Tensor& tensor) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
+  dequantize_elements(tensor, tensor.data.data(), values);
+  return values;
+}
+
+void dequantize_row(const Tensor& tensor, std::int64_t row, std::span<float> out) {
+  const std::int64_t rows = tensor.elements() / tensor.columns();
+  if (row < 0 || row >= rows || out.size() != static_cast<std::size_t>(tensor.columns())) {
+    throw Error(fmt::format("tensor {} has {} rows of {} columns: row {} into {} floats asked for",
+                            one_line(tensor.name), rows, tensor.columns(), row, out.size()));
+  }
+  const std::size_t row_bytes = ggml_row_size(tensor.type, tensor.columns());
+  dequantize_elements(tensor, tensor.data.data() + static_cast<std::size_t>(row) * row_bytes, out);
+}
+
+}  // namespace firp

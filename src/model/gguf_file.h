@@ -1,0 +1,79 @@
+#pragma once
+
+#include <ggml.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace firp {
+
+/// A tensor in a mapped file. `shape` is ggml's `ne`: shape[0] is contiguous (a matrix's columns,
+/// that is, inputs), shape[1] its rows (outputs).
+struct Tensor {
+  std::string name;
+  ggml_type type;
+  std::array<std::int64_t, 4> shape;
+  std::span<const std::byte> data;
+
+  std::int64_t columns() const { return shape[0]; }
+  std::int64_t rows() const { return shape[1]; }
+  std::int64_t elements() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
+};
+
+/// A GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), mapped read-only.
+/// Every length and offset is checked when it is opened: a damaged file is an Error, never a crash.
+class GgufFile {
+ public:
+  explicit GgufFile(std::filesystem::path path);
+  ~GgufFile();
+  GgufFile(GgufFile&&) noexcept;
+  GgufFile& operator=(GgufFile&&) noexcept;
+
+  const std::filesystem::path& path() const { return path_; }
+
+  /// Metadata by key. nullopt where the key is missing; an Error where it has another type.
+  /// Integers of any width are accepted if the value fits.
+  std::optional<std::int64_t> find_int(std::string_view key) const;
+  std::optional<double> find_float(std::string_view key) const;
+  std::optional<bool> find_bool(std::string_view key) const;
+  std::optional<std::string> find_string(std::string_view key) const;
+  /// Number of elements of an array; nullopt where the key is missing.
+  std::optional<std::size_t> find_array_size(std::string_view key) const;
+  std::optional<std::vector<std::int64_t>> find_int_array(std::string_view key) const;
+  std::optional<std::vector<double>> find_float_array(std::string_view key) const;
+  std::optional<std::vector<std::string>> find_string_array(std::string_view key) const;
+
+  /// The same, where a missing key is an Error that names it.
+  std::int64_t get_int(std::string_view key) const;
+  double get_float(std::string_view key) const;
+  std::string get_string(std::string_view key) const;
+
+  std::span<const Tensor> tensors() const { return tensors_; }
+  const Tensor* find_tensor(std::string_view name) const;
+  const Tensor& get_tensor(std::string_view name) const;
+
+ private:
+  struct Mapping;
+  struct Metadata;
+  std::filesystem::path path_;
+  std::unique_ptr<Mapping> mapping_;
+  std::unique_ptr<Metadata> metadata_;
+  std::vector<Tensor> tensors_;
+  std::unordered_map<std::string, std::size_t> tensor_index_;
+};
+
+/// All elements of a tensor, or `rows` whole rows from `first_row`, as F32 (row-major, shape[0]
+/// contiguous), through ggml's own dequantisation.
+std::vector<float> dequantize(const Tensor& tensor);
+void dequantize_row(const Tensor& tensor, std::int64_t row, std::span<float> out);
+
+}  // namespace firp

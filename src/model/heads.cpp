@@ -1,0 +1,333 @@
+#include "model/heads.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gguf.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+constexpr int kVersion = 1;
+constexpr int kMostSteps = 64;
+
+[[noreturn]] void fail(const std::filesystem::path& path, const std::string& reason) {
+  throw Error(fmt::format("{}: {}", path.string(), reason));
+}
+
+int read_size(const GgufFile& file, std::string_view key, int least, int most) {
+  const std::int64_t value = file.get_int(key);
+  if (value < least || value > most) {
+    fail(file.path(), fmt::format("{} is {}, not in {}..{}", key, value, least, most));
+  }
+  return static_cast<int>(value);
+}
+
+/// The identity of the model that a heads file was made for; an Error where it is no heads file.
+ModelIdentity read_base(const GgufFile& file) {
+  const std::string architecture = file.get_string("general.architecture");
+  if (architecture != "firp") {
+    fail(file.path(),
+         fmt::format("not a FIRP heads file (its architecture is '{}')", one_line(architecture)));
+  }
+  const std::int64_t version = file.get_int("firp.version");
+  if (version != kVersion) {
+    fail(file.path(),
+         fmt::format("heads of version {}: this program reads version {}", version, kVersion));
+  }
+  return {.architecture = one_line(file.get_string("firp.base.architecture")),
+          .layers = read_size(file, "firp.base.layers", 2, 1024),
+          .hidden_size = read_size(file, "firp.base.hidden_size", 1, 1 << 16),
+          .vocabulary_size = read_size(file, "firp.base.vocabulary_size", 1, 1 << 22),
+          .tensor_hash = one_line(file.get_string("firp.base.tensor_hash"))};
+}
+
+std::string describe(const ModelIdentity& model) {
+  return fmt::format("{}, {} layers, d {}, {} tokens, tensors {}", model.architecture, model.layers,
+                     model.hidden_size, model.vocabulary_size, model.tensor_hash);
+}
+
+const Tensor& get_step_tensor(const GgufFile& file, int step, std::string_view part, ggml_type type,
+                              std::int64_t columns, std::int64_t rows) {
+  const std::string name = fmt::format("step.{}.{}", step, part);
+  const Tensor& tensor = file.get_tensor(name);
+  if (tensor.type != type || tensor.shape != std::array<std::int64_t, 4>{columns, rows, 1, 1}) {
+    fail(file.path(),
+         fmt::format("tensor {} is {} [{}, {}, {}, {}], expected {} [{}, {}]", name,
+                     ggml_type_name(tensor.type), tensor.shape[0], tensor.shape[1], tensor.shape[2],
+                     tensor.shape[3], ggml_type_name(type), columns, rows));
+  }
+  return tensor;
+}
+
+std::vector<float> read_finite(const GgufFile& file, const Tensor& tensor) {
+  std::vector<float> values = dequantize(tensor);
+  if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) {
+    fail(file.path(), fmt::format("tensor {} holds a value that is not finite", tensor.name));
+  }
+  return values;
+}
+
+std::vector<float> read_rates(const GgufFile& file, std::string_view key) {
+  const std::vector<double> values = file.find_float_array(key).value_or(std::vector<double>());
+  return {values.begin(), values.end()};
+}
+
+TrainingRecord read_training(const GgufFile& file) {
+  return {.command = file.find_string("firp.training.command").value_or(""),
+          .minutes = file.find_float("firp.training.minutes").value_or(0),
+          .rows = file.find_int("firp.training.rows").value_or(0),
+          .top1 = read_rates(file, "firp.training.top1"),
+          .top5 = read_rates(file, "firp.training.top5"),
+          .tokens_per_forward_chain = static_cast<float>(
+              file.find_float("firp.training.tokens_per_forward_chain").value_or(0)),
+          .tokens_per_forward_tree32 = static_cast<float>(
+              file.find_float("firp.training.tokens_per_forward_tree32").value_or(0))};
+}
+
+struct FreeGguf {
+  void operator()(gguf_context* context) const { gguf_free(context); }
+};
+struct FreeGgml {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+};
+
+/// The whole file in memory: it has a few MB.
+std::vector<char> to_gguf(const Heads& heads) {
+  const std::unique_ptr<gguf_context, FreeGguf> gguf(gguf_init_empty());
+  const auto set_float_array = [&](const char* key, const std::vector<float>& values) {
+    gguf_set_arr_data(gguf.get(), key, GGUF_TYPE_FLOAT32, values.data(), values.size());
+  };
+  gguf_set_val_str(gguf.get(), "general.architecture", "firp");
+  gguf_set_val_u32(gguf.get(), "firp.version", kVersion);
+  gguf_set_val_u32(gguf.get(), "firp.step_count", static_cast<std::uint32_t>(heads.count()));
+  std::vector<std::uint32_t> layers;
+  for (const DraftMap& step : heads.steps) {
+    layers.push_back(static_cast<std::uint32_t>(step.layer));
+  }
+  gguf_set_arr_data(gguf.get(), "firp.step_layers", GGUF_TYPE_UINT32, layers.data(), layers.size());
+  gguf_set_val_str(gguf.get(), "firp.base.architecture", heads.base.architecture.c_str());
+  gguf_set_val_u32(gguf.get(), "firp.base.layers", static_cast<std::uint32_t>(heads.base.layers));
+  gguf_set_val_u32(gguf.get(), "firp.base.hidden_size",
+                   static_cast<std::uint32_t>(heads.base.hidden_size));
+  gguf_set_val_u32(gguf.get(), "firp.base.vocabulary_size",
+                   static_cast<std::uint32_t>(heads.base.vocabulary_size));
+  gguf_set_val_str(gguf.get(), "firp.base.tensor_hash", heads.base.tensor_hash.c_str());
+  const TrainingRecord& training = heads.training;
+  gguf_set_val_str(gguf.get(), "firp.training.command", training.command.c_str());
+  gguf_set_val_f64(gguf.get(), "firp.training.minutes", training.minutes);
+  gguf_set_val_i64(gguf.get(), "firp.training.rows", training.rows);
+  set_float_array("firp.training.top1", training.top1);
+  set_float_array("firp.training.top5", training.top5);
+  gguf_set_val_f32(gguf.get(), "firp.training.tokens_per_forward_chain",
+                   training.tokens_per_forward_chain);
+  gguf_set_val_f32(gguf.get(), "firp.training.tokens_per_forward_tree32",
+                   training.tokens_per_forward_tree32);
+
+  // gguf takes tensors from a ggml context; the data follows the metadata, each tensor padded.
+  const std::unique_ptr<ggml_context, FreeGgml> ggml(
+      ggml_init({.mem_size = 2 * heads.steps.size() * ggml_tensor_overhead() + 1024,
+                 .mem_buffer = nullptr,
+                 .no_alloc = true}));
+  std::vector<char> data;
+  const auto add_tensor = [&](const std::string& name, ggml_tensor* tensor, const void* values) {
+    ggml_set_name(tensor, name.c_str());
+    gguf_add_tensor(gguf.get(), tensor);
+    const char* bytes = static_cast<const char*>(values);
+    data.insert(data.end(), bytes, bytes + ggml_nbytes(tensor));
+    data.resize(GGML_PAD(data.size(), GGUF_DEFAULT_ALIGNMENT));
+  };
+  const std::int64_t d = heads.base.hidden_size;
+  std::vector<ggml_fp16_t> half(static_cast<std::size_t>(d * d));
+  for (std::size_t i = 0; i < heads.steps.size(); ++i) {
+    const DraftMap& step = heads.steps[i];
+    ggml_fp32_to_fp16_row(step.weight.data(), half.data(), d * d);
+    add_tensor(fmt::format("step.{}.weight", i + 1),
+               ggml_new_tensor_2d(ggml.get(), GGML_TYPE_F16, d, d), half.data());
+    add_tensor(fmt::format("step.{}.bias", i + 1), ggml_new_tensor_1d(ggml.get(), GGML_TYPE_F32, d),
+               step.bias.data());
+  }
+  std::vector<char> file(gguf_get_meta_size(gguf.get()));
+  gguf_get_meta_data(gguf.get(), file.data());
+  file.insert(file.end(), data.begin(), data.end());
+  return file;
+}
+
+void check_writable(const Heads& heads, const std::filesystem::path& path) {
+  constexpr float kLargestF16 = 65504.0f;
+  const auto d = static_cast<std::size_t>(heads.base.hidden_size);
+  if (heads.count() < 1 || heads.count() > kMostSteps) {
+    fail(path, fmt::format("cannot write heads of {} steps (1..{})", heads.count(), kMostSteps));
+  }
+  for (const DraftMap& step : heads.steps) {
+    if (step.layer < 1 || step.layer >= heads.base.layers || step.weight.size() != d * d ||
+        step.bias.size() != d) {
+      fail(path,
+           fmt::format("cannot write heads: a step at layer {} with {} weights and {} biases "
+                       "does not fit {}",
+                       step.layer, step.weight.size(), step.bias.size(), describe(heads.base)));
+    }
+    if (!std::ranges::all_of(step.weight,
+                             [](float value) { return std::abs(value) <= kLargestF16; }) ||
+        !std::ranges::all_of(step.bias, [](float value) { return std::isfinite(value); })) {
+      fail(path, "cannot write heads: a weight is not finite or too large for F16");
+    }
+  }
+}
+
+/// A file that disappears again unless it is renamed to its place.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(std::filesystem::path target)
+      : target_(std::move(target)),
+        path_(fmt::format("{}.tmp-{}", target_.string(), getpid())),
+        file_(open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666)) {
+    if (file_ < 0) {
+      fail_with_errno();
+    }
+  }
+
+  ~TemporaryFile() {
+    if (file_ >= 0) {
+      close(file_);
+      unlink(path_.c_str());
+    }
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+
+  void write_all(std::span<const char> bytes) {
+    while (!bytes.empty()) {
+      const ssize_t written = write(file_, bytes.data(), bytes.size());
+      if (written < 0 && errno == EINTR) {
+        continue;
+      }
+      if (written <= 0) {
+        fail_with_errno();
+      }
+      bytes = bytes.subspan(static_cast<std::size_t>(written));
+    }
+  }
+
+  void move_to_target() {
+    if (fsync(file_) != 0 || rename(path_.c_str(), target_.c_str()) != 0) {
+      fail_with_errno();
+    }
+    close(file_);
+    file_ = -1;
+  }
+
+ private:
+  [[noreturn]] void fail_with_errno() const {
+    fail(target_, fmt::format("cannot write: {}", std::strerror(errno)));
+  }
+
+  std::filesystem::path target_;
+  std::filesystem::path path_;
+  int file_;
+};
+
+}  // namespace
+
+Heads read_heads(const std::filesystem::path& path, const Model* model) {
+  const GgufFile file(path);
+  Heads heads;
+  heads.base = read_base(file);
+  if (model != nullptr) {
+    if (const ModelIdentity identity = model->identity(); heads.base != identity) {
+      throw Error(fmt::format("heads {} were made for another model ({}), not for {} ({})",
+                              path.string(), describe(heads.base), model->file().path().string(),
+                              describe(identity)));
+    }
+  }
+
+  const int count = read_size(file, "firp.step_count", 1, kMostSteps);
+  const auto layers = file.find_int_array("firp.step_layers").value_or(std::vector<std::int64_t>());
+  if (layers.size() != static_cast<std::size_t>(count)) {
+    fail(path, fmt::format("firp.step_layers has {} elements for {} steps", layers.size(), count));
+  }
+  if (file.tensors().size() != 2 * static_cast<std::size_t>(count)) {
+    fail(path, fmt::format("{} tensors for {} steps", file.tensors().size(), count));
+  }
+  const int d = heads.base.hidden_size;
+  for (int step = 1; step <= count; ++step) {
+    const std::int64_t layer = layers[static_cast<std::size_t>(step - 1)];
+    if (layer < 1 || layer >= heads.base.layers) {
+      fail(path, fmt::format("step {} enters after layer {}, not in 1..{}", step, layer,
+                             heads.base.layers - 1));
+    }
+    heads.steps.push_back(
+        {.layer = static_cast<int>(layer),
+         .weight = read_finite(file, get_step_tensor(file, step, "weight", GGML_TYPE_F16, d, d)),
+         .bias = read_finite(file, get_step_tensor(file, step, "bias", GGML_TYPE_F32, d, 1))});
+  }
+  heads.training = read_training(file);
+  return heads;
+}
+
+void write_heads(const Heads& heads, const std::filesystem::path& path) {
+  check_writable(heads, path);
+  // A link stays and its target is replaced; a device or directory must not be.
+  std::error_code error;
+  const std::filesystem::path existing = std::filesystem::canonical(path, error);
+  const std::filesystem::path target = error ? path : existing;
+  if (!error && !std::filesystem::is_regular_file(target, error)) {
+    fail(path, "cannot write: it exists and is not a regular file");
+  }
+  TemporaryFile file(target);
+  file.write_all(to_gguf(heads));
+  file.move_to_target();
+}
+
+std::optional<std::filesystem::path> find_heads(
+    const Model& model, const std::vector<std::filesystem::path>& directories) {
+  std::filesystem::path beside = model.file().path();
+  if (beside.extension() == ".gguf") {
+    beside.replace_extension();
+  }
+  beside += ".firp.gguf";
+  std::error_code error;
+  if (std::filesystem::exists(beside, error)) {
+    return beside;
+  }
+
+  std::vector<std::filesystem::path> candidates;
+  for (const std::filesystem::path& directory : directories) {
+    std::vector<std::filesystem::path> files;
+    for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
+         entry.increment(error)) {
+      if (entry->path().extension() == ".gguf") {
+        files.push_back(entry->path());
+      }
+    }
+    std::ranges::sort(files);
+    candidates.insert(candidates.end(), files.begin(), files.end());
+  }
+  std::optional<ModelIdentity> identity;  // hashes the model's bytes: only where there is a choice
+  for (const std::filesystem::path& candidate : candidates) {
+    try {
+      const ModelIdentity base = read_base(GgufFile(candidate));
+      if (!identity) {
+        identity = model.identity();
+      }
+      if (base == *identity) {
+        return candidate;
+      }
+    } catch (const Error&) {
+      // Not a heads file, or a damaged one: not ours to complain about.
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace firp

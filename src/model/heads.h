@@ -1,0 +1,51 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+
+namespace firp {
+
+/// W_j and b_j of one step: p_{i,j} = W_j h_i^t + b_j enters the residual stream after `layer`
+/// layers.
+struct DraftMap {
+  int layer = 0;              ///< t_j, 1 .. layers - 1
+  std::vector<float> weight;  ///< [d x d], weight[output * d + input]; values exact in F16
+  std::vector<float> bias;    ///< [d]
+};
+
+/// How the maps were made and what they showed; for people, and for `firp inspect`.
+struct TrainingRecord {
+  std::string command;
+  double minutes = 0;
+  long long rows = 0;             ///< pseudo rows that the training saw
+  std::vector<float> top1, top5;  ///< held-out agreement per step, 0..1
+  float tokens_per_forward_chain = 0;
+  float tokens_per_forward_tree32 = 0;
+};
+
+/// The draft maps of one model (`MODEL.firp.gguf`; docs/heads-format.md).
+struct Heads {
+  ModelIdentity base;
+  std::vector<DraftMap> steps;  ///< j = 1 .. K
+  TrainingRecord training;
+
+  int count() const { return static_cast<int>(steps.size()); }
+};
+
+/// Reads heads. With `model`, an Error where they were made for another one (says which).
+Heads read_heads(const std::filesystem::path& path, const Model* model);
+
+/// Writes to a temporary file beside `path` and renames it, so that a full disk or Ctrl-C never
+/// leaves half a file. Weights are stored as F16, biases as F32.
+void write_heads(const Heads& heads, const std::filesystem::path& path);
+
+/// The heads that go with a model when the user names none: `MODEL.firp.gguf` beside it, else the
+/// file in one of `directories` whose base identity is the model's.
+std::optional<std::filesystem::path> find_heads(
+    const Model& model, const std::vector<std::filesystem::path>& directories);
+
+}  // namespace firp

@@ -1,0 +1,208 @@
+#include "model/heads.h"
+
+#include <fmt/format.h>
+#include <ggml.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <limits>
+
+#include "model/test_files.h"
+#include "model/tiny_model.h"
+
+namespace firp {
+namespace {
+
+using testing::HasSubstr;
+
+TinyModelOptions small_options() {
+  TinyModelOptions options;
+  options.layers = 3;
+  options.hidden_size = 32;
+  options.query_heads = 2;
+  options.kv_heads = 1;
+  options.head_size = 16;
+  options.feed_forward_size = 32;
+  options.vocabulary_size = 16;
+  return options;
+}
+
+class HeadsFile : public testing::Test {
+ protected:
+  HeadsFile() : model_path_(directory_ / "tiny.gguf") {
+    write_tiny_model(model_path_, small_options());
+    heads_.base = Model(model_path_).identity();
+    for (int step = 1; step <= 4; ++step) {
+      DraftMap map{.layer = 1 + step % 2, .weight = {}, .bias = {}};
+      for (int i = 0; i < 32 * 32; ++i) {
+        map.weight.push_back(
+            ggml_fp16_to_fp32(ggml_fp32_to_fp16(std::sin(static_cast<float>(i * step)))));
+      }
+      for (int i = 0; i < 32; ++i) {
+        map.bias.push_back(std::cos(static_cast<float>(i * step)));
+      }
+      heads_.steps.push_back(std::move(map));
+    }
+    heads_.training = {.command = "firp train -m tiny.gguf",
+                       .minutes = 3.25,
+                       .rows = 5'000'000'000,
+                       .top1 = {0.5f, 0.25f, 0.125f, 0.1f},
+                       .top5 = {0.75f, 0.5f, 0.25f, 0.2f},
+                       .tokens_per_forward_chain = 1.6f,
+                       .tokens_per_forward_tree32 = 2.24f};
+  }
+
+  std::vector<std::string> files() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  TemporaryDirectory directory_;
+  std::filesystem::path model_path_;
+  Heads heads_;
+};
+
+TEST_F(HeadsFile, ComesBackAsItWasWritten) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  write_heads(heads_, path);
+  const Model model(model_path_);
+  const Heads read = read_heads(path, &model);
+  EXPECT_EQ(read.base, heads_.base);
+  ASSERT_EQ(read.count(), 4);
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(read.steps[i].layer, heads_.steps[i].layer);
+    EXPECT_EQ(read.steps[i].weight, heads_.steps[i].weight);
+    EXPECT_EQ(read.steps[i].bias, heads_.steps[i].bias);
+  }
+  EXPECT_EQ(read.training.command, heads_.training.command);
+  EXPECT_EQ(read.training.minutes, heads_.training.minutes);
+  EXPECT_EQ(read.training.rows, heads_.training.rows);
+  EXPECT_EQ(read.training.top1, heads_.training.top1);
+  EXPECT_EQ(read.training.top5, heads_.training.top5);
+  EXPECT_EQ(read.training.tokens_per_forward_chain, heads_.training.tokens_per_forward_chain);
+  EXPECT_EQ(read.training.tokens_per_forward_tree32, heads_.training.tokens_per_forward_tree32);
+  EXPECT_EQ(files(), (std::vector<std::string>{"h.gguf", "tiny.gguf"}));
+}
+
+TEST_F(HeadsFile, OfAnotherModelIsRefused) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  write_heads(heads_, path);
+  TinyModelOptions options = small_options();
+  options.seed = 2;
+  write_tiny_model(directory_ / "other.gguf", options);
+  const Model other(directory_ / "other.gguf");
+  const std::string message = error_of([&] { read_heads(path, &other); });
+  EXPECT_THAT(message, HasSubstr(path.string()));
+  EXPECT_THAT(message, HasSubstr("other.gguf"));
+  EXPECT_THAT(message, HasSubstr(heads_.base.tensor_hash));
+  EXPECT_THAT(message, HasSubstr(other.identity().tensor_hash));
+  EXPECT_THAT(error_of([&] { read_heads(model_path_, nullptr); }), HasSubstr("not a FIRP heads"));
+}
+
+TEST_F(HeadsFile, ImpossibleHeadsAreNotWritten) {
+  const auto message = [&](auto change) {
+    Heads heads = heads_;
+    change(heads);
+    return error_of([&] { write_heads(heads, directory_ / "h.gguf"); });
+  };
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(message([](Heads& heads) { heads.steps.clear(); }), HasSubstr("0 steps"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[1].layer = 0; }), HasSubstr("layer 0"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[1].layer = 3; }), HasSubstr("layer 3"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[1].weight.pop_back(); }), HasSubstr("fit"));
+  EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].weight[5] = nan; }), HasSubstr("finite"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[3].weight[5] = 7e4f; }), HasSubstr("F16"));
+  EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].bias[5] = nan; }), HasSubstr("finite"));
+  EXPECT_EQ(files(), (std::vector<std::string>{"tiny.gguf"}));
+}
+
+TEST_F(HeadsFile, DamagedValuesAreNamed) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  write_heads(heads_, path);
+  const std::string good = read_bytes(path);
+  const auto message = [&](const std::string& key, std::size_t skip, std::uint32_t value) {
+    std::string bytes = good;
+    const std::size_t offset = bytes.find(key) + key.size() + skip;
+    bytes.replace(offset, 4, reinterpret_cast<const char*>(&value), 4);
+    write_bytes(path, bytes);
+    return error_of([&] { read_heads(path, nullptr); });
+  };
+  EXPECT_THAT(message("firp.version", 4, 2), HasSubstr("version 2"));
+  EXPECT_THAT(message("firp.step_count", 4, 3), HasSubstr("4 elements for 3 steps"));
+  EXPECT_THAT(message("firp.step_count", 4, 0), HasSubstr("firp.step_count"));
+  EXPECT_THAT(message("firp.step_layers", 16, 0), HasSubstr("layer 0"));
+  EXPECT_THAT(message("firp.step_layers", 16, 3), HasSubstr("layer 3"));
+  EXPECT_THAT(message("firp.base.hidden_size", 4, 64), HasSubstr("step.1.weight"));
+  std::string infinite = good;
+  infinite.replace(good.size() - 4, 4, std::string("\0\0\x80\x7f", 4));
+  write_bytes(path, infinite);
+  EXPECT_THAT(error_of([&] { read_heads(path, nullptr); }), HasSubstr("step.4.bias"));
+}
+
+TEST_F(HeadsFile, FailuresToWriteLeaveWhatWasThere) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  write_bytes(path, "old");
+  // A file-size limit stands in for a full disk: write() fails in the middle.
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit limit = before;
+  limit.rlim_cur = 5000;
+  setrlimit(RLIMIT_FSIZE, &limit);
+  const std::string message = error_of([&] { write_heads(heads_, path); });
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_THAT(message, testing::AllOf(HasSubstr(path.string()), HasSubstr("File too large")));
+  EXPECT_EQ(read_bytes(path), "old");
+  EXPECT_EQ(files(), (std::vector<std::string>{"h.gguf", "tiny.gguf"}));
+
+  EXPECT_THAT(error_of([&] { write_heads(heads_, directory_ / "none" / "h.gguf"); }),
+              HasSubstr("No such file or directory"));
+  EXPECT_THAT(error_of([&] { write_heads(heads_, directory_.path()); }), HasSubstr("regular file"));
+  EXPECT_THAT(error_of([&] { write_heads(heads_, "/dev/full"); }), HasSubstr("regular file"));
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/full"));
+  if (geteuid() != 0) {  // root may write anywhere
+    const std::filesystem::path closed = directory_ / "closed";
+    std::filesystem::create_directory(closed);
+    std::filesystem::permissions(closed, std::filesystem::perms::owner_read);
+    EXPECT_THAT(error_of([&] { write_heads(heads_, closed / "h.gguf"); }),
+                HasSubstr("Permission denied"));
+    std::filesystem::permissions(closed, std::filesystem::perms::owner_all);
+  }
+}
+
+TEST_F(HeadsFile, ALinkKeepsPointingToThem) {
+  write_bytes(directory_ / "real.gguf", "old");
+  std::filesystem::create_symlink("real.gguf", directory_ / "link.gguf");
+  write_heads(heads_, directory_ / "link.gguf");
+  EXPECT_TRUE(std::filesystem::is_symlink(directory_ / "link.gguf"));
+  EXPECT_EQ(read_heads(directory_ / "real.gguf", nullptr).count(), 4);
+}
+
+TEST_F(HeadsFile, IsFoundBesideTheModelAndByIdentity) {
+  const Model model(model_path_);
+  const std::filesystem::path shelf = directory_ / "shelf";
+  EXPECT_EQ(find_heads(model, {directory_ / "none"}), std::nullopt);
+  std::filesystem::create_directory(shelf);
+  write_bytes(shelf / "a.gguf", "damaged");
+  std::filesystem::copy_file(model_path_, shelf / "b.gguf");
+  std::filesystem::create_directory(shelf / "c.gguf");
+  Heads others = heads_;
+  others.base.tensor_hash = "0000000000000000";
+  write_heads(others, shelf / "d.gguf");
+  EXPECT_EQ(find_heads(model, {shelf}), std::nullopt);
+  write_heads(heads_, shelf / "e.gguf");
+  EXPECT_EQ(find_heads(model, {directory_ / "none", shelf}), shelf / "e.gguf");
+  write_heads(heads_, directory_ / "tiny.firp.gguf");
+  EXPECT_EQ(find_heads(model, {shelf}), directory_ / "tiny.firp.gguf");
+}
+
+}  // namespace
+}  // namespace firp

@@ -1,0 +1,174 @@
+#include "model/model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <unordered_set>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+constexpr ggml_type kAcceptedTypes[] = {
+    GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
+    GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K,
+    GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
+
+/// Finds tensors and checks them; remembers which were asked for.
+class TensorFinder {
+ public:
+  explicit TensorFinder(const GgufFile& file) : file_(file) {}
+
+  const Tensor* get(const std::string& name, std::int64_t columns, std::int64_t rows = 1) {
+    const Tensor* tensor = &file_.get_tensor(name);
+    if (tensor->shape != std::array<std::int64_t, 4>{columns, rows, 1, 1}) {
+      throw Error(fmt::format("{}: tensor {} has the shape [{}, {}, {}, {}], expected [{}, {}]",
+                              file_.path().string(), name, tensor->shape[0], tensor->shape[1],
+                              tensor->shape[2], tensor->shape[3], columns, rows));
+    }
+    if (std::ranges::find(kAcceptedTypes, tensor->type) == std::end(kAcceptedTypes)) {
+      std::string accepted;
+      for (const ggml_type type : kAcceptedTypes) {
+        accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
+      }
+      throw Error(
+          fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})",
+                      file_.path().string(), name, ggml_type_name(tensor->type), accepted));
+    }
+    used_.insert(tensor);
+    return tensor;
+  }
+
+  /// A tensor that nothing asked for is a part of the model that we would leave out.
+  void refuse_unused() const {
+    for (const Tensor& tensor : file_.tensors()) {
+      // Those are in the configuration's frequencies.
+      const bool is_rope_factor =
+          tensor.name == "rope_freqs.weight" || tensor.name.starts_with("rope_factors_");
+      if (!used_.contains(&tensor) && !is_rope_factor) {
+        throw Error(
+            fmt::format("{}: tensor {} is not one that the forward pass knows: not supported",
+                        file_.path().string(), one_line(tensor.name)));
+      }
+    }
+  }
+
+ private:
+  const GgufFile& file_;
+  std::unordered_set<const Tensor*> used_;
+};
+
+/// A hash of 64 bits over a stream of bytes, in 8 independent lanes so that it runs at memory
+/// speed. Every step is a bijection of its lane: a change of any one byte changes the result.
+class StreamHash {
+ public:
+  void add(std::span<const std::byte> bytes) {
+    add_word(bytes.size());
+    std::size_t i = 0;
+    for (; i + kStripe <= bytes.size(); i += kStripe) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        step(lanes_[lane], load(bytes.data() + i + lane * 8));
+      }
+    }
+    std::byte rest[kStripe] = {};
+    std::copy(bytes.begin() + static_cast<std::ptrdiff_t>(i), bytes.end(), rest);
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      step(lanes_[lane], load(rest + lane * 8));
+    }
+  }
+
+  void add(std::string_view text) { add(std::as_bytes(std::span(text))); }
+  void add_word(std::uint64_t word) { step(lanes_[0], word); }
+
+  std::uint64_t value() const {
+    std::uint64_t hash = 0;
+    for (const std::uint64_t lane : lanes_) {
+      step(hash, lane);
+    }
+    // The finaliser of SplitMix64: every bit of the input reaches every bit of the output.
+    hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9u;
+    hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebu;
+    return hash ^ (hash >> 31);
+  }
+
+ private:
+  static constexpr std::size_t kLanes = 8;
+  static constexpr std::size_t kStripe = kLanes * 8;
+  static_assert(std::endian::native == std::endian::little);
+
+  static std::uint64_t load(const std::byte* from) {
+    std::uint64_t word;
+    std::memcpy(&word, from, 8);
+    return word;
+  }
+
+  static void step(std::uint64_t& lane, std::uint64_t word) {
+    lane = std::rotl(lane ^ word, 29) * 0x9e3779b97f4a7c15u;
+  }
+
+  std::uint64_t lanes_[kLanes] = {1, 2, 3, 4, 5, 6, 7, 8};
+};
+
+}  // namespace
+
+Model::Model(std::filesystem::path path)
+    : file_(std::move(path)), config_(read_model_config(file_)) {
+  TensorFinder tensors(file_);
+  const ModelConfig& c = config_;
+  token_embedding_ = tensors.get("token_embd.weight", c.hidden_size, c.vocabulary_size);
+  output_norm_ = tensors.get("output_norm.weight", c.hidden_size);
+  head_ = c.tied_head ? token_embedding_
+                      : tensors.get("output.weight", c.hidden_size, c.vocabulary_size);
+
+  for (int layer = 0; layer < c.layers; ++layer) {
+    const auto name = [layer](std::string_view part) {
+      return fmt::format("blk.{}.{}", layer, part);
+    };
+    const auto bias = [&](std::string_view part, int size) {
+      return c.qkv_bias ? tensors.get(name(part), size) : nullptr;
+    };
+    const auto head_norm = [&](std::string_view part) {
+      return c.qk_norm ? tensors.get(name(part), c.head_size) : nullptr;
+    };
+    layers_.push_back({
+        .attention_norm = tensors.get(name("attn_norm.weight"), c.hidden_size),
+        .query = tensors.get(name("attn_q.weight"), c.hidden_size, c.query_size()),
+        .key = tensors.get(name("attn_k.weight"), c.hidden_size, c.kv_size()),
+        .value = tensors.get(name("attn_v.weight"), c.hidden_size, c.kv_size()),
+        .output = tensors.get(name("attn_output.weight"), c.query_size(), c.hidden_size),
+        .query_bias = bias("attn_q.bias", c.query_size()),
+        .key_bias = bias("attn_k.bias", c.kv_size()),
+        .value_bias = bias("attn_v.bias", c.kv_size()),
+        .query_norm = head_norm("attn_q_norm.weight"),
+        .key_norm = head_norm("attn_k_norm.weight"),
+        .feed_forward_norm = tensors.get(name("ffn_norm.weight"), c.hidden_size),
+        .gate = tensors.get(name("ffn_gate.weight"), c.hidden_size, c.feed_forward_size),
+        .up = tensors.get(name("ffn_up.weight"), c.hidden_size, c.feed_forward_size),
+        .down = tensors.get(name("ffn_down.weight"), c.feed_forward_size, c.hidden_size),
+    });
+  }
+  tensors.refuse_unused();
+}
+
+ModelIdentity Model::identity() const {
+  StreamHash hash;
+  for (const Tensor& tensor : file_.tensors()) {
+    hash.add(tensor.name);
+    hash.add_word(static_cast<std::uint64_t>(tensor.type));
+    for (const std::int64_t extent : tensor.shape) {
+      hash.add_word(static_cast<std::uint64_t>(extent));
+    }
+    hash.add(tensor.data);
+  }
+  return {.architecture = config_.architecture,
+          .layers = config_.layers,
+          .hidden_size = config_.hidden_size,
+          .vocabulary_size = config_.vocabulary_size,
+          .tensor_hash = fmt::format("{:016x}", hash.value())};
+}
+
+}  // namespace firp

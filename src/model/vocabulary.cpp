@@ -1,0 +1,278 @@
+#include "model/vocabulary.h"
+
+#include <fmt/format.h>
+#include <llama.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <exception>
+#include <limits>
+#include <unordered_set>
+#include <utility>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
+#include "model/gguf_file.h"
+
+namespace firp {
+namespace {
+
+/// Refuses what libllama would end the process for.
+void check_tokenizer(const GgufFile& file) {
+  const std::string path = file.path().string();
+  const std::string kind = file.get_string("tokenizer.ggml.model");
+  if (kind == "no_vocab" || kind == "none") {
+    throw Error(
+        fmt::format("{}: the file has no tokenizer (tokenizer.ggml.model = {})", path, kind));
+  }
+  // What the files of our architectures use; libllama aborts on odd files of its rarer kinds.
+  if (kind != "llama" && kind != "gpt2") {
+    throw Error(fmt::format("{}: the tokenizer '{}' is not supported (supported: llama, gpt2)",
+                            path, one_line(kind)));
+  }
+  const auto tokens = file.find_string_array("tokenizer.ggml.tokens");
+  if (!tokens || tokens->empty()) {
+    throw Error(fmt::format("{}: the file has no tokens (tokenizer.ggml.tokens)", path));
+  }
+  std::unordered_set<std::string> seen;
+  for (std::size_t i = 0; i < tokens->size(); ++i) {
+    // libllama's own name for an empty token
+    const std::string text = (*tokens)[i].empty() ? fmt::format("[EMPTY_{}]", i) : (*tokens)[i];
+    if (!seen.insert(text).second) {
+      throw Error(fmt::format("{}: damaged tokenizer: token {} ('{}') is there twice", path, i,
+                              one_line(text)));
+    }
+  }
+  for (const char* key : {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
+    const auto size = file.find_array_size(key);
+    if (size && *size != tokens->size()) {
+      throw Error(fmt::format("{}: damaged tokenizer: {} has {} elements for {} tokens", path, key,
+                              *size, tokens->size()));
+    }
+  }
+  if (file.find_int("split.count").value_or(0) > 1) {
+    throw Error(fmt::format("{}: a model split into several files is not supported", path));
+  }
+}
+
+/// Calls llama_tokenize for `text` with stack enough. For some models libllama splits text by
+/// std::regex, which recurses once a character (some 330 bytes of stack each): a long run of like
+/// characters would overflow an ordinary stack.
+std::int32_t tokenize_with_stack(const llama_vocab* vocabulary, std::string_view text,
+                                 std::span<Token> out) {
+  struct Call {
+    const llama_vocab* vocabulary;
+    std::string_view text;
+    std::span<Token> out;
+    std::int32_t count;
+    std::exception_ptr error;
+  } call{vocabulary, text, out, 0, nullptr};
+  const auto run = [](void* argument) -> void* {
+    Call& c = *static_cast<Call*>(argument);
+    try {
+      // Not its add_special: that would also append an EOS where a file asks for one.
+      c.count =
+          llama_tokenize(c.vocabulary, c.text.data(), static_cast<std::int32_t>(c.text.size()),
+                         c.out.data(), static_cast<std::int32_t>(c.out.size()),
+                         /*add_special=*/false, /*parse_special=*/true);
+    } catch (...) {
+      c.error = std::current_exception();
+    }
+    return nullptr;
+  };
+
+  constexpr std::size_t kOrdinaryText = 4096;
+  constexpr std::size_t kStackBytesPerByte = 1024;
+  if (text.size() <= kOrdinaryText) {
+    run(&call);
+  } else {
+    pthread_attr_t attributes;
+    pthread_t thread;
+    pthread_attr_init(&attributes);
+    const bool started =
+        pthread_attr_setstacksize(&attributes,
+                                  (std::size_t{8} << 20) + kStackBytesPerByte * text.size()) == 0 &&
+        pthread_create(&thread, &attributes, run, &call) == 0;
+    pthread_attr_destroy(&attributes);
+    if (!started) {
+      throw Error(fmt::format("the text has {} bytes: too long to tokenize here", text.size()));
+    }
+    pthread_join(thread, nullptr);
+  }
+  if (call.error != nullptr) {
+    std::rethrow_exception(call.error);
+  }
+  return call.count;
+}
+
+}  // namespace
+
+struct Vocabulary::Handle {
+  struct Free {
+    void operator()(llama_model* pointer) const { llama_model_free(pointer); }
+  };
+  std::string path;
+  std::unique_ptr<llama_model, Free> model;
+  const llama_vocab* vocabulary = nullptr;
+};
+
+Vocabulary::Vocabulary(const std::filesystem::path& model_path)
+    : handle_(std::make_unique<Handle>()) {
+  check_tokenizer(GgufFile(model_path));
+  handle_->path = model_path.string();
+  const GgmlErrors errors;
+  llama_model_params parameters = llama_model_default_params();
+  parameters.vocab_only = true;
+  handle_->model.reset(llama_model_load_from_file(handle_->path.c_str(), parameters));
+  if (handle_->model == nullptr) {
+    throw Error(fmt::format("{}: libllama cannot read the vocabulary: {}", handle_->path,
+                            errors.text("it does not say why")));
+  }
+  handle_->vocabulary = llama_model_get_vocab(handle_->model.get());
+}
+
+Vocabulary::~Vocabulary() = default;
+Vocabulary::Vocabulary(Vocabulary&&) noexcept = default;
+
+int Vocabulary::size() const { return llama_vocab_n_tokens(handle_->vocabulary); }
+
+std::vector<Token> Vocabulary::tokenize(std::string_view text, bool add_bos) const {
+  require_utf8(text, "the text");
+  if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max() / 2)) {
+    throw Error(fmt::format("the text has {} bytes: too long", text.size()));
+  }
+  std::vector<Token> tokens;
+  if (add_bos && llama_vocab_get_add_bos(handle_->vocabulary)) {
+    const Token bos = llama_vocab_bos(handle_->vocabulary);
+    if (bos == LLAMA_TOKEN_NULL) {
+      throw Error(fmt::format("{}: the file asks for a BOS token and names none", handle_->path));
+    }
+    tokens.push_back(bos);
+  }
+  std::vector<Token> body(text.size() +
+                          2);  // a token is at least a byte; a space may come in front
+  std::int32_t count = 0;
+  try {
+    count = tokenize_with_stack(handle_->vocabulary, text, body);
+    if (count < 0) {
+      body.resize(static_cast<std::size_t>(-static_cast<std::int64_t>(count)));
+      count = tokenize_with_stack(handle_->vocabulary, text, body);
+    }
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Error(fmt::format("{}: damaged tokenizer: {}", handle_->path, one_line(error.what())));
+  }
+  if (count < 0) {
+    throw Error(fmt::format("{}: libllama cannot tokenize the text", handle_->path));
+  }
+  tokens.insert(tokens.end(), body.begin(), body.begin() + count);
+  return tokens;
+}
+
+std::string Vocabulary::piece(Token token, bool show_special) const {
+  if (token < 0 || token >= size()) {
+    throw Error(fmt::format("token {} is not in the vocabulary of {} tokens", token, size()));
+  }
+  std::string bytes(64, '\0');
+  std::int32_t length =
+      llama_token_to_piece(handle_->vocabulary, token, bytes.data(),
+                           static_cast<std::int32_t>(bytes.size()), 0, show_special);
+  if (length < 0) {
+    bytes.resize(static_cast<std::size_t>(-length));
+    length = llama_token_to_piece(handle_->vocabulary, token, bytes.data(),
+                                  static_cast<std::int32_t>(bytes.size()), 0, show_special);
+  }
+  bytes.resize(static_cast<std::size_t>(std::max(length, 0)));
+  return bytes;
+}
+
+std::string Vocabulary::text(std::span<const Token> tokens) const {
+  std::string bytes;
+  for (const Token token : tokens) {
+    bytes += piece(token);
+  }
+  return bytes;
+}
+
+bool Vocabulary::is_end_of_generation(Token token) const {
+  return llama_vocab_is_eog(handle_->vocabulary, token);
+}
+
+bool Vocabulary::has_chat_template() const {
+  return llama_model_chat_template(handle_->model.get(), nullptr) != nullptr;
+}
+
+std::string Vocabulary::apply_chat_template(std::span<const ChatMessage> messages,
+                                            bool open_answer) const {
+  const char* chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
+  if (chat_template == nullptr) {
+    throw Error(
+        fmt::format("{}: the file has no chat template; use a plain prompt (-p)", handle_->path));
+  }
+  std::vector<llama_chat_message> chat;
+  for (const ChatMessage& message : messages) {
+    require_utf8(message.role, "a message's role");
+    require_utf8(message.content, "a message");
+    if (message.content.find('\0') != std::string::npos) {
+      throw Error("a message holds a zero byte: chat templates cannot carry it");
+    }
+    chat.push_back({message.role.c_str(), message.content.c_str()});
+  }
+  const auto apply = [&](std::string& out) {
+    return llama_chat_apply_template(chat_template, chat.data(), chat.size(), open_answer,
+                                     out.data(), static_cast<std::int32_t>(out.size()));
+  };
+  std::string text(1024, '\0');
+  std::int32_t length = apply(text);
+  if (length > static_cast<std::int32_t>(text.size())) {
+    text.resize(static_cast<std::size_t>(length));
+    length = apply(text);
+  }
+  if (length < 0) {
+    throw Error(
+        fmt::format("{}: libllama does not know the file's chat template; use a plain "
+                    "prompt (-p)",
+                    handle_->path));
+  }
+  text.resize(static_cast<std::size_t>(length));
+  return text;
+}
+
+void require_utf8(std::string_view text, std::string_view what) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  std::size_t i = 0;
+  while (i < text.size()) {
+    const unsigned char first = byte(i);
+    // Length of the character, and the range of its second byte (RFC 3629, section 4), which rules
+    // out overlong forms, surrogates and what lies beyond U+10FFFF.
+    std::size_t length = 0;
+    unsigned char low = 0x80;
+    unsigned char high = 0xbf;
+    if (first < 0x80) {
+      length = 1;
+    } else if (first >= 0xc2 && first <= 0xdf) {
+      length = 2;
+    } else if (first >= 0xe0 && first <= 0xef) {
+      length = 3;
+      low = first == 0xe0 ? 0xa0 : low;
+      high = first == 0xed ? 0x9f : high;
+    } else if (first >= 0xf0 && first <= 0xf4) {
+      length = 4;
+      low = first == 0xf0 ? 0x90 : low;
+      high = first == 0xf4 ? 0x8f : high;
+    }
+    bool valid = length > 0 && length <= text.size() - i;
+    for (std::size_t k = 1; valid && k < length; ++k) {
+      valid = byte(i + k) >= low && byte(i + k) <= high;
+      low = 0x80;
+      high = 0xbf;
+    }
+    if (!valid) {
+      throw Error(fmt::format("{} is not valid UTF-8 (at byte {})", what, i));
+    }
+    i += length;
+  }
+}
+
+}  // namespace firp

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace firp {
+
+using Token = std::int32_t;
+
+struct ChatMessage {
+  std::string role;  ///< "system", "user" or "assistant"
+  std::string content;
+};
+
+/// Vocabulary and chat template of a GGUF file, through libllama (loaded without its weights).
+class Vocabulary {
+ public:
+  explicit Vocabulary(const std::filesystem::path& model_path);
+  ~Vocabulary();
+  Vocabulary(Vocabulary&&) noexcept;
+
+  int size() const;
+  /// `text` must be valid UTF-8 (an Error otherwise). Special tokens written out in the text are
+  /// parsed as such; the vocabulary's own BOS is put in front if `add_bos` and the file asks for
+  /// it.
+  std::vector<Token> tokenize(std::string_view text, bool add_bos) const;
+  /// The bytes of a token: not necessarily whole UTF-8 characters. Special tokens are empty unless
+  /// `show_special`.
+  std::string piece(Token token, bool show_special = false) const;
+  std::string text(std::span<const Token> tokens) const;
+  bool is_end_of_generation(Token token) const;
+
+  bool has_chat_template() const;
+  /// The conversation as the model's own template writes it; `open_answer` appends the start of an
+  /// assistant's turn. Error where the file has no template that libllama knows.
+  std::string apply_chat_template(std::span<const ChatMessage> messages, bool open_answer) const;
+
+ private:
+  struct Handle;
+  std::unique_ptr<Handle> handle_;
+};
+
+/// Throws an Error that names the byte offset where `text` stops being UTF-8.
+void require_utf8(std::string_view text, std::string_view what);
+
+}  // namespace firp

@@ -1,0 +1,350 @@
+#include "train/synthesis.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <unordered_set>
+#include <utility>
+
+#include "model/error.h"
+#include "train/instructions.h"
+
+namespace firp {
+namespace {
+
+constexpr int kSlots = 64;         // sequences that are generated side by side
+constexpr int kMaxPrompt = 1024;   // tokens; longer ones are left out
+constexpr int kMinAnswer = 8;      // shorter answers have next to nothing to learn from
+constexpr int kMaxTurn = 56;       // tokens of a sampled user's turn
+constexpr int kExpectedTurn = 40;  // for the progress bar
+constexpr int kHeldOut = 20;       // one text in so many
+
+constexpr std::string_view kPlaceholder = "FIRPUSERTURN";
+
+// Fisher-Yates with our own draw: std::shuffle differs between standard libraries.
+template <typename T>
+void shuffle(std::vector<T>& items, std::mt19937_64& generator) {
+  for (std::size_t i = items.size(); i > 1; --i) {
+    std::swap(items[i - 1], items[generator() % i]);
+  }
+}
+
+bool is_valid_utf8(const std::string& text) {
+  try {
+    require_utf8(text, "");
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> read_prompts(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  if (!file) {
+    throw Error(fmt::format("cannot read the prompts file {}", path.string()));
+  }
+  std::vector<std::string> prompts;
+  std::string line;
+  for (int number = 1; std::getline(file, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) {
+      continue;
+    }
+    const auto refuse = [&](const char* why) {
+      throw Error(
+          fmt::format("{} line {}: {}; each line must be an object with \"turns\": "
+                      "[\"...\"]",
+                      path.string(), number, why));
+    };
+    const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
+    if (object.is_discarded()) {
+      refuse("not JSON in UTF-8");
+    }
+    if (!object.is_object() || !object.contains("turns") || !object["turns"].is_array() ||
+        object["turns"].empty()) {
+      refuse("no turns");
+    }
+    const nlohmann::json& turn = object["turns"].front();
+    if (!turn.is_string() ||
+        turn.get_ref<const std::string&>().find_first_not_of(" \t\r\n") == std::string::npos) {
+      refuse("the first turn is not a text");
+    }
+    prompts.push_back(turn.get<std::string>());
+  }
+  if (prompts.empty()) {
+    throw Error(fmt::format("{} holds no prompts", path.string()));
+  }
+  return prompts;
+}
+
+ChatForm chat_form(const Vocabulary& vocabulary) {
+  if (!vocabulary.has_chat_template()) {
+    return {"", "\n"};
+  }
+  const ChatMessage turn = {"user", std::string(kPlaceholder)};
+  const std::string text = vocabulary.apply_chat_template(std::span(&turn, 1), true);
+  const std::size_t at = text.find(kPlaceholder);
+  if (at == std::string::npos) {
+    throw Error("the model's chat template leaves out what the user says");
+  }
+  return {text.substr(0, at), text.substr(at + kPlaceholder.size())};
+}
+
+std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const GenerationJob> jobs,
+                                               const std::function<bool(Token)>& is_end,
+                                               long long token_budget,
+                                               const std::function<bool(long long)>& on_tokens) {
+  struct Slot {
+    int job = -1;
+    int sequence = 0;
+    std::vector<Token> tokens;  // prompt and answer so far
+  };
+  std::vector<std::vector<Token>> answers(jobs.size());
+  std::vector<Slot> slots(kSlots);
+  std::size_t next_job = 0;
+  long long tokens_done = 0;
+  const std::size_t vocabulary = static_cast<std::size_t>(engine.config().vocabulary_size);
+
+  std::vector<Row> rows;
+  std::vector<int> path;
+  for (bool running = true;;) {
+    for (Slot& slot : slots) {
+      if (slot.job < 0 && running && next_job < jobs.size() && tokens_done < token_budget) {
+        slot.job = static_cast<int>(next_job++);
+        slot.sequence = engine.add_sequence();
+        slot.tokens = jobs[slot.job].prompt;
+      }
+    }
+    // Each sequence adds the tokens that have not been run: its newest, or a piece of its prompt.
+    rows.clear();
+    std::vector<std::pair<Slot*, std::pair<int, int>>> parts;  // slot, rows [begin, end)
+    for (Slot& slot : slots) {
+      if (slot.job < 0) {
+        continue;
+      }
+      const int length = engine.length(slot.sequence);
+      const int room = engine.options().max_rows - static_cast<int>(rows.size());
+      const int count = std::min(room, static_cast<int>(slot.tokens.size()) - length);
+      const int begin = static_cast<int>(rows.size());
+      for (int i = 0; i < count; ++i) {
+        rows.push_back({.sequence = slot.sequence,
+                        .position = length + i,
+                        .parent = i == 0 ? kContext : begin + i - 1,
+                        .token = slot.tokens[length + i],
+                        .step = 0,
+                        .source = {}});
+      }
+      if (count > 0) {
+        parts.push_back({&slot, {begin, begin + count}});
+      }
+    }
+    if (rows.empty()) {
+      break;
+    }
+    engine.forward(rows);
+
+    std::vector<Slot*> ready;  // sequences whose tokens have all been run
+    std::vector<int> last_rows;
+    for (const auto& [slot, range] : parts) {
+      path.resize(range.second - range.first);
+      for (std::size_t i = 0; i < path.size(); ++i) {
+        path[i] = range.first + static_cast<int>(i);
+      }
+      engine.commit(slot->sequence, path);
+      if (engine.length(slot->sequence) == static_cast<int>(slot->tokens.size())) {
+        ready.push_back(slot);
+        last_rows.push_back(range.second - 1);
+      }
+    }
+    if (!ready.empty()) {
+      const std::span<const float> logits = engine.logits(last_rows);
+      std::vector<Token> chosen(ready.size());
+      at::parallel_for(
+          0, static_cast<std::int64_t>(ready.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+              const GenerationJob& job = jobs[ready[i]->job];
+              chosen[i] =
+                  sample_token(logits.subspan(i * vocabulary, vocabulary), ready[i]->tokens,
+                               job.stream, static_cast<int>(ready[i]->tokens.size()), job.sampling);
+            }
+          });
+      for (std::size_t i = 0; i < ready.size(); ++i) {
+        Slot& slot = *ready[i];
+        const GenerationJob& job = jobs[slot.job];
+        slot.tokens.push_back(chosen[i]);
+        ++tokens_done;
+        const int answer_tokens = static_cast<int>(slot.tokens.size() - job.prompt.size());
+        if (answer_tokens == job.max_tokens || is_end(chosen[i])) {
+          answers[slot.job].assign(slot.tokens.end() - answer_tokens, slot.tokens.end());
+          engine.remove_sequence(slot.sequence);
+          slot = {};
+        }
+      }
+    }
+    if (running && !on_tokens(tokens_done)) {
+      running = false;
+      for (Slot& slot : slots) {
+        if (slot.job >= 0) {
+          engine.remove_sequence(slot.sequence);
+          slot = {};
+        }
+      }
+    }
+  }
+  return answers;
+}
+
+std::string whole_sentences(std::string text, bool ended) {
+  if (!ended) {
+    const std::size_t end = text.find_last_of(".?!\n");
+    text.resize(end == std::string::npos ? 0 : end + 1);
+  }
+  const char* const kSpace = " \t\r\n";
+  const std::size_t first = text.find_first_not_of(kSpace);
+  if (first == std::string::npos) {
+    return "";
+  }
+  text = text.substr(first, text.find_last_not_of(kSpace) + 1 - first);
+  return text.size() < 8 || !is_valid_utf8(text) ? "" : text;
+}
+
+std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
+                             const SynthesisOptions& options,
+                             const std::function<bool(long long, long long)>& on_progress) {
+  std::mt19937_64 generator(options.seed);
+  const ChatForm form = chat_form(vocabulary);
+  const auto is_end = [&](Token token) { return vocabulary.is_end_of_generation(token); };
+
+  // How the texts divide up: a third the user's own prompts, if any; a seventh works on a passage
+  // from an earlier answer; the rest are half the model's own turns, half built-in instructions.
+  const int own = std::min<int>(options.sequences / 3, static_cast<int>(options.prompts.size()));
+  const int with_passage = (options.sequences - own) / 7;
+  const int sampled = (options.sequences - own - with_passage) / 2;
+  const int built_in = options.sequences - own - with_passage - sampled;
+
+  long long tokens_before = 0;
+  const long long total = options.answer_tokens + static_cast<long long>(sampled) * kExpectedTurn;
+  bool stopped = false;
+  long long tokens_now = 0;
+  const auto on_tokens = [&](long long tokens) {
+    tokens_now = tokens;
+    stopped = stopped || !on_progress(std::min(tokens_before + tokens, total - 1), total);
+    return !stopped;
+  };
+
+  std::vector<std::string> turns = built_in_instructions(built_in, generator());
+  {
+    std::vector<std::string> prompts = options.prompts;
+    shuffle(prompts, generator);
+    turns.insert(turns.end(), prompts.begin(), prompts.begin() + own);
+  }
+
+  // The model's own turns: half from its bare prefix, half with an opening given.
+  {
+    std::vector<GenerationJob> jobs;
+    std::vector<std::string> openings;
+    for (int i = 0; i < sampled; ++i) {
+      const std::vector<std::string>& openers = instruction_openers();
+      openings.push_back(i % 2 == 0 ? "" : openers[generator() % openers.size()]);
+      GenerationJob job;
+      job.prompt = vocabulary.tokenize(form.before + openings.back(), true);
+      if (job.prompt.empty()) {  // no chat form and no BOS: something to go on from
+        openings.back() = openers[generator() % openers.size()];
+        job.prompt = vocabulary.tokenize(openings.back(), true);
+      }
+      job.max_tokens = kMaxTurn;
+      job.sampling = {
+          .temperature = 1.0f, .top_k = 200, .top_p = 0.98f, .min_p = 0.01f, .seed = options.seed};
+      job.stream = i;
+      jobs.push_back(std::move(job));
+    }
+    const std::vector<std::vector<Token>> continuations =
+        generate_batch(engine, jobs, is_end, std::numeric_limits<long long>::max(), on_tokens);
+    for (int i = 0; i < sampled; ++i) {
+      const std::vector<Token>& tokens = continuations[i];
+      const bool ended = !tokens.empty() && is_end(tokens.back());
+      turns.push_back(whole_sentences(openings[i] + vocabulary.text(tokens), ended));
+    }
+    tokens_before = static_cast<long long>(sampled) * kExpectedTurn;
+  }
+  if (stopped) {
+    return {};
+  }
+
+  std::vector<Text> texts;
+  std::unordered_set<std::string> seen;
+  int stream = sampled;
+  long long budget = options.answer_tokens;
+  const auto answer = [&](const std::vector<std::string>& questions) {
+    std::vector<GenerationJob> jobs;
+    for (const std::string& question : questions) {
+      if (question.empty() || !seen.insert(question).second) {
+        continue;
+      }
+      GenerationJob job;
+      job.prompt = vocabulary.tokenize(form.before + question + form.after, true);
+      if (job.prompt.size() > kMaxPrompt) {
+        continue;
+      }
+      job.max_tokens = options.max_answer;
+      job.stream = stream++;
+      if (jobs.size() % 2 == 1) {
+        job.sampling = {.temperature = 0.7f + 0.1f * static_cast<float>(generator() % 4),
+                        .top_k = 100,
+                        .top_p = 0.95f,
+                        .min_p = 0.02f,
+                        .seed = options.seed};
+      }
+      jobs.push_back(std::move(job));
+    }
+    const std::vector<std::vector<Token>> answers =
+        generate_batch(engine, jobs, is_end, budget, on_tokens);
+    tokens_before += tokens_now;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      if (answers[i].size() < kMinAnswer) {
+        continue;
+      }
+      Text text;
+      text.tokens = jobs[i].prompt;
+      text.answer_begin = static_cast<int>(text.tokens.size());
+      text.tokens.insert(text.tokens.end(), answers[i].begin(), answers[i].end());
+      text.greedy = jobs[i].sampling.temperature == 0;
+      text.held_out = i % kHeldOut == 0;
+      texts.push_back(std::move(text));
+    }
+  };
+
+  // First whatever stands for itself, then turns that work on a passage: an answer from before.
+  shuffle(turns, generator);
+  budget = options.answer_tokens * 6LL / 7;
+  answer(turns);
+  if (stopped) {
+    return {};
+  }
+  std::vector<std::string> passage_turns;
+  for (const Text& text : texts) {
+    const std::span<const Token> tokens = std::span(text.tokens).subspan(text.answer_begin);
+    if (static_cast<int>(passage_turns.size()) < with_passage && !text.greedy &&
+        tokens.size() >= 48) {
+      const std::string passage = whole_sentences(vocabulary.text(tokens), is_end(tokens.back()));
+      if (!passage.empty()) {
+        passage_turns.push_back(passage_instruction(passage, generator()));
+      }
+    }
+  }
+  budget = options.answer_tokens - budget;
+  answer(passage_turns);
+  if (stopped) {
+    return {};
+  }
+  on_progress(total, total);
+  return texts;
+}
+
+}  // namespace firp

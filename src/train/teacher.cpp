@@ -1,0 +1,143 @@
+#include "train/teacher.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "draft/draft_tree.h"
+
+namespace firp {
+namespace {
+
+// Runs tokens [0, count) of a text through the engine, chunk by chunk, in a sequence of its own.
+// After each chunk visit(first position, rows) reads from the engine.
+void run_chunks(Engine& engine, std::span<const Token> tokens, std::span<const int> layers,
+                const std::function<void(int, int)>& visit) {
+  const int sequence = engine.add_sequence();
+  const int total = static_cast<int>(tokens.size());
+  std::vector<Row> rows;
+  std::vector<int> path;
+  for (int begin = 0; begin < total; begin += engine.options().max_rows) {
+    const int count = std::min(engine.options().max_rows, total - begin);
+    rows.clear();
+    path.clear();
+    for (int i = 0; i < count; ++i) {
+      rows.push_back({.sequence = sequence,
+                      .position = begin + i,
+                      .parent = i == 0 ? kContext : i - 1,
+                      .token = tokens[begin + i],
+                      .step = 0,
+                      .source = {}});
+      path.push_back(i);
+    }
+    engine.forward(rows, layers);
+    visit(begin, count);
+    engine.commit(sequence, path);
+  }
+  engine.remove_sequence(sequence);
+}
+
+void copy_row(std::span<const float> from, const torch::Tensor& to, std::int64_t row) {
+  std::memcpy(to.data_ptr<float>() + row * to.size(1), from.data(), from.size_bytes());
+}
+
+int first_anchor(const Text& text) { return std::max(kSkippedPositions, text.answer_begin - 1); }
+
+}  // namespace
+
+TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& text,
+                        std::span<const int> extra_layers) {
+  const int positions = static_cast<int>(text.tokens.size()) - 1;
+  const std::int64_t d = engine.config().hidden_size;
+  const std::size_t vocabulary = static_cast<std::size_t>(engine.config().vocabulary_size);
+  TeacherText out;
+  out.tokens = text.tokens;
+  out.greedy = text.greedy;
+  out.first_anchor = std::min(first_anchor(text), positions - 1);
+  out.end_anchor = positions - 1;
+
+  std::vector<int> layers;
+  for (int layer = upper.first_layer(); layer < engine.config().layers; ++layer) {
+    layers.push_back(layer);
+  }
+  std::vector<torch::Tensor> states;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    states.push_back(torch::empty({positions, d}));
+  }
+  const std::int64_t rows_kept = positions - out.first_anchor;
+  out.top_ids = torch::zeros({rows_kept, kTeacherTokens}, torch::kInt32);
+  out.top_probabilities = torch::zeros({rows_kept, kTeacherTokens});
+
+  run_chunks(engine, std::span(text.tokens).first(positions), layers, [&](int begin, int count) {
+    std::vector<int> with_logits;
+    for (int row = 0; row < count; ++row) {
+      for (std::size_t i = 0; i < layers.size(); ++i) {
+        copy_row(engine.hidden(row, layers[i]), states[i], begin + row);
+      }
+      if (begin + row >= out.first_anchor) {
+        with_logits.push_back(row);
+      }
+    }
+    if (with_logits.empty()) {
+      return;
+    }
+    const std::span<const float> logits = engine.logits(with_logits);
+    const std::int64_t kept = begin + with_logits.front() - out.first_anchor;
+    at::parallel_for(0, static_cast<std::int64_t>(with_logits.size()), 1,
+                     [&](std::int64_t first, std::int64_t end) {
+                       for (std::int64_t i = first; i < end; ++i) {
+                         const std::vector<Candidate> top = top_candidates(
+                             logits.subspan(i * vocabulary, vocabulary), kTeacherTokens);
+                         auto* const ids =
+                             out.top_ids.data_ptr<std::int32_t>() + (kept + i) * kTeacherTokens;
+                         float* const probabilities =
+                             out.top_probabilities.data_ptr<float>() + (kept + i) * kTeacherTokens;
+                         for (std::size_t k = 0; k < top.size(); ++k) {
+                           ids[k] = top[k].token;
+                           probabilities[k] = std::exp(top[k].log_probability);
+                         }
+                       }
+                     });
+  });
+
+  const auto from_first_anchor = [&](const torch::Tensor& all) {
+    return all.narrow(0, out.first_anchor, rows_kept).clone();
+  };
+  out.hidden = from_first_anchor(states.front());
+  for (const int layer : extra_layers) {
+    out.extra_hidden.push_back(from_first_anchor(states[layer - upper.first_layer()]));
+  }
+  std::vector<torch::Tensor> context;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    context.push_back(upper.keys_values(layers[i], states[i].narrow(0, 0, out.end_anchor)).cpu());
+  }
+  out.context = torch::stack(context);
+  return out;
+}
+
+std::vector<torch::Tensor> run_hidden(Engine& engine, const Text& text,
+                                      std::span<const int> layers) {
+  const int positions = static_cast<int>(text.tokens.size()) - 1;
+  const int first = std::min(first_anchor(text), positions - 1);
+  std::vector<torch::Tensor> states;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    states.push_back(torch::empty({positions - first, engine.config().hidden_size}));
+  }
+  run_chunks(engine, std::span(text.tokens).first(positions), layers, [&](int begin, int count) {
+    for (int row = std::max(0, first - begin); row < count; ++row) {
+      for (std::size_t i = 0; i < layers.size(); ++i) {
+        copy_row(engine.hidden(row, layers[i]), states[i], begin + row - first);
+      }
+    }
+  });
+  return states;
+}
+
+std::size_t teacher_bytes_per_token(const ModelConfig& config, int layer) {
+  return static_cast<std::size_t>(config.layers - layer) * 2 * config.kv_size() * 2 +
+         static_cast<std::size_t>(config.hidden_size) * 4 + kTeacherTokens * 8;
+}
+
+}  // namespace firp

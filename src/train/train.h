@@ -1,0 +1,100 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/heads.h"
+
+namespace firp {
+
+/// What `firp train` is asked to do. docs/training.md explains every value.
+struct TrainOptions {
+  std::filesystem::path model;
+  std::filesystem::path output;  ///< the heads file to write; OUTPUT.checkpoint lies beside it
+  std::filesystem::path
+      prompts;  ///< JSONL, one object with "turns": ["...", ..] a line; empty: none
+
+  int draft_steps = 4;         ///< K: maps to train, 1 .. kMaxDraftSteps
+  int layer = 0;               ///< t of all maps, 1 .. layers - 1; 0: the ridge scan chooses
+  int sequences = 1200;        ///< texts to synthesise, at most
+  int answer_tokens = 180000;  ///< tokens of the model's own answers to synthesise, at most
+  int max_answer = 256;        ///< tokens of one answer, at most
+
+  /// Length of the distillation: `updates` optimiser steps, or where that is 0 as many as fit into
+  /// `minutes` by the speed measured in its first updates. Only the first kind gives the same
+  /// result on every run with the same seed, threads and machine.
+  int updates = 0;
+  double minutes = 8;
+  float learning_rate = 2e-3f;  ///< at its peak; cosine decay to a hundredth
+
+  int threads = 0;  ///< 0: one per core
+  std::uint64_t seed = 1;
+  /// Goes on from OUTPUT.checkpoint. The draft steps, layer, learning rate, seed, the texts and the
+  /// length are those that the checkpoint was started with.
+  bool resume = false;
+  std::string command;  ///< for the heads file's record
+};
+
+inline constexpr int kMaxDraftSteps = 8;
+
+/// OUTPUT.checkpoint: what --resume goes on from. Removed when training has ended.
+std::filesystem::path checkpoint_path(const TrainOptions& options);
+
+enum class TrainPhase {
+  kSynthesis,     ///< unit: answer tokens
+  kLayerScan,     ///< unit: candidate layers; left out where options.layer is given
+  kCapture,       ///< teacher-forced pass over all texts; unit: tokens
+  kWarmStart,     ///< ridge regression; unit: maps
+  kDistillation,  ///< unit: updates
+  kEvaluation,    ///< on held-out texts; unit: texts
+};
+inline constexpr int kTrainPhases = 6;
+/// "Writing training text", "Choosing the layer", ...
+const char* phase_name(TrainPhase phase);
+const char* phase_unit(TrainPhase phase);
+
+/// Sent some times a second at most, and at the end of each phase (done == total).
+struct TrainProgress {
+  TrainPhase phase;
+  long long done = 0;
+  long long total = 0;
+  double elapsed_seconds = 0;  ///< in this phase
+  double eta_seconds = -1;     ///< to the end of this phase; negative: not known yet
+  // Of the distillation:
+  double rows_per_second = 0;
+  double loss = 0;          ///< mean KL a row, in nats, over the last updates
+  std::vector<float> top1;  ///< last held-out agreement per step, 0..1; empty before the first
+  float chain = 0;          ///< last held-out tokens per forward pass of a chain of K
+  std::string note;  ///< a line worth keeping (the layer chosen, a checkpoint written); or ""
+};
+
+/// Held-out results of the maps as they are written (weights rounded to F16), and what it took.
+struct TrainReport {
+  std::vector<float> top1, top5;  ///< agreement of each step with the model's own token, 0..1
+  float chain = 0;                ///< tokens per forward pass, a chain of K drafts
+  float tree8 = 0, tree16 = 0, tree32 = 0;
+  int layer = 0;
+  long long texts = 0, held_out_texts = 0, answer_tokens = 0;
+  long long rows = 0;  ///< pseudo rows that the distillation saw
+  int updates = 0;     ///< done, of
+  int planned_updates = 0;
+  double phase_minutes[kTrainPhases] = {};
+  bool stopped = false;        ///< by the stop flag; --resume goes on
+  bool heads_written = false;  ///< false only where it was stopped before there were any maps
+};
+
+/// Trains draft maps for a model and writes them to options.output.
+///
+/// Everything that can be refused is refused before the first second of work: a model, prompts file
+/// or checkpoint that cannot be used, an output that cannot be written. When `stop` becomes true
+/// (from a signal handler, for one), the checkpoint and the maps learnt so far are written and the
+/// call returns soon; a second train() with `resume` continues.
+TrainReport train(const TrainOptions& options,
+                  const std::function<void(const TrainProgress&)>& on_progress,
+                  const std::atomic<bool>& stop);
+
+}  // namespace firp

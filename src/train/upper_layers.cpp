@@ -1,0 +1,272 @@
+#include "train/upper_layers.h"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace firp {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+// x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, in F32, the result in `type`.
+// Written with its gradient because autograd's own chain of small operations costs twice as much.
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x,
+                               const torch::Tensor& weight, double epsilon,
+                               torch::ScalarType type) {
+    const torch::Tensor x32 = x.to(torch::kFloat32);
+    const torch::Tensor inverse = x32.square().mean(-1, true).add_(epsilon).rsqrt_();
+    const torch::Tensor normed = x32 * inverse;
+    context->save_for_backward({normed, inverse, weight});
+    context->saved_data["type"] = static_cast<std::int64_t>(x.scalar_type());
+    return (normed * weight).to(type);
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const torch::Tensor &normed = saved[0], &inverse = saved[1], &weight = saved[2];
+    const torch::Tensor gradient = gradients[0].to(torch::kFloat32) * weight;
+    const torch::Tensor along = (gradient * normed).mean(-1, true);
+    const auto type = static_cast<torch::ScalarType>(context->saved_data["type"].toInt());
+    return {torch::addcmul(gradient, normed, along, -1).mul_(inverse).to(type), {}, {}, {}};
+  }
+};
+
+// Turns pairs (k, k + dimensions / 2) of heads [R, heads, head_size]; cosine and sine are
+// [R, 1, dimensions / 2]. The gradient turns back.
+struct Rope : torch::autograd::Function<Rope> {
+  static torch::Tensor turn(const torch::Tensor& x, const torch::Tensor& cosine,
+                            const torch::Tensor& sine) {
+    const torch::Tensor x32 = x.to(torch::kFloat32);
+    const std::int64_t half = cosine.size(-1);
+    const torch::Tensor first = x32.narrow(-1, 0, half), second = x32.narrow(-1, half, half);
+    torch::Tensor out = torch::empty_like(x);
+    out.narrow(-1, 0, half).copy_((first * cosine).addcmul_(second, sine, -1));
+    out.narrow(-1, half, half).copy_((second * cosine).addcmul_(first, sine));
+    const std::int64_t rest = x.size(-1) - 2 * half;
+    if (rest > 0) {
+      out.narrow(-1, 2 * half, rest).copy_(x.narrow(-1, 2 * half, rest));
+    }
+    return out;
+  }
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x,
+                               const torch::Tensor& cosine, const torch::Tensor& sine) {
+    context->save_for_backward({cosine, sine});
+    return turn(x, cosine, sine);
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    return {turn(gradients[0], saved[0], -saved[1]), {}, {}};
+  }
+};
+
+// silu(gate) * up, where x holds both side by side.
+struct SiluMultiply : torch::autograd::Function<SiluMultiply> {
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
+    context->save_for_backward({x});
+    const std::int64_t size = x.size(-1) / 2;
+    return torch::silu(x.narrow(-1, 0, size)).mul_(x.narrow(-1, size, size));
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
+    const torch::Tensor x = context->get_saved_variables()[0];
+    const std::int64_t size = x.size(-1) / 2;
+    const torch::Tensor gate = x.narrow(-1, 0, size), up = x.narrow(-1, size, size);
+    torch::Tensor gradient = torch::empty_like(x);
+    gradient.narrow(-1, 0, size).copy_(at::silu_backward(gradients[0] * up, gate));
+    gradient.narrow(-1, size, size).copy_(torch::silu(gate).mul_(gradients[0]));
+    return {gradient};
+  }
+};
+
+torch::Tensor load(const firp::Tensor& tensor) {
+  std::vector<float> values = dequantize(tensor);
+  std::vector<std::int64_t> shape = {tensor.columns()};
+  if (tensor.rows() > 1) {
+    shape.insert(shape.begin(), tensor.rows());
+  }
+  return torch::from_blob(values.data(), shape, torch::kFloat32).clone();
+}
+
+// The order of a head's elements that makes the file's pairs (k, k + dimensions / 2). Queries and
+// keys take it alike, so their products stay the same and one form of RoPE is enough.
+torch::Tensor rope_order(const ModelConfig& config) {
+  std::vector<std::int64_t> order(config.head_size);
+  std::iota(order.begin(), order.end(), 0);
+  const int half = config.rope.dimensions / 2;
+  for (int k = 0; config.rope.interleaved && k < half; ++k) {
+    order[k] = 2 * k;
+    order[half + k] = 2 * k + 1;
+  }
+  return torch::tensor(order);
+}
+
+// Reorders the outputs of a query or key projection (or bias, or norm weight) head by head.
+torch::Tensor reorder_heads(const torch::Tensor& weight, const torch::Tensor& order) {
+  std::vector<std::int64_t> by_head = weight.sizes().vec();
+  by_head[0] = weight.size(0) / order.size(0);
+  by_head.insert(by_head.begin() + 1, order.size(0));
+  return weight.view(by_head).index_select(1, order).reshape(weight.sizes());
+}
+
+}  // namespace
+
+UpperLayers::UpperLayers(const Model& model, int first_layer, torch::Device device,
+                         torch::ScalarType type)
+    : config_(model.config()), first_layer_(first_layer), device_(device), type_(type) {
+  const auto vector = [&](const torch::Tensor& values) { return values.to(device); };
+  const auto matrix = [&](const torch::Tensor& values) { return values.to(device, type); };
+
+  const torch::Tensor order = rope_order(config_);
+  for (int index = first_layer; index < config_.layers; ++index) {
+    const LayerTensors& tensors = model.layers()[index];
+    Layer layer;
+    layer.attention_norm = vector(load(*tensors.attention_norm));
+    layer.query_key_value =
+        matrix(torch::cat({reorder_heads(load(*tensors.query), order),
+                           reorder_heads(load(*tensors.key), order), load(*tensors.value)}));
+    if (config_.qkv_bias) {
+      layer.query_key_value_bias = matrix(
+          torch::cat({reorder_heads(load(*tensors.query_bias), order),
+                      reorder_heads(load(*tensors.key_bias), order), load(*tensors.value_bias)}));
+    }
+    if (config_.qk_norm) {
+      layer.query_norm = vector(reorder_heads(load(*tensors.query_norm), order));
+      layer.key_norm = vector(reorder_heads(load(*tensors.key_norm), order));
+    }
+    layer.output = matrix(load(*tensors.output));
+    layer.feed_forward_norm = vector(load(*tensors.feed_forward_norm));
+    layer.gate_up = matrix(torch::cat({load(*tensors.gate), load(*tensors.up)}));
+    layer.down = matrix(load(*tensors.down));
+    layers_.push_back(std::move(layer));
+  }
+  output_norm_ = vector(load(model.output_norm()));
+  head_ = matrix(load(model.head()));
+  frequencies_ = torch::tensor(config_.rope.frequencies, torch::kFloat32).to(device);
+}
+
+torch::Tensor UpperLayers::keys_values(int layer, const torch::Tensor& hidden) const {
+  const torch::NoGradGuard no_gradient;
+  const Layer& weights = layers_[layer - first_layer_];
+  const std::int64_t rows = hidden.size(0);
+  const int query_size = config_.query_size(), kv_size = config_.kv_size();
+
+  const torch::Tensor x =
+      RmsNorm::apply(hidden.to(device_), weights.attention_norm, config_.rms_norm_epsilon, type_);
+  const torch::Tensor projected = torch::linear(
+      x, weights.query_key_value.slice(0, query_size),
+      config_.qkv_bias ? weights.query_key_value_bias.slice(0, query_size) : torch::Tensor());
+  torch::Tensor keys =
+      projected.narrow(1, 0, kv_size).view({rows, config_.kv_heads, config_.head_size});
+  const torch::Tensor values =
+      projected.narrow(1, kv_size, kv_size).view({rows, config_.kv_heads, config_.head_size});
+  if (config_.qk_norm) {
+    keys = RmsNorm::apply(keys, weights.key_norm, config_.rms_norm_epsilon, torch::kFloat32);
+  }
+  const torch::Tensor angles =
+      (torch::arange(rows, torch::TensorOptions(torch::kFloat32).device(device_)).unsqueeze(1) *
+       frequencies_)
+          .unsqueeze(1);
+  keys = Rope::turn(keys.to(torch::kFloat32), angles.cos().mul_(config_.rope.magnitude),
+                    angles.sin().mul_(config_.rope.magnitude));
+  return torch::stack({keys, values.to(torch::kFloat32)})
+      .permute({0, 2, 1, 3})
+      .to(type_ == torch::kFloat32 ? torch::kFloat16 : type_)
+      .contiguous();
+}
+
+torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
+                                   const torch::Tensor& anchors,
+                                   const torch::Tensor& context) const {
+  const std::int64_t sequences = rows.size(0), per_sequence = rows.size(1), steps = rows.size(2);
+  const std::int64_t chain_rows = per_sequence * steps;  // of one sequence
+  const std::int64_t length = context.size(-2);
+  const int kv_heads = config_.kv_heads, head_size = config_.head_size;
+  const int group = config_.query_heads / kv_heads;
+  const int query_size = config_.query_size(), kv_size = config_.kv_size();
+  const auto on_device = torch::TensorOptions().device(device_);
+
+  // Angles of the rows' positions i + j: [R, 1, dimensions / 2].
+  const torch::Tensor positions =
+      (anchors.unsqueeze(2) + torch::arange(1, steps + 1, on_device)).flatten();
+  const torch::Tensor angles =
+      (positions.to(torch::kFloat32).unsqueeze(1) * frequencies_).unsqueeze(1);
+  const torch::Tensor cosine = angles.cos().mul_(config_.rope.magnitude);
+  const torch::Tensor sine = angles.sin().mul_(config_.rope.magnitude);
+
+  // What each row sees: real positions up to its anchor, then the rows of its own chain up to
+  // itself. [B, 1, A, K, 1, T + A K], 0 or -infinity.
+  const torch::Tensor sees_context = (torch::arange(length, on_device) <= anchors.unsqueeze(2))
+                                         .view({sequences, 1, per_sequence, 1, 1, length})
+                                         .expand({sequences, 1, per_sequence, steps, 1, length});
+  const torch::Tensor row = torch::arange(chain_rows, on_device);
+  const torch::Tensor chain = torch::div(row, steps, "floor");
+  const torch::Tensor sees_chain = ((chain.unsqueeze(1) == chain) & (row.unsqueeze(1) >= row))
+                                       .view({1, 1, per_sequence, steps, 1, chain_rows})
+                                       .expand({sequences, 1, per_sequence, steps, 1, chain_rows});
+  const torch::Tensor mask =
+      torch::zeros({}, on_device.dtype(type_))
+          .masked_fill(torch::cat({sees_context, sees_chain}, -1).logical_not(),
+                       -std::numeric_limits<float>::infinity());
+
+  const auto attention_layout = [&](const torch::Tensor& heads, std::int64_t per_kv_head) {
+    return heads.view({sequences, chain_rows, kv_heads, per_kv_head, head_size})
+        .transpose(1, 2)
+        .reshape({sequences * kv_heads, chain_rows * per_kv_head, head_size});
+  };
+
+  torch::Tensor x = rows.reshape({-1, config_.hidden_size});
+  for (int index = layer; index < config_.layers; ++index) {
+    const Layer& weights = layers_[index - first_layer_];
+    const torch::Tensor normed =
+        RmsNorm::apply(x, weights.attention_norm, config_.rms_norm_epsilon, type_);
+    const torch::Tensor projected =
+        torch::linear(normed, weights.query_key_value, weights.query_key_value_bias);
+    torch::Tensor query =
+        projected.narrow(1, 0, query_size).view({-1, config_.query_heads, head_size});
+    torch::Tensor key = projected.narrow(1, query_size, kv_size).view({-1, kv_heads, head_size});
+    if (config_.qk_norm) {
+      query = RmsNorm::apply(query, weights.query_norm, config_.rms_norm_epsilon, type_);
+      key = RmsNorm::apply(key, weights.key_norm, config_.rms_norm_epsilon, type_);
+    }
+    query = attention_layout(Rope::apply(query, cosine, sine), group);
+    key = attention_layout(Rope::apply(key, cosine, sine), 1);
+    const torch::Tensor value =
+        attention_layout(projected.narrow(1, query_size + kv_size, kv_size), 1);
+
+    const torch::Tensor real = context[index - first_layer_].to(type_);
+    const std::vector<std::int64_t> flat = {sequences * kv_heads, length, head_size};
+    const torch::Tensor keys = torch::cat({real[0].reshape(flat), key}, 1);
+    const torch::Tensor values = torch::cat({real[1].reshape(flat), value}, 1);
+    torch::Tensor scores = torch::bmm(query * (1.0 / std::sqrt(head_size)), keys.transpose(1, 2));
+    scores = scores.view({sequences, kv_heads, per_sequence, steps, group, length + chain_rows})
+                 .add_(mask)
+                 .view({sequences * kv_heads, chain_rows * group, length + chain_rows});
+    const torch::Tensor attended = torch::bmm(torch::softmax(scores, -1), values)
+                                       .view({sequences, kv_heads, chain_rows, group * head_size})
+                                       .transpose(1, 2)
+                                       .reshape({-1, query_size});
+    x = x + torch::linear(attended, weights.output);
+
+    const torch::Tensor inner =
+        torch::linear(RmsNorm::apply(x, weights.feed_forward_norm, config_.rms_norm_epsilon, type_),
+                      weights.gate_up);
+    x = x + torch::linear(SiluMultiply::apply(inner), weights.down);
+  }
+  return RmsNorm::apply(x, output_norm_, config_.rms_norm_epsilon, type_)
+      .view({sequences, per_sequence, steps, config_.hidden_size});
+}
+
+torch::ScalarType fast_type(torch::Device device) {
+  if (device.is_cuda()) {
+    return torch::kBFloat16;
+  }
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (at::hasMKLDNN() && __builtin_cpu_supports("avx512bf16")) {
+    return torch::kBFloat16;
+  }
+#endif
+  return torch::kFloat32;
+}
+
+}  // namespace firp

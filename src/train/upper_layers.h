@@ -1,0 +1,64 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <vector>
+
+#include "model/model.h"
+
+namespace firp {
+
+/// The frozen layers first_layer .. L-1 of a model, its final norm and its head, in LibTorch: the
+/// path of a pseudo row, with gradients to the row and none to the weights.
+///
+/// Weights are the file's, dequantised; `type` (F32 or BF16) is that of the matrix products. The
+/// residual stream, norms and RoPE are F32 in both.
+class UpperLayers {
+ public:
+  UpperLayers(const Model& model, int first_layer, torch::Device device, torch::ScalarType type);
+
+  int first_layer() const { return first_layer_; }
+  int layers() const { return static_cast<int>(layers_.size()); }  ///< of this object
+  torch::Device device() const { return device_; }
+  torch::ScalarType type() const { return type_; }
+
+  /// Keys (after RoPE) and values of the real rows at positions 0 .. T-1 in layer `layer`, from
+  /// their residual stream before it, h^layer [T, d]. F16, as in the engine's cache, or BF16: [2,
+  /// kv_heads, T, head_size].
+  torch::Tensor keys_values(int layer, const torch::Tensor& hidden) const;
+
+  /// Runs pseudo rows from layer `layer` on, to the state after the final norm [B, A, K, d].
+  ///   rows     [B, A, K, d] F32: p_{i,j}, j = 1 .. K, for A anchors i in each of B sequences
+  ///   anchors  [B, A] int64: the positions i
+  ///   context  [layers(), 2, B, kv_heads, T, head_size]: keys_values() of the sequences
+  /// Row (b, a, j) stands at position i + j and sees the real positions 0 .. i of its sequence and
+  /// its own chain p_{i,1} .. p_{i,j}.
+  torch::Tensor forward(int layer, const torch::Tensor& rows, const torch::Tensor& anchors,
+                        const torch::Tensor& context) const;
+
+  const torch::Tensor& head() const { return head_; }  ///< [vocabulary, d]
+
+ private:
+  struct Layer {
+    torch::Tensor attention_norm;
+    torch::Tensor query_key_value, query_key_value_bias;  ///< in this order, stacked
+    torch::Tensor query_norm, key_norm;
+    torch::Tensor output;
+    torch::Tensor feed_forward_norm;
+    torch::Tensor gate_up, down;
+  };
+
+  const ModelConfig config_;
+  int first_layer_;
+  torch::Device device_;
+  torch::ScalarType type_;
+  torch::Tensor frequencies_;  ///< [rope dimensions / 2]
+  std::vector<Layer> layers_;
+  torch::Tensor output_norm_, head_;
+};
+
+/// BF16 where the device multiplies it faster than F32 (CUDA; CPUs with AVX512-BF16 or AMX), else
+/// F32.
+torch::ScalarType fast_type(torch::Device device);
+
+}  // namespace firp
