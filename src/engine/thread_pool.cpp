@@ -3,6 +3,11 @@
 namespace firp {
 namespace {
 
+// A pause is some 40 cycles. Threads of a pass are at most some microseconds apart, unless another
+// program has taken a core; between two passes there is sampling and drafting.
+constexpr int kBarrierSpins = 2000;
+constexpr int kIdleSpins = 20000;
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -15,7 +20,7 @@ inline void pause() {
 
 ThreadPool::ThreadPool(int threads) : arrivals_(static_cast<std::size_t>(threads)) {
   // With more threads than cores the one that is waited for may need this very core.
-  spins_ = threads <= static_cast<int>(std::thread::hardware_concurrency()) ? 20000 : 0;
+  spin_ = threads <= static_cast<int>(std::thread::hardware_concurrency());
   for (int thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread] { work_loop(thread); });
   }
@@ -38,7 +43,7 @@ void ThreadPool::run(const std::function<void(int)>& work) {
 void ThreadPool::work_loop(int thread) {
   for (std::uint32_t done = 0;;) {
     std::uint32_t job = job_.load(std::memory_order_acquire);
-    for (int spin = 0; job == done && spin < spins_; ++spin) {
+    for (int spin = 0; job == done && spin_ && spin < kIdleSpins; ++spin) {
       pause();
       job = job_.load(std::memory_order_acquire);
     }
@@ -61,7 +66,7 @@ void ThreadPool::barrier(int thread) {
     for (int spin = 0;
          static_cast<std::int32_t>(other.count.load(std::memory_order_acquire) - count) < 0;
          ++spin) {
-      if (spin < spins_) {
+      if (spin_ && spin < kBarrierSpins) {
         pause();
       } else {
         std::this_thread::yield();

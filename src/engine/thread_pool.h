@@ -36,7 +36,7 @@ class ThreadPool {
   void work_loop(int thread);
 
   std::vector<Arrival> arrivals_;
-  int spins_;  ///< before a waiting thread gives its core away
+  bool spin_;  ///< whether waiting threads keep their cores for a moment
   std::atomic<std::uint32_t> job_{0};
   std::atomic<bool> stop_{false};
   const std::function<void(int)>* work_ = nullptr;

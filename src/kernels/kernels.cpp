@@ -41,15 +41,11 @@ std::size_t rounded(std::size_t n, std::size_t multiple) {
 
 }  // namespace
 
-Activations::Activations(int max_rows, int max_inputs)
-    : max_rows_(max_rows), max_stride_(static_cast<int>(rounded(max_inputs, 64))) {
-  const std::size_t n = static_cast<std::size_t>(max_rows_) * max_stride_;
-  memory_ = AlignedBytes(n * 4 + rounded(n, 64) + rounded(n / 32 * 4, 64) + n / 16 * 4);
-  std::byte* at = memory_.data();
-  values_ = reinterpret_cast<float*>(at);
-  codes_ = reinterpret_cast<std::int8_t*>(at += n * 4);
-  scales_ = reinterpret_cast<float*>(at += rounded(n, 64));
-  sums_ = reinterpret_cast<std::int32_t*>(at + rounded(n / 32 * 4, 64));
+Activations::Activations(int max_rows, int max_inputs) {
+  const std::size_t values = static_cast<std::size_t>(max_rows) * rounded(max_inputs, 64);
+  memory_ = AlignedBytes(values * sizeof(float) + values / 32 * sizeof(ActivationGroup));
+  values_ = reinterpret_cast<float*>(memory_.data());
+  groups_ = reinterpret_cast<ActivationGroup*>(memory_.data() + values * sizeof(float));
 }
 
 void Activations::resize(int rows, int inputs) {

@@ -16,12 +16,21 @@ using Half = std::uint16_t;  ///< bits of an IEEE binary16
 /// Positions in one page of the KV cache, and in one attention block; aligned to absolute position.
 inline constexpr int kPagePositions = 64;
 
+/// 32 inputs of a row, rounded to 8 bits with a common scale: value ~ code * scale. The sums are
+/// what code offsets and mins are multiplied by: of inputs 0 .. 15, of 16 .. 31, and of all.
+struct ActivationGroup {
+  std::int8_t codes[32];
+  float scale;
+  std::int32_t sums[3];
+  float scaled_sums[3];  ///< scale * sum
+  std::int32_t padding;
+};
+static_assert(sizeof(ActivationGroup) == 64, "a group is a cache line");
+
 /// Input rows of a product, in both forms that the packed formats read. Inputs are padded with
 /// zeros to a multiple of 64.
-///   values  [rows x stride]        F32
-///   codes   [rows x stride]        int8, one scale per 32 inputs: value ~ code * scale
-///   scales  [rows x stride / 32]
-///   sums    [rows x stride / 16]   sum of each 16 codes (for mins and code offsets)
+///   values  [rows x stride]       F32
+///   groups  [rows x stride / 32]
 class Activations {
  public:
   Activations(int max_rows, int max_inputs);
@@ -34,22 +43,15 @@ class Activations {
 
   float* values(int row) { return values_ + offset(row); }
   const float* values(int row) const { return values_ + offset(row); }
-  std::int8_t* codes(int row) { return codes_ + offset(row); }
-  const std::int8_t* codes(int row) const { return codes_ + offset(row); }
-  float* scales(int row) { return scales_ + offset(row) / 32; }
-  const float* scales(int row) const { return scales_ + offset(row) / 32; }
-  std::int32_t* sums(int row) { return sums_ + offset(row) / 16; }
-  const std::int32_t* sums(int row) const { return sums_ + offset(row) / 16; }
+  ActivationGroup* groups(int row) { return groups_ + offset(row) / 32; }
+  const ActivationGroup* groups(int row) const { return groups_ + offset(row) / 32; }
 
  private:
   std::size_t offset(int row) const { return static_cast<std::size_t>(row) * stride_; }
   AlignedBytes memory_;
-  int max_rows_, max_stride_;
   int rows_ = 0, inputs_ = 0, stride_ = 0;
   float* values_;
-  std::int8_t* codes_;
-  float* scales_;
-  std::int32_t* sums_;
+  ActivationGroup* groups_;
 };
 
 /// What one row's attention in one layer reads, for the query heads that share one KV head.
@@ -88,7 +90,7 @@ struct Kernels {
   void (*matmul)(const PackedMatrix& w, int first_block, int end_block, const Activations& x,
                  float* y, std::size_t y_stride);
 
-  /// Codes, scales and sums of one row from its values (all `stride` of them).
+  /// The groups of one row from its values (all `stride` of them).
   void (*quantize)(Activations& x, int row);
 
   /// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]

@@ -13,8 +13,8 @@ using F32x16 = __m512;
 using I32x16 = __m512i;
 using Codes = __m512i;
 
-constexpr int kManyRows = 4;
-constexpr int kManyBlocks = 3;
+constexpr int kManyRows = 6;
+constexpr int kManyBlocks = 2;
 constexpr int kFloatBlocks = 4;
 constexpr int kDotZero = 128;
 
@@ -62,10 +62,13 @@ inline Codes low_nibbles(Codes x) { return _mm512_and_si512(x, _mm512_set1_epi8(
 inline Codes high_nibbles(Codes x) {
   return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
 }
+/// The activations are broadcast by the instruction itself: the compiler would load them into
+/// registers that the accumulators need.
 inline I32x16 dot4(I32x16 sum, Codes codes, const std::int8_t* x) {
-  int four;
-  __builtin_memcpy(&four, x, 4);
-  return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sum)
+      : "v"(codes), "m"(*reinterpret_cast<const int(*)>(x)));
+  return sum;
 }
 inline I32x16 dot4_small(I32x16 sum, Codes codes, const std::int8_t* x) {
   return dot4(sum, codes, x);

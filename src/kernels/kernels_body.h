@@ -17,8 +17,6 @@
 // An output's operations and their order depend on the matrix's inputs alone: never on the number
 // of rows, the tile, or the range of blocks.
 
-inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
-
 // ---- products ----
 
 /// 16 outputs from `first` on, of which there are `outputs`.
@@ -32,18 +30,18 @@ inline void store_outputs(float* y, int first, int outputs, F32x16 values) {
   }
 }
 
-/// How the cells of a packed format lie in memory.
-template <CodeKind kCodes, int kGroup, bool kWide, bool kMin>
+/// How the cells of a packed format lie in memory. `kZeroCode`: the code that means 0.
+template <CodeKind kCodes, int kGroup, bool kWide, bool kMin, int kZeroCode>
 struct IntegerFormat {
   static constexpr bool kFour = kCodes == CodeKind::kFourBit;
-  static constexpr int kGroupSize = kGroup;
   static constexpr bool kHasMin = kMin;
+  static constexpr int kZero = kFour ? kZeroCode : kDotZero;
+  static constexpr int kGroups = 32 / kGroup;           ///< in half a cell
   static constexpr int kHalfBytes = kFour ? 256 : 512;  ///< codes of 32 inputs
   static constexpr int kScaleBytes = kBlockOutputs * (kWide ? 4 : 2);
-  static constexpr int kGroups = 64 / kGroup;
   static constexpr int kScales = 2 * kHalfBytes;
-  static constexpr int kMins = kScales + kGroups * kScaleBytes;
-  static constexpr int kCellBytes = kMins + (kMin ? kGroups * kScaleBytes : 0);
+  static constexpr int kToMins = 2 * kGroups * kScaleBytes;
+  static constexpr int kCellBytes = kScales + (kMin ? 2 : 1) * kToMins;
 
   static F32x16 scales(const std::byte* at) {
     if constexpr (kWide) {
@@ -54,124 +52,141 @@ struct IntegerFormat {
   }
 };
 
-/// kRows rows times kBlocks blocks of 16 outputs, over all inputs. `weights` is the first block;
-/// the blocks lie `block_bytes` apart. `ahead`: bytes from a weight to the one to prefetch, 0 for
-/// none.
-template <typename Format, int kRows, int kBlocks>
-void integer_tile(const std::byte* weights, std::size_t block_bytes, int cells, int zero,
-                  std::size_t ahead, const Activations& x, int first_row, float* y,
-                  std::size_t y_stride, int first_output, int outputs) {
-  constexpr int kInts = 32 / Format::kGroupSize;  // groups in half a cell
-  const std::int8_t* codes[kRows];
-  const float* scales[kRows];
-  const std::int32_t* sums[kRows];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    codes[r] = x.codes(first_row + r);
-    scales[r] = x.scales(first_row + r);
-    sums[r] = x.sums(first_row + r);
+/// What a tile reads and writes.
+struct TileTask {
+  const std::byte* weights;  ///< the first block
+  std::size_t block_bytes;   ///< from a block to the next
+  int cells;                 ///< of a block
+  /// Bytes that the tile prefetches while it runs: its part of the weights that come next.
+  const std::byte* next;
+  std::size_t next_bytes;
+  const Activations& x;
+  int first_row;
+  float* y;
+  std::size_t y_stride;
+  int first_output, outputs;
+};
+
+/// Fetches a tile's `next` bytes, a few lines with each of its steps: all at once would make the
+/// tile wait, and the memory then idle.
+class Prefetch {
+ public:
+  Prefetch(const TileTask& task, int steps)
+      : at_(task.next), due_(task.next), step_bytes_(task.next_bytes / steps) {}
+  void step() {
+    for (due_ += step_bytes_; at_ < due_; at_ += 64) __builtin_prefetch(at_, 0, 3);
   }
+
+ private:
+  const std::byte* at_;
+  const std::byte* due_;
+  std::size_t step_bytes_;
+};
+
+/// kRows rows times kBlocks blocks of 16 outputs, over all inputs.
+template <typename Format, int kRows, int kBlocks>
+void integer_tile(const TileTask& task) {
+  const std::size_t block_bytes = task.block_bytes;
+  constexpr int kGroups = Format::kGroups;
+  const ActivationGroup* in[kRows];
   F32x16 result[kRows][kBlocks];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    in[r] = task.x.groups(task.first_row + r);
 #pragma GCC unroll 16
     for (int b = 0; b < kBlocks; ++b) result[r][b] = splat(0.0f);
   }
 
-  for (int cell = 0; cell < cells; ++cell, weights += Format::kCellBytes) {
-    if (ahead != 0) {
+  const std::byte* codes = task.weights;
+  const std::byte* scales = task.weights + Format::kScales;
+  const int halves = 2 * task.cells;
+  Prefetch prefetch(task, halves);
+  for (int half = 0; half < halves; ++half) {
+    prefetch.step();
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+      // Sums of both halves of the 32, or of one.
+      const int part = kGroups == 1 ? 2 : g;
+      I32x16 dot[kRows][kBlocks];
 #pragma GCC unroll 16
-      for (int b = 0; b < kBlocks; ++b) {
-#pragma GCC unroll 32
-        for (int line = 0; line < Format::kCellBytes; line += 64) {
-          prefetch(weights + b * block_bytes + ahead + line);
-        }
+      for (int r = 0; r < kRows; ++r) {
+        const I32x16 start =
+            Format::kZero == 0 ? splat_int(0) : splat_int(-Format::kZero * in[r]->sums[part]);
+#pragma GCC unroll 16
+        for (int b = 0; b < kBlocks; ++b) dot[r][b] = start;
       }
-    }
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const int at = 64 * cell + 32 * half;  // the first input
-#pragma GCC unroll 2
-      for (int g = 0; g < kInts; ++g) {
-        I32x16 dot[kRows][kBlocks];
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          std::int32_t sum = sums[r][at / 16 + g];
-          if constexpr (kInts == 1) sum += sums[r][at / 16 + 1];
-#pragma GCC unroll 16
-          for (int b = 0; b < kBlocks; ++b) {
-            dot[r][b] = splat_int(-(Format::kFour ? zero : kDotZero) * sum);
-          }
-        }
-        if constexpr (Format::kFour) {
+      if constexpr (Format::kFour) {
 #pragma GCC unroll 4
-          for (int v = 0; v < 4; ++v) {
+        for (int v = 0; v < 4; ++v) {
+          Codes packed[kBlocks];
+#pragma GCC unroll 16
+          for (int b = 0; b < kBlocks; ++b)
+            packed[b] = load_codes(codes + b * block_bytes + 64 * v);
+          if (kGroups == 1 || g == 0) {
 #pragma GCC unroll 16
             for (int b = 0; b < kBlocks; ++b) {
-              const Codes packed =
-                  load_codes(weights + b * block_bytes + half * Format::kHalfBytes + 64 * v);
-              if (kInts == 1 || g == 0) {
-                const Codes low = low_nibbles(packed);
-#pragma GCC unroll 16
-                for (int r = 0; r < kRows; ++r) {
-                  dot[r][b] = dot4_small(dot[r][b], low, codes[r] + at + 4 * v);
-                }
-              }
-              if (kInts == 1 || g == 1) {
-                const Codes high = high_nibbles(packed);
-#pragma GCC unroll 16
-                for (int r = 0; r < kRows; ++r) {
-                  dot[r][b] = dot4_small(dot[r][b], high, codes[r] + at + 16 + 4 * v);
-                }
-              }
-            }
-          }
-        } else {
-          constexpr int kVectors = 8 / kInts;
-#pragma GCC unroll 8
-          for (int v = g * kVectors; v < (g + 1) * kVectors; ++v) {
-#pragma GCC unroll 16
-            for (int b = 0; b < kBlocks; ++b) {
-              const Codes packed =
-                  load_codes(weights + b * block_bytes + half * Format::kHalfBytes + 64 * v);
+              const Codes low = low_nibbles(packed[b]);
 #pragma GCC unroll 16
               for (int r = 0; r < kRows; ++r) {
-                dot[r][b] = dot4(dot[r][b], packed, codes[r] + at + 4 * v);
+                dot[r][b] = dot4_small(dot[r][b], low, in[r]->codes + 4 * v);
+              }
+            }
+          }
+          if (kGroups == 1 || g == 1) {
+#pragma GCC unroll 16
+            for (int b = 0; b < kBlocks; ++b) {
+              const Codes high = high_nibbles(packed[b]);
+#pragma GCC unroll 16
+              for (int r = 0; r < kRows; ++r) {
+                dot[r][b] = dot4_small(dot[r][b], high, in[r]->codes + 16 + 4 * v);
               }
             }
           }
         }
-        const int group = half * kInts + g;
+      } else {
+        constexpr int kVectors = 8 / kGroups;
+#pragma GCC unroll 8
+        for (int v = g * kVectors; v < (g + 1) * kVectors; ++v) {
 #pragma GCC unroll 16
-        for (int b = 0; b < kBlocks; ++b) {
-          const F32x16 scale = Format::scales(weights + b * block_bytes + Format::kScales +
-                                              group * Format::kScaleBytes);
-#pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-            result[r][b] =
-                fma(to_float(dot[r][b]), mul(scale, splat(scales[r][at / 32])), result[r][b]);
-          }
-          if constexpr (Format::kHasMin) {
-            const F32x16 min = Format::scales(weights + b * block_bytes + Format::kMins +
-                                              group * Format::kScaleBytes);
+          for (int b = 0; b < kBlocks; ++b) {
+            const Codes packed = load_codes(codes + b * block_bytes + 64 * v);
 #pragma GCC unroll 16
             for (int r = 0; r < kRows; ++r) {
-              std::int32_t sum = sums[r][at / 16 + g];
-              if constexpr (kInts == 1) sum += sums[r][at / 16 + 1];
-              result[r][b] =
-                  fma(min, splat(scales[r][at / 32] * static_cast<float>(sum)), result[r][b]);
+              dot[r][b] = dot4(dot[r][b], packed, in[r]->codes + 4 * v);
             }
           }
         }
       }
+#pragma GCC unroll 16
+      for (int b = 0; b < kBlocks; ++b) {
+        const std::byte* const at = scales + b * block_bytes + g * Format::kScaleBytes;
+        const F32x16 scale = Format::scales(at);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          result[r][b] = fma(to_float(dot[r][b]), mul(scale, splat(in[r]->scale)), result[r][b]);
+        }
+        if constexpr (Format::kHasMin) {
+          const F32x16 min = Format::scales(at + Format::kToMins);
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            result[r][b] = fma(min, splat(in[r]->scaled_sums[part]), result[r][b]);
+          }
+        }
+      }
     }
+    const bool second = half % 2 != 0;
+    codes += second ? Format::kCellBytes - Format::kHalfBytes : Format::kHalfBytes;
+    scales +=
+        second ? Format::kCellBytes - kGroups * Format::kScaleBytes : kGroups * Format::kScaleBytes;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) ++in[r];
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int b = 0; b < kBlocks; ++b) {
-      store_outputs(y + (first_row + r) * y_stride, first_output + b * kBlockOutputs, outputs,
-                    result[r][b]);
+      store_outputs(task.y + (task.first_row + r) * task.y_stride,
+                    task.first_output + b * kBlockOutputs, task.outputs, result[r][b]);
     }
   }
 }
@@ -193,40 +208,41 @@ struct Bf16Weights {
 
 /// The same for weights that are floats: one chain of fma an output, in ascending order of inputs.
 template <typename Format, int kRows, int kBlocks>
-void float_tile(const std::byte* weights, std::size_t block_bytes, int cells, int /*zero*/,
-                std::size_t ahead, const Activations& x, int first_row, float* y,
-                std::size_t y_stride, int first_output, int outputs) {
+void float_tile(const TileTask& task) {
   const float* values[kRows];
   F32x16 result[kRows][kBlocks];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    values[r] = x.values(first_row + r);
+    values[r] = task.x.values(task.first_row + r);
 #pragma GCC unroll 16
     for (int b = 0; b < kBlocks; ++b) result[r][b] = splat(0.0f);
   }
-  constexpr int kStep = kBlockOutputs * Format::kBytes;
-  for (int i = 0; i < 64 * cells; ++i, weights += kStep) {
+  const std::byte* weights = task.weights;
+  const int inputs = 64 * task.cells;
+  Prefetch prefetch(task, inputs / 4);
+  for (int i = 0; i < inputs;) {
+    prefetch.step();
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k, ++i, weights += kBlockOutputs * Format::kBytes) {
 #pragma GCC unroll 16
-    for (int b = 0; b < kBlocks; ++b) {
-      const std::byte* const at = weights + b * block_bytes;
-      if (ahead != 0) prefetch(at + ahead);
-      const F32x16 w = Format::load16(at);
+      for (int b = 0; b < kBlocks; ++b) {
+        const F32x16 w = Format::load16(weights + b * task.block_bytes);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) result[r][b] = fma(w, splat(values[r][i]), result[r][b]);
+        for (int r = 0; r < kRows; ++r) result[r][b] = fma(w, splat(values[r][i]), result[r][b]);
+      }
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int b = 0; b < kBlocks; ++b) {
-      store_outputs(y + (first_row + r) * y_stride, first_output + b * kBlockOutputs, outputs,
-                    result[r][b]);
+      store_outputs(task.y + (task.first_row + r) * task.y_stride,
+                    task.first_output + b * kBlockOutputs, task.outputs, result[r][b]);
     }
   }
 }
 
-using Tile = void (*)(const std::byte*, std::size_t, int, int, std::size_t, const Activations&, int,
-                      float*, std::size_t, int, int);
+using Tile = void (*)(const TileTask&);
 
 /// Tiles of 1 .. kManyRows rows, for one block and for several.
 struct Tiles {
@@ -235,16 +251,15 @@ struct Tiles {
   int blocks;  ///< of many_blocks
 };
 
-template <CodeKind kCodes, int kGroup, bool kWide, bool kMin, int... kIndex>
+template <typename Format, int... kIndex>
 constexpr Tiles integer_tiles_of(std::integer_sequence<int, kIndex...>) {
-  using Format = IntegerFormat<kCodes, kGroup, kWide, kMin>;
   return {{integer_tile<Format, kIndex + 1, 1>...},
           {integer_tile<Format, kIndex + 1, kManyBlocks>...},
           kManyBlocks};
 }
-template <CodeKind kCodes, int kGroup, bool kWide, bool kMin>
+template <CodeKind kCodes, int kGroup, bool kWide, bool kMin, int kZero>
 constexpr Tiles integer_tiles() {
-  return integer_tiles_of<kCodes, kGroup, kWide, kMin>(
+  return integer_tiles_of<IntegerFormat<kCodes, kGroup, kWide, kMin, kZero>>(
       std::make_integer_sequence<int, kManyRows>());
 }
 
@@ -263,15 +278,15 @@ inline const Tiles& tiles_of(const PackedFormat& f) {
       float_tiles<F16Weights>(std::make_integer_sequence<int, kManyRows>());
   static constexpr Tiles kBf16Tiles =
       float_tiles<Bf16Weights>(std::make_integer_sequence<int, kManyRows>());
-  static constexpr Tiles kFour32 = integer_tiles<kFourBit, 32, false, false>();       // Q4_0
-  static constexpr Tiles kFour32Min = integer_tiles<kFourBit, 32, false, true>();     // Q4_1
-  static constexpr Tiles kFour32WideMin = integer_tiles<kFourBit, 32, true, true>();  // Q4_K
-  static constexpr Tiles kFour16Wide = integer_tiles<kFourBit, 16, true, false>();    // Q3_K
-  static constexpr Tiles kFour16WideMin = integer_tiles<kFourBit, 16, true, true>();  // Q2_K
-  static constexpr Tiles kEight32 = integer_tiles<kEightBit, 32, false, false>();     // Q8_0, Q5_0
-  static constexpr Tiles kEight32Min = integer_tiles<kEightBit, 32, false, true>();   // Q5_1
-  static constexpr Tiles kEight32WideMin = integer_tiles<kEightBit, 32, true, true>();  // Q5_K
-  static constexpr Tiles kEight16Wide = integer_tiles<kEightBit, 16, true, false>();    // Q6_K
+  static constexpr Tiles kFour32 = integer_tiles<kFourBit, 32, false, false, 8>();       // Q4_0
+  static constexpr Tiles kFour32Min = integer_tiles<kFourBit, 32, false, true, 0>();     // Q4_1
+  static constexpr Tiles kFour32WideMin = integer_tiles<kFourBit, 32, true, true, 0>();  // Q4_K
+  static constexpr Tiles kFour16Wide = integer_tiles<kFourBit, 16, true, false, 4>();    // Q3_K
+  static constexpr Tiles kFour16WideMin = integer_tiles<kFourBit, 16, true, true, 0>();  // Q2_K
+  static constexpr Tiles kEight32 = integer_tiles<kEightBit, 32, false, false, 0>();  // Q8_0, Q5_0
+  static constexpr Tiles kEight32Min = integer_tiles<kEightBit, 32, false, true, 0>();     // Q5_1
+  static constexpr Tiles kEight32WideMin = integer_tiles<kEightBit, 32, true, true, 0>();  // Q5_K
+  static constexpr Tiles kEight16Wide = integer_tiles<kEightBit, 16, true, false, 0>();    // Q6_K
   switch (f.codes) {
     case kF32:
       return kF32Tiles;
@@ -295,40 +310,56 @@ void matmul(const PackedMatrix& w, int first_block, int end_block, const Activat
   const std::size_t block_bytes = cells * w.format().cell_bytes();
   const bool floats = w.format().group == 0;
   const int rows = x.rows();
-  // Few integer rows: one block at a time keeps the stream of weights sequential. Floats have one
-  // chain of fma an output and need several outputs to hide its latency.
-  const bool narrow = !floats && rows <= kManyRows;
+  // Few integer rows: one block at a time keeps the stream of weights sequential, and the rows
+  // alone fill the registers. Floats have one chain of fma an output and need several outputs to
+  // hide its latency.
+  constexpr int kNarrowRows = 4;
+  const bool narrow = !floats && rows <= kNarrowRows;
   for (int block = first_block; block < end_block;) {
     const bool many = !narrow && end_block - block >= tiles.blocks;
     const int blocks = many ? tiles.blocks : 1;
     const Tile* const table = many ? tiles.many_blocks : tiles.one_block;
-    // The rows as evenly as can be, and the next weights fetched while the first ones run.
     const int chunks = (rows + kManyRows - 1) / kManyRows;
-    std::size_t ahead = blocks * block_bytes;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int first = rows * chunk / chunks;
-      const int end = rows * (chunk + 1) / chunks;
-      table[end - first - 1](w.block(block), block_bytes, cells, w.format().zero, ahead, x, first,
-                             y, y_stride, block * kBlockOutputs, w.outputs());
-      ahead = 0;
+    const std::size_t group_bytes = blocks * block_bytes;
+    TileTask task = {.weights = w.block(block),
+                     .block_bytes = block_bytes,
+                     .cells = cells,
+                     .next = w.block(block) + group_bytes,
+                     .next_bytes = group_bytes / chunks,
+                     .x = x,
+                     .first_row = 0,
+                     .y = y,
+                     .y_stride = y_stride,
+                     .first_output = block * kBlockOutputs,
+                     .outputs = w.outputs()};
+    for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
+      const int end_row = rows * (chunk + 1) / chunks;
+      table[end_row - task.first_row - 1](task);
+      task.first_row = end_row;
+      task.next += task.next_bytes;
     }
     block += blocks;
   }
 }
 
 void quantize(Activations& x, int row) {
-  const float* const values = x.values(row);
-  std::int8_t* const codes = x.codes(row);
-  for (int at = 0; at < x.stride(); at += 32) {
-    const F32x16 a = load(values + at);
-    const F32x16 b = load(values + at + 16);
+  const float* values = x.values(row);
+  ActivationGroup* const groups = x.groups(row);
+  for (int i = 0; i < x.stride() / 32; ++i, values += 32) {
+    ActivationGroup& group = groups[i];
+    const F32x16 a = load(values);
+    const F32x16 b = load(values + 16);
     const float largest = reduce_max(max(max(a, sub(splat(0.0f), a)), max(b, sub(splat(0.0f), b))));
-    x.scales(row)[at / 32] = largest / 127.0f;
+    group.scale = largest / 127.0f;
     const F32x16 inverse = splat(largest > 0.0f ? 127.0f / largest : 0.0f);
     for (int half = 0; half < 2; ++half) {
       // The bounds only matter where a value is not finite.
       const F32x16 code = max(min(mul(half == 0 ? a : b, inverse), splat(127.0f)), splat(-127.0f));
-      x.sums(row)[at / 16 + half] = store_codes(codes + at + 16 * half, to_int(code));
+      group.sums[half] = store_codes(group.codes + 16 * half, to_int(code));
+    }
+    group.sums[2] = group.sums[0] + group.sums[1];
+    for (int part = 0; part < 3; ++part) {
+      group.scaled_sums[part] = group.scale * static_cast<float>(group.sums[part]);
     }
   }
 }
