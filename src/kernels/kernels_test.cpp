@@ -1,0 +1,531 @@
+#include "kernels/kernels.h"
+
+#include <ggml-cpu.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <random>
+
+#include "kernels/random_tensor.h"
+#include "model/test_files.h"
+
+namespace firp {
+namespace {
+
+constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+bool reads_codes(ggml_type type) { return packed_format(type).group != 0; }
+
+std::vector<float> random_values(std::size_t n, unsigned seed, float deviation = 1.0f) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+/// Bit for bit, so that NaNs of the same bits are equal and 0 is not -0.
+testing::AssertionResult same_bits(std::span<const float> a, std::span<const float> b) {
+  if (a.size() != b.size()) return testing::AssertionFailure() << a.size() << " != " << b.size();
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::bit_cast<std::uint32_t>(a[i]) != std::bit_cast<std::uint32_t>(b[i])) {
+      return testing::AssertionFailure() << "at " << i << ": " << a[i] << " and " << b[i];
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+/// Each test runs on every instruction set that the machine has.
+class KernelsTest : public testing::TestWithParam<std::string> {
+ protected:
+  const Kernels& kernels_ = kernels(GetParam());
+
+  /// Rows `first_row` .. of an endless random matrix of activations.
+  Activations activations(int rows, int inputs, int first_row = 0) const {
+    Activations x(rows, inputs);
+    x.resize(rows, inputs);
+    for (int row = 0; row < rows; ++row) {
+      std::ranges::copy(random_values(inputs, 1000 + first_row + row), x.values(row));
+      kernels_.quantize(x, row);
+    }
+    return x;
+  }
+
+  std::vector<float> product(const PackedMatrix& w, const Activations& x) const {
+    std::vector<float> y(static_cast<std::size_t>(x.rows()) * w.outputs(), kNan);
+    kernels_.matmul(w, 0, w.blocks(), x, y.data(), w.outputs());
+    return y;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(available_isas()),
+                         [](const auto& tested) { return tested.param; });
+
+TEST_P(KernelsTest, ProductIsWithinRoundingOfTheExactOne) {
+  for (const ggml_type type : kMatrixTypes) {
+    const int block = static_cast<int>(ggml_blck_size(type));
+    for (const auto& [outputs, inputs] : {std::pair{2, block == 1 ? 7 : block},
+                                          {16, 3 * block},
+                                          {53, block == 1 ? 200 : 5 * block},
+                                          {130, 768}}) {
+      if (inputs % block != 0) continue;
+      SCOPED_TRACE(testing::Message() << ggml_type_name(type) << ' ' << outputs << 'x' << inputs);
+      const RandomTensor random(type, outputs, inputs, 1);
+      const std::vector<float> weights = dequantize(random.tensor());
+      const PackedMatrix w(random.tensor());
+      const Activations x = activations(5, inputs);
+      const std::vector<float> y = product(w, x);
+      // A code's term and its min's are rounded apart and may cancel; both are below the group's
+      // largest weight and min, which this doubles.
+      const double terms = reads_codes(type) ? 4.0 * inputs / w.format().group + 8 : inputs + 2;
+      for (int row = 0; row < x.rows(); ++row) {
+        for (int output = 0; output < outputs; ++output) {
+          double exact = 0;
+          double size = 0;
+          for (int i = 0; i < inputs; ++i) {
+            const double input = reads_codes(type) ? double{x.groups(row)[i / 32].scale} *
+                                                         x.groups(row)[i / 32].codes[i % 32]
+                                                   : double{x.values(row)[i]};
+            exact += input * weights[static_cast<std::size_t>(output) * inputs + i];
+            size += std::abs(input) * 4;  // the weights are normal
+          }
+          ASSERT_NEAR(y[static_cast<std::size_t>(row) * outputs + output], exact,
+                      terms * kEpsilon * size)
+              << "row " << row << " output " << output;
+        }
+      }
+    }
+  }
+}
+
+/// The extreme codes, where 8- and 16-bit intermediate sums would saturate.
+TEST_P(KernelsTest, ProductOfExtremeCodesIsExact) {
+  for (const ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0}) {
+    for (const int code_byte : {0x00, 0x80, 0x7f, 0xff}) {
+      for (const float sign : {1.0f, -1.0f}) {
+        SCOPED_TRACE(testing::Message() << ggml_type_name(type) << ' ' << code_byte << ' ' << sign);
+        RandomTensor random(type, 16, 64, 1);
+        const std::size_t block_bytes = ggml_type_size(type);
+        for (std::size_t i = 0; i < random.bytes().size(); ++i) {
+          const std::size_t at = i % block_bytes;
+          const bool scale = at < 2 || (type == GGML_TYPE_Q4_1 && at < 4);
+          // Scale and min are 1 in F16.
+          random.bytes()[i] =
+              static_cast<std::byte>(scale ? (at % 2 == 0 ? 0x00 : 0x3c) : code_byte);
+        }
+        Activations x(1, 64);
+        x.resize(1, 64);
+        std::fill_n(x.values(0), 64, sign * 127.0f);
+        kernels_.quantize(x, 0);
+        const std::vector<float> weights = dequantize(random.tensor());
+        const float exact =
+            127.0f * sign * std::accumulate(weights.begin(), weights.begin() + 64, 0.0f);
+        for (const float y : product(PackedMatrix(random.tensor()), x)) ASSERT_EQ(y, exact);
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, ProductOfARowDependsOnNothingElse) {
+  constexpr int kMostRows = 33;
+  constexpr int kInputs = 512;
+  constexpr int kOutputs = 16 * 13 + 5;
+  constexpr int kStride = kOutputs + 3;
+  std::mt19937 generator(4);
+  for (const ggml_type type : kMatrixTypes) {
+    SCOPED_TRACE(ggml_type_name(type));
+    const RandomTensor random(type, kOutputs, kInputs, 1);
+    const PackedMatrix w(random.tensor());
+    std::vector<std::vector<float>> alone;
+    for (int row = 0; row < kMostRows; ++row)
+      alone.push_back(product(w, activations(1, kInputs, row)));
+    for (int rows = 1; rows <= kMostRows; ++rows) {
+      const Activations x = activations(rows, kInputs);
+      std::vector<float> y(static_cast<std::size_t>(rows) * kStride, 7.0f);
+      for (int block = 0; block < w.blocks();) {
+        const int end = block + 1 + static_cast<int>(generator() % (w.blocks() - block));
+        kernels_.matmul(w, block, end, x, y.data(), kStride);
+        block = end;
+      }
+      for (int row = 0; row < rows; ++row) {
+        const std::span<const float> got(y.data() + row * kStride, kStride);
+        ASSERT_TRUE(same_bits(got.first(kOutputs), alone[row])) << "row " << row << " of " << rows;
+        for (const float untouched : got.subspan(kOutputs)) ASSERT_EQ(untouched, 7.0f);
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, QuantizedProductIsAtLeastAsGoodAsThatOfGgml) {
+  constexpr int kInputs = 2048;
+  constexpr int kOutputs = 128;
+  ggml_cpu_init();
+  for (const ggml_type type : kMatrixTypes) {
+    if (!reads_codes(type)) continue;
+    const RandomTensor random(type, kOutputs, kInputs, 5);
+    const std::vector<float> weights = dequantize(random.tensor());
+    const Activations x = activations(4, kInputs);
+    const std::vector<float> y = product(PackedMatrix(random.tensor()), x);
+    const ggml_type_traits_cpu& ggml = *ggml_get_type_traits_cpu(type);
+    double ours = 0;
+    double theirs = 0;
+    for (int row = 0; row < x.rows(); ++row) {
+      std::vector<std::byte> codes(ggml_row_size(ggml.vec_dot_type, kInputs));
+      ggml_get_type_traits_cpu(ggml.vec_dot_type)->from_float(x.values(row), codes.data(), kInputs);
+      for (int output = 0; output < kOutputs; ++output) {
+        const double exact =
+            std::inner_product(x.values(row), x.values(row) + kInputs,
+                               weights.begin() + std::ptrdiff_t{output} * kInputs, 0.0,
+                               std::plus<>(), [](float a, float b) { return double{a} * b; });
+        float dot;
+        ggml.vec_dot(kInputs, &dot, 0,
+                     random.tensor().data.data() + output * ggml_row_size(type, kInputs), 0,
+                     codes.data(), 0, 1);
+        ours += std::pow(y[row * kOutputs + output] - exact, 2);
+        theirs += std::pow(dot - exact, 2);
+      }
+    }
+    EXPECT_LE(std::sqrt(ours), 1.03 * std::sqrt(theirs)) << ggml_type_name(type);
+  }
+}
+
+TEST_P(KernelsTest, QuantizeRoundsToTheNearestCode) {
+  constexpr int kInputs = 32 * 37 + 5;
+  Activations x = activations(1, kInputs);
+  std::fill_n(x.values(0) + 64, 32, 0.0f);
+  std::fill_n(x.values(0) + 96, 32, 1e-42f);
+  kernels_.quantize(x, 0);
+  ASSERT_EQ(x.stride() % 64, 0);
+  for (int i = 0; i < x.stride(); ++i) {
+    const int code = x.groups(0)[i / 32].codes[i % 32];
+    const double scale = x.groups(0)[i / 32].scale;
+    ASSERT_LE(std::abs(code), 127);
+    ASSERT_NEAR(code * scale, x.values(0)[i], 0.5001 * scale + 1e-41) << i;
+    if (i >= kInputs) {
+      ASSERT_EQ(code, 0);
+    }
+  }
+  for (int group = 0; group < x.stride() / 32; ++group) {
+    const float largest = std::ranges::max(std::span(x.values(0) + 32 * group, 32), {},
+                                           [](float v) { return std::abs(v); });
+    if (std::abs(largest) > 1e-30f) {
+      ASSERT_FLOAT_EQ(x.groups(0)[group].scale, std::abs(largest) / 127);
+    }
+    const ActivationGroup& sums = x.groups(0)[group];
+    ASSERT_EQ(sums.sums[2], sums.sums[0] + sums.sums[1]);
+    for (int part = 0; part < 3; ++part) {
+      ASSERT_EQ(sums.scaled_sums[part], sums.scale * static_cast<float>(sums.sums[part]));
+    }
+    for (int part = 0; part < 2; ++part) {
+      const std::int8_t* const codes = x.groups(0)[group].codes + 16 * part;
+      ASSERT_EQ(x.groups(0)[group].sums[part], std::accumulate(codes, codes + 16, 0));
+    }
+  }
+}
+
+TEST_P(KernelsTest, QuantizeTakesWhatIsNotFinite) {
+  Activations x = activations(1, 128);
+  x.values(0)[3] = kNan;
+  x.values(0)[40] = kInfinity;
+  x.values(0)[70] = -kInfinity;
+  x.values(0)[100] = std::numeric_limits<float>::max();
+  kernels_.quantize(x, 0);
+  for (int i = 0; i < 128; ++i) ASSERT_GE(x.groups(0)[i / 32].codes[i % 32], -127);
+}
+
+TEST_P(KernelsTest, RmsNorm) {
+  for (const int n : {1, 15, 16, 64, 576, 1003}) {
+    const std::vector<float> x = random_values(n, 1, 3.0f);
+    const std::vector<float> weight = random_values(n, 2);
+    double squares = 0;
+    for (const float value : x) squares += double{value} * value;
+    std::vector<float> out(n + 1, 7.0f);
+    kernels_.rms_norm(x.data(), weight.data(), 1e-5f, n, out.data());
+    for (int i = 0; i < n; ++i) {
+      ASSERT_NEAR(out[i], x[i] / std::sqrt(squares / n + 1e-5) * weight[i],
+                  20 * kEpsilon * std::abs(out[i]));
+    }
+    ASSERT_EQ(out[n], 7.0f);
+    std::vector<float> in_place = x;
+    kernels_.rms_norm(in_place.data(), weight.data(), 1e-5f, n, in_place.data());
+    ASSERT_TRUE(same_bits(in_place, std::span(out).first(n)));
+  }
+}
+
+TEST_P(KernelsTest, RopeTurnsNeighboursOrHalves) {
+  constexpr int kPairs = 20;
+  const std::vector<float> head = random_values(2 * kPairs + 4, 1);
+  std::vector<float> cosines(kPairs), sines(kPairs);
+  for (int i = 0; i < kPairs; ++i) {
+    cosines[i] = std::cos(0.3f * i);
+    sines[i] = std::sin(0.3f * i);
+  }
+  for (const bool interleaved : {true, false}) {
+    std::vector<float> turned = head;
+    kernels_.rope(turned.data(), cosines.data(), sines.data(), kPairs, interleaved);
+    for (int i = 0; i < kPairs; ++i) {
+      const int a = interleaved ? 2 * i : i;
+      const int b = interleaved ? 2 * i + 1 : i + kPairs;
+      ASSERT_NEAR(turned[a], double{head[a]} * cosines[i] - double{head[b]} * sines[i], 1e-6);
+      ASSERT_NEAR(turned[b], double{head[a]} * sines[i] + double{head[b]} * cosines[i], 1e-6);
+    }
+    for (int i = 2 * kPairs; i < 2 * kPairs + 4; ++i) ASSERT_EQ(turned[i], head[i]);
+  }
+}
+
+TEST_P(KernelsTest, SiluMultiply) {
+  std::vector<float> gate = random_values(1003, 1, 8.0f);
+  gate[0] = 200.0f;
+  gate[1] = -200.0f;
+  gate[2] = 0.0f;
+  const std::vector<float> up = random_values(gate.size(), 2);
+  std::vector<float> out(gate.size() + 1, 7.0f);
+  kernels_.silu_multiply(gate.data(), up.data(), static_cast<int>(gate.size()), out.data());
+  for (std::size_t i = 0; i < gate.size(); ++i) {
+    const double expected = gate[i] / (1 + std::exp(-double{gate[i]})) * up[i];
+    ASSERT_NEAR(out[i], expected, 1e-6 * std::abs(expected) + 1e-30) << gate[i];
+  }
+  ASSERT_EQ(out[gate.size()], 7.0f);
+  // An element's result does not depend on where it stands.
+  std::vector<float> one(1);
+  for (const std::size_t i : {5u, 17u, 1000u}) {
+    kernels_.silu_multiply(&gate[i], &up[i], 1, one.data());
+    ASSERT_TRUE(same_bits(one, std::span(out).subspan(i, 1)));
+  }
+}
+
+TEST_P(KernelsTest, StoreKvRoundsToNearestEven) {
+  for (const int head_size : {8, 40, 64, 80}) {
+    std::vector<float> key = random_values(head_size, 1);
+    key[0] = 1.0f + 0x1p-11f;      // a tie: down to even
+    key[1] = 1.0f + 3 * 0x1p-11f;  // a tie: up to even
+    key[2] = 1e-7f;                // subnormal in F16
+    key[3] = 1e6f;
+    const std::vector<float> value = random_values(head_size, 2);
+    std::vector<Half> part(2 * 64 * head_size, 0x1234);
+    kernels_.store_kv(key.data(), value.data(), head_size, part.data(), 37);
+    for (int i = 0; i < head_size; ++i) {
+      for (int lane = 0; lane < 64; ++lane) {
+        ASSERT_EQ(part[i * 64 + lane], lane == 37 ? ggml_fp32_to_fp16(key[i]) : 0x1234);
+        ASSERT_EQ(part[(64 + lane) * head_size + i],
+                  lane == 37 ? ggml_fp32_to_fp16(value[i]) : 0x1234);
+      }
+    }
+  }
+}
+
+// ---- attention ----
+
+/// Positions with keys and values, and queries; laid out over pages and scratch in any way.
+class Attention {
+ public:
+  Attention(const Kernels& kernels, int group, int head_size, int positions)
+      : kernels_(kernels),
+        group_(group),
+        head_size_(head_size),
+        positions_(positions),
+        query_(random_values(std::size_t(group) * head_size, 1)),
+        keys_(random_values(std::size_t(positions) * head_size, 2)),
+        values_(random_values(std::size_t(positions) * head_size, 3)) {}
+
+  /// The first `committed` positions in pages, the others in the scratch slots `slots`, and NaN
+  /// everywhere else.
+  std::vector<float> run(int committed, const std::vector<std::int32_t>& slots) const {
+    constexpr std::size_t kOffset = 3;  // parts of heads need not be aligned
+    const std::size_t halves = kOffset + std::size_t(2) * 64 * head_size_;
+    const auto fill = [&](std::vector<std::vector<Half>>& pages, int at, int position) {
+      const auto page = static_cast<std::size_t>(at / 64);
+      while (pages.size() <= page) pages.emplace_back(halves, 0x7e00);
+      kernels_.store_kv(keys_.data() + std::size_t(position) * head_size_,
+                        values_.data() + std::size_t(position) * head_size_, head_size_,
+                        pages[page].data() + kOffset, at % 64);
+    };
+    std::vector<std::vector<Half>> pages, scratch;
+    for (int i = 0; i < committed; ++i) fill(pages, i, i);
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      if (slots[i] != kNoSlot) fill(scratch, slots[i], committed + static_cast<int>(i));
+    }
+    const auto pointers = [](const std::vector<std::vector<Half>>& all) {
+      std::vector<const Half*> result;
+      for (const auto& page : all) result.push_back(page.data());
+      return result;
+    };
+    const std::vector<const Half*> page_pointers = pointers(pages);
+    const std::vector<const Half*> scratch_pointers = pointers(scratch);
+    std::vector<float> out(query_.size() + 1, 7.0f);
+    kernels_.attend({.query = query_.data(),
+                     .out = out.data(),
+                     .group = group_,
+                     .head_size = head_size_,
+                     .scale = scale(),
+                     .offset = kOffset,
+                     .pages = page_pointers,
+                     .committed = committed,
+                     .scratch = scratch_pointers,
+                     .slots = slots});
+    EXPECT_EQ(out.back(), 7.0f);
+    out.pop_back();
+    return out;
+  }
+
+  /// In double, over the positions that `seen` says.
+  std::vector<double> reference(const std::vector<bool>& seen) const {
+    std::vector<double> out(query_.size());
+    for (int head = 0; head < group_; ++head) {
+      std::vector<double> weights(positions_);
+      double sum = 0;
+      for (int p = 0; p < positions_; ++p) {
+        double score = 0;
+        for (int i = 0; i < head_size_; ++i) {
+          score += double{query_[head * head_size_ + i]} * rounded(keys_[p * head_size_ + i]);
+        }
+        weights[p] = seen[p] ? std::exp(score * scale()) : 0;
+        sum += weights[p];
+      }
+      for (int p = 0; p < positions_; ++p) {
+        for (int i = 0; i < head_size_; ++i) {
+          out[head * head_size_ + i] += weights[p] / sum * rounded(values_[p * head_size_ + i]);
+        }
+      }
+    }
+    return out;
+  }
+
+ private:
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(head_size_)); }
+  static double rounded(float x) { return ggml_fp16_to_fp32(ggml_fp32_to_fp16(x)); }
+
+  const Kernels& kernels_;
+  int group_, head_size_, positions_;
+  std::vector<float> query_, keys_, values_;
+};
+
+std::vector<std::int32_t> random_slots(int count, std::mt19937& generator) {
+  std::vector<std::int32_t> slots(count + 100);
+  std::iota(slots.begin(), slots.end(), 0);
+  std::ranges::shuffle(slots, generator);
+  slots.resize(count);
+  return slots;
+}
+
+TEST_P(KernelsTest, AttendIsSoftmaxAttention) {
+  std::mt19937 generator(6);
+  for (const int head_size : {8, 32, 40, 64, 80, 128, 256}) {
+    for (const int group : {1, 2, 3, 7, 16}) {
+      SCOPED_TRACE(testing::Message() << head_size << ' ' << group);
+      for (const int positions : {1, 17, 64, 65, 200}) {
+        const Attention attention(kernels_, group, head_size, positions);
+        const int committed = static_cast<int>(generator() % positions);
+        std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
+        std::vector<bool> seen(positions, true);
+        for (int i = committed; i + 1 < positions; ++i) {
+          if (generator() % 4 == 0) {
+            seen[i] = false;
+            slots[i - committed] = kNoSlot;
+          }
+        }
+        const std::vector<float> got = attention.run(committed, slots);
+        const std::vector<double> expected = attention.reference(seen);
+        for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5);
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, AttendIsTheSameWhereverAPositionLies) {
+  std::mt19937 generator(7);
+  for (const int head_size : {8, 32, 40, 64, 80, 128}) {
+    for (const int group : {1, 3, 4, 16}) {
+      for (const int positions : {1, 15, 64, 70, 130, 200}) {
+        SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << positions);
+        const Attention attention(kernels_, group, head_size, positions);
+        // Some of the last positions are not seen.
+        const int all_seen = positions - static_cast<int>(generator() % (positions / 2 + 1));
+        std::vector<bool> hole(positions);
+        for (int i = all_seen; i + 1 < positions; ++i) hole[i] = generator() % 3 == 0;
+        std::optional<std::vector<float>> first;
+        for (int trial = 0; trial < 6; ++trial) {
+          // A whole prefill chunk in the scratch; then as much in pages as can be; then any split.
+          const int committed = trial == 0   ? 0
+                                : trial == 1 ? std::min(all_seen, positions - 1)
+                                             : static_cast<int>(generator() % all_seen);
+          std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
+          if (trial % 3 == 0) std::iota(slots.begin(), slots.end(), trial * 5);
+          if (trial % 3 == 1) std::ranges::sort(slots);
+          for (int i = committed; i < positions; ++i) {
+            if (hole[i]) slots[i - committed] = kNoSlot;
+          }
+          const std::vector<float> out = attention.run(committed, slots);
+          if (!first) first = out;
+          ASSERT_TRUE(same_bits(out, *first)) << "trial " << trial << " committed " << committed;
+        }
+      }
+    }
+  }
+}
+
+/// Blocks of 64 in which nothing is seen change nothing.
+TEST_P(KernelsTest, AttendSkipsWholeBlocksOfHoles) {
+  constexpr int kPositions = 200;
+  const Attention attention(kernels_, 3, 64, kPositions);
+  for (const int first_hole : {0, 10, 64}) {
+    std::vector<std::int32_t> slots(kPositions, kNoSlot);
+    std::vector<bool> seen(kPositions, false);
+    for (int i = 0; i < kPositions; ++i) {
+      if (i < first_hole || i == kPositions - 1) {
+        slots[i] = i;
+        seen[i] = true;
+      }
+    }
+    const std::vector<float> got = attention.run(0, slots);
+    const std::vector<double> expected = attention.reference(seen);
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5);
+  }
+}
+
+TEST_P(KernelsTest, AttendOfOneHeadDoesNotDependOnTheGroup) {
+  constexpr int kHeadSize = 64;
+  constexpr int kPositions = 100;
+  std::vector<std::int32_t> slots(kPositions);
+  std::iota(slots.begin(), slots.end(), 0);
+  const std::vector<float> all = Attention(kernels_, 16, kHeadSize, kPositions).run(0, slots);
+  for (const int group : {1, 2, 3, 4, 5, 9}) {
+    // random_values(n) begins with the same values for every n.
+    const std::vector<float> some = Attention(kernels_, group, kHeadSize, kPositions).run(0, slots);
+    ASSERT_TRUE(same_bits(some, std::span(all).first(some.size()))) << group;
+  }
+}
+
+// ---- choice of the instruction set ----
+
+TEST(KernelsChoice, IsPortableLast) {
+  ASSERT_FALSE(available_isas().empty());
+  EXPECT_EQ(available_isas().back(), "portable");
+  for (const std::string& isa : available_isas()) EXPECT_EQ(kernels(isa).isa, isa);
+}
+
+TEST(KernelsChoice, RefusesAnUnknownSet) {
+  const std::string message = error_of([] { kernels("mmx"); });
+  EXPECT_THAT(message, testing::HasSubstr("mmx"));
+  for (const std::string& isa : available_isas()) EXPECT_THAT(message, testing::HasSubstr(isa));
+}
+
+TEST(KernelsChoice, FollowsTheEnvironment) {
+  setenv("FIRP_ISA", "portable", 1);
+  EXPECT_STREQ(default_kernels().isa, "portable");
+  setenv("FIRP_ISA", "mmx", 1);
+  EXPECT_THAT(error_of([] { default_kernels(); }), testing::HasSubstr("mmx"));
+  unsetenv("FIRP_ISA");
+  EXPECT_EQ(default_kernels().isa, available_isas().front());
+}
+
+}  // namespace
+}  // namespace firp

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -256,15 +257,19 @@ PackedFormat packed_format(ggml_type type) {
                           ggml_type_name(type), accepted));
 }
 
-PackedMatrix::PackedMatrix(const Tensor& tensor)
-    : format_(packed_format(tensor.type)),
-      outputs_(static_cast<int>(tensor.rows())),
-      inputs_(static_cast<int>(tensor.columns())) {
-  if (inputs_ < 1 || outputs_ < 1 || inputs_ % ggml_blck_size(tensor.type) != 0 ||
-      tensor.data.size() < ggml_row_size(tensor.type, inputs_) * outputs_) {
-    throw Error(fmt::format("tensor {} cannot be a matrix of {} x {} {}", tensor.name, outputs_,
-                            inputs_, ggml_type_name(tensor.type)));
+PackedMatrix::PackedMatrix(const Tensor& tensor) : format_(packed_format(tensor.type)) {
+  const std::int64_t columns = tensor.columns();
+  const std::int64_t rows = tensor.rows();
+  // A tensor of one row is what GGUF makes of a vector.
+  if (columns < 1 || rows < 2 || tensor.shape[2] != 1 || tensor.shape[3] != 1 ||
+      std::max(columns, rows) > INT_MAX - kCellInputs ||
+      columns % ggml_blck_size(tensor.type) != 0 ||
+      tensor.data.size() / ggml_row_size(tensor.type, columns) < static_cast<std::size_t>(rows)) {
+    throw Error(fmt::format("tensor {} cannot be a matrix of {} x {} {}", tensor.name, rows,
+                            columns, ggml_type_name(tensor.type)));
   }
+  outputs_ = static_cast<int>(rows);
+  inputs_ = static_cast<int>(columns);
   data_ = AlignedBytes(static_cast<std::size_t>(blocks()) * cells() * format_.cell_bytes());
   const auto* const bytes = reinterpret_cast<const std::uint8_t*>(tensor.data.data());
   const std::size_t row_bytes = ggml_row_size(tensor.type, inputs_);
