@@ -18,6 +18,8 @@
 namespace firp {
 namespace {
 
+constexpr int kPeerContext = 8192;  // libllama takes the memory of its whole context at once
+
 struct BenchFlags {
   DecodeFlags decode;
   std::filesystem::path prompts;
@@ -92,8 +94,10 @@ int run_bench_verb(BenchFlags& flags) {
   std::vector<BenchMethod> methods = make_methods(flags, decoder);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
-    peer.emplace(flags.decode.model, decoder.vocabulary, flags.decode.thread_count(),
-                 decoder.engine.options().context, decoder.options.sampling);
+    peer.emplace(
+        flags.decode.model, decoder.vocabulary, flags.decode.thread_count(),
+        flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
+        decoder.options.sampling);
     methods.push_back(peer->method());
   }
 
@@ -143,6 +147,7 @@ Examples:
   app->add_option("--prompts", flags->prompts, "The prompts, JSONL")->required();
   app->add_option("--methods", flags->methods, "Methods to run: plain, firp")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember({"plain", "firp"}))
       ->default_str("plain,firp");
   app->add_option("--peer", flags->peer, "Another program's plain decoding beside them: llama.cpp")
@@ -153,10 +158,10 @@ Examples:
   app->add_option("--turns", flags->turns, "Turns of each prompt at most (default: all)");
   app->add_option("--json", flags->json, "Write the results to this file");
   flags->decode.add_decoding_to(*app);
-  app->remove_option(app->get_option("--draft"));
-  app->remove_option(app->get_option("--tree"));
-  app->add_option("--tree", flags->trees, "Sizes of the draft tree; several give several methods")
+  app->get_option_group("Drafting")
+      ->add_option("--tree", flags->trees, "Sizes of the draft tree; several give several methods")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->default_str("16");
   return {app, [flags] { return run_bench_verb(*flags); }};
 }

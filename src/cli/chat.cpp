@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <limits>
 #include <memory>
 #include <optional>
 
@@ -20,7 +19,7 @@ namespace {
 struct ChatFlags {
   DecodeFlags decode;
   std::string system_prompt;
-  std::optional<int> tokens;
+  int tokens = 1024;
 };
 
 constexpr const char* kCommands =
@@ -50,8 +49,7 @@ void add(DecodeStats& sum, const DecodeStats& stats) {
 }
 
 int run_chat(const ChatFlags& flags) {
-  const int most = flags.tokens.value_or(std::numeric_limits<int>::max());
-  require_at_least(most, 1, "-n");
+  require_at_least(flags.tokens, 1, "-n");
   require_utf8(flags.system_prompt, "the system prompt");
   Decoder decoder(flags.decode, flags.decode.tree);
   const Vocabulary& vocabulary = decoder.vocabulary;
@@ -62,7 +60,7 @@ int run_chat(const ChatFlags& flags) {
   const bool interactive = isatty(STDIN_FILENO) != 0;
   if (interactive) {
     fmt::print(stderr, "{}; /help lists the commands, Ctrl-C stops an answer\n",
-               decoder.model.config().name);
+               flags.decode.model.stem().string());
   }
 
   Session session(decoder.engine, decoder.options);
@@ -91,7 +89,8 @@ int run_chat(const ChatFlags& flags) {
         session.append(tokens);
         conversation = std::move(next);
         const DecodeStats stats = generate(
-            session, most, [&](Token token) { return vocabulary.is_end_of_generation(token); },
+            session, flags.tokens,
+            [&](Token token) { return vocabulary.is_end_of_generation(token); },
             [&](const DecodedToken& token) {
               printer.print(vocabulary.piece(token.token), token.drafted);
               return !interrupted;
@@ -133,9 +132,10 @@ Examples:
   printf 'My name is Ada.\nWhat is my name?\n' | firp chat -m model.gguf)");
   flags->decode.add_model_to(*app);
   app->add_option("--system-prompt", flags->system_prompt, "What the model is told first");
-  app->add_option("-n,--predict,--n-predict", flags->tokens,
-                  "Tokens of an answer at most (default: until it ends)");
+  app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
+      ->capture_default_str();
   flags->decode.add_decoding_to(*app);
+  flags->decode.add_draft_to(*app);
   flags->decode.add_colour_to(*app);
   return {app, [flags] { return run_chat(*flags); }};
 }

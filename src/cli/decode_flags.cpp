@@ -20,10 +20,7 @@ constexpr int kMostThreads = 1024;
 /// Where heads that come with the program lie: in the working directory, or by the program.
 std::vector<std::filesystem::path> heads_directories() {
   std::vector<std::filesystem::path> directories = {"heads"};
-  std::error_code error;
-  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (!error) {
-    const std::filesystem::path beside = program.parent_path();
+  if (const std::filesystem::path beside = program_directory(); !beside.empty()) {
     directories.push_back(beside / "heads");
     directories.push_back(beside.parent_path() / "heads");
     directories.push_back(beside.parent_path() / "share" / "firp" / "heads");
@@ -43,9 +40,11 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const Model& model)
   if (const auto found = find_heads(model, heads_directories())) return *found;
   const std::string path = flags.model.string();
   if (flags.draft == "firp") {
-    throw Error(fmt::format("there are no heads for {}; `firp train -m {}` makes them", path, path));
+    throw Error(
+        fmt::format("there are no heads for {}; `firp train -m {}` makes them", path, path));
   }
-  fmt::print(stderr, "firp: no heads for this model, so decoding is plain; `firp train -m {}` makes them\n",
+  fmt::print(stderr,
+             "firp: no heads for this model, so decoding is plain; `firp train -m {}` makes them\n",
              path);
   return {};
 }
@@ -84,7 +83,8 @@ Engine make_engine(const DecodeFlags& flags, int largest_tree, const Model& mode
   const int trained = model.config().trained_context;
   const int context = flags.context.value_or(trained);
   if (context > trained) {
-    fmt::print(stderr, "firp: the model was trained for a context of {}; beyond it text gets worse\n",
+    fmt::print(stderr,
+               "firp: the model was trained for a context of {}; beyond it text gets worse\n",
                trained);
   }
   std::optional<Heads> heads;
@@ -97,6 +97,11 @@ Engine make_engine(const DecodeFlags& flags, int largest_tree, const Model& mode
 }
 
 }  // namespace
+
+std::filesystem::path program_directory() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+}
 
 void require_at_least(int value, int least, const char* flag) {
   if (value < least) throw Error(fmt::format("{} must be at least {}", flag, least));
@@ -116,35 +121,40 @@ void DecodeFlags::add_model_to(CLI::App& app) {
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app) {
-  app.add_option("-c,--ctx-size", context,
-                 "Tokens that fit: prompt, conversation and answers (default: what the model was "
-                 "trained for)");
-  app.add_option("--temp", sampling.temperature, "Temperature; 0 always takes the likeliest token")
-      ->capture_default_str();
-  app.add_option("--top-k", sampling.top_k, "Sample from the K likeliest tokens; 0: all")
-      ->capture_default_str();
-  app.add_option("--top-p", sampling.top_p, "Sample from the likeliest tokens that sum to P")
-      ->capture_default_str();
-  app.add_option("--min-p", sampling.min_p,
-                 "Leave out tokens less likely than P times the likeliest")
-      ->capture_default_str();
-  app.add_option("--repeat-penalty", sampling.repeat_penalty, "Makes repeated tokens less likely")
-      ->capture_default_str();
-  app.add_option("--repeat-last-n", sampling.repeat_last_n, "Tokens that count as repeated")
-      ->capture_default_str();
-  app.add_option("-s,--seed", seed, "Seed of the sampling (default: another one each time)");
+  app.add_option(
+      "-c,--ctx-size", context,
+      "Tokens that prompt and answers may take together (default: the model's own limit)");
 
-  app.add_option("--heads", heads,
-                 "Heads made by `firp train` (default: MODEL.firp.gguf beside the model, else by "
-                 "the model's identity in heads/)");
-  app.add_option("--draft", draft, "How to draft tokens: firp or none (default: firp with heads)")
-      ->check(CLI::IsMember({"none", "firp"}));
-  app.add_option("--tree", tree, "Drafted tokens that one forward pass verifies")
+  CLI::App* sampled = app.add_option_group("Sampling");
+  sampled->add_option("--temp", sampling.temperature, "Temperature; 0: always the likeliest token")
       ->capture_default_str();
-  app.add_flag("--chain", chain, "Draft one path instead of a tree");
-  app.add_option("--drafting", drafting,
-                 "deferred: a short pass of its own drafts; in-pass: the verifying pass does")
+  sampled->add_option("--top-k", sampling.top_k, "Only the K likeliest tokens; 0: all")
+      ->capture_default_str();
+  sampled->add_option("--top-p", sampling.top_p, "Only the likeliest tokens that sum to P; 1: all")
+      ->capture_default_str();
+  sampled->add_option("--min-p", sampling.min_p, "No token less likely than P times the likeliest")
+      ->capture_default_str();
+  sampled->add_option("--repeat-penalty", sampling.repeat_penalty, "Above 1: repeats less")
+      ->capture_default_str();
+  sampled->add_option("--repeat-last-n", sampling.repeat_last_n, "Tokens that count as repeated")
+      ->capture_default_str();
+  sampled->add_option("-s,--seed", seed, "Seed (default: another one each time)");
+
+  CLI::App* drafted = app.add_option_group("Drafting");
+  drafted->add_option("--heads", heads,
+                      "Heads (default: MODEL.firp.gguf, else those in heads/ that fit the model)");
+  drafted->add_flag("--chain", chain, "Draft one path instead of a tree");
+  drafted
+      ->add_option("--drafting", drafting, "In a short pass of its own, or in the verifying pass")
       ->check(CLI::IsMember({"deferred", "in-pass"}))
+      ->capture_default_str();
+}
+
+void DecodeFlags::add_draft_to(CLI::App& app) {
+  CLI::App* drafted = app.get_option_group("Drafting");
+  drafted->add_option("--draft", draft, "firp or none (default: firp where there are heads)")
+      ->check(CLI::IsMember({"none", "firp"}));
+  drafted->add_option("--tree", tree, "Drafted tokens that one forward pass verifies")
       ->capture_default_str();
 }
 
@@ -172,7 +182,8 @@ std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
   std::string seed;
   if (options.sampling.temperature > 0) seed = fmt::format("; seed {}", options.sampling.seed);
   return fmt::format(
-      "{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass ({}); prompt: {} tokens, {:.2f} s{}",
+      "{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass ({}); prompt: {} tokens, {:.2f} "
+      "s{}",
       stats.tokens, stats.decode_seconds > 0 ? stats.tokens / stats.decode_seconds : 0.0,
       stats.forwards > 0 ? static_cast<double>(stats.tokens) / stats.forwards : 0.0, method,
       prompt_tokens, stats.prefill_seconds, seed);

@@ -29,6 +29,7 @@ struct DecodeFlags {
 
   void add_model_to(CLI::App& app);
   void add_decoding_to(CLI::App& app);
+  void add_draft_to(CLI::App& app);
   void add_colour_to(CLI::App& app);
 
   /// -t, or one per core. An Error for a number that makes no sense.
@@ -48,6 +49,9 @@ struct Decoder {
   std::filesystem::path heads_path;  ///< empty: no heads
   Engine engine;
 };
+
+/// The folder of the running program; empty where the system does not tell.
+std::filesystem::path program_directory();
 
 /// An Error that names the flag where its value is less.
 void require_at_least(int value, int least, const char* flag);

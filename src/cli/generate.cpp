@@ -1,10 +1,8 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iterator>
-#include <limits>
 #include <memory>
 
 #include "cli/decode_flags.h"
@@ -21,16 +19,20 @@ struct GenerateFlags {
   DecodeFlags decode;
   std::string prompt;
   std::string prompt_file;
-  std::optional<int> tokens;
+  int tokens = 1024;
   bool raw = false;
 };
 
 std::string read_prompt(const GenerateFlags& flags) {
   std::string prompt = flags.prompt;
   if (!flags.prompt_file.empty()) {
-    std::ifstream file(flags.prompt_file, std::ios::binary);
-    prompt.assign(std::istreambuf_iterator<char>(file), {});
-    if (!file) {
+    const std::unique_ptr<std::FILE, decltype(&std::fclose)> file(
+        std::fopen(flags.prompt_file.c_str(), "rb"), &std::fclose);
+    char part[4096];
+    while (file != nullptr && !std::feof(file.get()) && !std::ferror(file.get())) {
+      prompt.append(part, std::fread(part, 1, sizeof part, file.get()));
+    }
+    if (file == nullptr || std::ferror(file.get())) {
       throw Error(
           fmt::format("cannot read the prompt {}: {}", flags.prompt_file, std::strerror(errno)));
     }
@@ -42,8 +44,7 @@ std::string read_prompt(const GenerateFlags& flags) {
 
 int run_generate(const GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
-  const int most = flags.tokens.value_or(std::numeric_limits<int>::max());
-  require_at_least(most, 1, "-n");
+  require_at_least(flags.tokens, 1, "-n");
   Decoder decoder(flags.decode, flags.decode.tree);
   const Vocabulary& vocabulary = decoder.vocabulary;
   const std::vector<Token> tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
@@ -54,7 +55,7 @@ int run_generate(const GenerateFlags& flags) {
   catch_interrupts();
   TextPrinter printer(use_colour(flags.decode.colour));
   const DecodeStats stats = generate(
-      session, most, [&](Token token) { return vocabulary.is_end_of_generation(token); },
+      session, flags.tokens, [&](Token token) { return vocabulary.is_end_of_generation(token); },
       [&](const DecodedToken& token) {
         printer.print(vocabulary.piece(token.token), token.drafted);
         return !interrupted;
@@ -85,10 +86,11 @@ Examples:
   CLI::Option* prompt = app->add_option("-p,--prompt", flags->prompt, "The prompt");
   app->add_option("-f,--file", flags->prompt_file, "A file that holds the prompt")
       ->excludes(prompt);
-  app->add_option("-n,--predict,--n-predict", flags->tokens,
-                  "Tokens to write at most (default: until the answer ends)");
+  app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens to write at most")
+      ->capture_default_str();
   app->add_flag("--raw", flags->raw, "No chat template: go on with the prompt's text");
   flags->decode.add_decoding_to(*app);
+  flags->decode.add_draft_to(*app);
   flags->decode.add_colour_to(*app);
   return {app, [flags] { return run_generate(*flags); }};
 }

@@ -79,7 +79,8 @@ constexpr auto kLineInterval = std::chrono::seconds(30);
 }
 
 StatusLine::StatusLine()
-    : terminal_(isatty(STDERR_FILENO) != 0), next_(std::chrono::steady_clock::now()) {}
+    : terminal_(isatty(STDERR_FILENO) != 0),
+      next_(std::chrono::steady_clock::now() + kLineInterval) {}
 
 void StatusLine::show(std::string_view text) {
   if (terminal_) {

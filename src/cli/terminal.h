@@ -42,7 +42,7 @@ class TextPrinter {
 std::size_t unfinished_utf8(std::string_view text);
 
 /// A line about work under way, on standard error: on a terminal one line that is rewritten,
-/// elsewhere a new line every half a minute.
+/// elsewhere a new one every half a minute.
 class StatusLine {
  public:
   StatusLine();

@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
-#include <string>
 
 namespace firp {
 
@@ -18,8 +17,8 @@ inline constexpr int kExitInterrupted = 130;  ///< as shells have it for Ctrl-C
 Verb add_generate(CLI::App& program);
 Verb add_chat(CLI::App& program);
 Verb add_demo(CLI::App& program);
-/// `command_line`: for the record in the heads file.
-Verb add_train(CLI::App& program, std::string command_line);
+/// `arguments`: the program's own, ended by nullptr.
+Verb add_train(CLI::App& program, char** arguments);
 Verb add_bench(CLI::App& program);
 Verb add_inspect(CLI::App& program);
 

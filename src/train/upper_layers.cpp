@@ -257,6 +257,8 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
       .view({sequences, per_sequence, steps, config_.hidden_size});
 }
 
+torch::Device fast_device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
+
 torch::ScalarType fast_type(torch::Device device) {
   if (device.is_cuda()) {
     return torch::kBFloat16;

@@ -57,6 +57,9 @@ class UpperLayers {
   torch::Tensor output_norm_, head_;
 };
 
+/// CUDA if there is any, else the CPU.
+torch::Device fast_device();
+
 /// BF16 where the device multiplies it faster than F32 (CUDA; CPUs with AVX512-BF16 or AMX), else
 /// F32.
 torch::ScalarType fast_type(torch::Device device);

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Includes between the rooms of src/ point down only (docs/architecture.md). Prints what does not.
+set -euo pipefail
+cd "$(dirname "$0")/../src"
+
+# room: the rooms that it may include from, besides itself
+allowed='
+model:
+kernels: model
+engine: kernels model
+draft: engine kernels model
+decode: draft engine model
+train: decode draft engine model
+bench: decode draft engine model
+cli: bench train decode draft engine kernels model
+'
+
+status=0
+while IFS=: read -r file line include; do
+  room=${file%%/*}
+  from=${include#*\"}
+  from=${from%%/*}
+  [ "$room" = "$from" ] && continue
+  if ! grep -q "^$room:.*\<$from\>" <<< "$allowed"; then
+    echo "src/$file:$line: $room/ must not include from $from/"
+    status=1
+  fi
+done < <(grep -rnE '^#include "[a-z_]+/' --include='*.h' --include='*.cpp' .  | sed 's|^\./||')
+exit $status

@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Bad input gets one clear line on standard error and a non-zero exit: no crash, no hang, no
+# half-written file. Usage: bad_input_test.sh FIRP MODEL.gguf
+set -uo pipefail
+firp=$(realpath "$1")
+model=$2
+if [ ! -f "$model" ]; then
+  echo "skipped: no model at $model (scripts/setup.sh fetches it)"
+  exit 77
+fi
+cd "$(dirname "$0")/../.." || exit 1
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failures=0
+cases=0
+
+# refuses STATUS PATTERN ARGUMENTS...: the program ends with STATUS, has written nothing but one
+# line that begins with "firp: " and matches PATTERN.
+refuses() {
+  local status=$1 pattern=$2 output actual
+  shift 2
+  output=$(timeout 60 "$firp" "$@" 2>&1 < /dev/null)
+  actual=$?
+  cases=$((cases + 1))
+  if [ "$actual" -ne "$status" ] || [ "$(wc -l <<< "$output")" -ne 1 ] ||
+    ! grep -qE "^firp: .*$pattern" <<< "$output"; then
+    printf 'FAILED: firp %s\n  expected exit %s and "firp: ...%s", got exit %s and: %s\n' \
+      "$*" "$status" "$pattern" "$actual" "$output"
+    failures=$((failures + 1))
+  fi
+}
+
+prompt=(-m "$model" -p hello)
+
+# Usage.
+refuses 2 'subcommand is required'
+refuses 2 'nosuchverb' nosuchverb
+refuses 2 'model' generate -p hello
+refuses 2 'nosuchflag' generate "${prompt[@]}" --nosuchflag
+refuses 2 '-n|predict' generate "${prompt[@]}" -n many
+refuses 2 'draft' generate "${prompt[@]}" --draft magic
+refuses 2 'prompts' bench -m "$model"
+
+# Flags that make no sense.
+refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t 0
+refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t -3
+refuses 1 '-t must be at most' generate "${prompt[@]}" -t 100000
+refuses 1 '-t must be at least 1|built without training' train -m "$model" -t 0 -o "$scratch/x.firp.gguf"
+refuses 1 '-n must be at least 1' generate "${prompt[@]}" -n -1
+refuses 1 '-c must be at least 1' generate "${prompt[@]}" -c 0
+refuses 1 '--temp must be between' generate "${prompt[@]}" --temp -1
+refuses 1 '--temp must be between' generate "${prompt[@]}" --temp nan
+refuses 1 '--top-p must be between' generate "${prompt[@]}" --top-p 1.5
+refuses 1 '--tree must be at least 1' generate "${prompt[@]}" --tree 0
+refuses 1 '--tree must be at most' generate "${prompt[@]}" --tree 100000
+
+# Prompts.
+refuses 1 'prompt is empty' generate -m "$model"
+refuses 1 'prompt is empty' generate -m "$model" -p ''
+: > "$scratch/empty"
+refuses 1 'prompt is empty' generate -m "$model" -f "$scratch/empty"
+refuses 1 'not valid UTF-8 \(at byte 3\)' generate -m "$model" -p $'abc\xff'
+printf 'ab\xc3' > "$scratch/cut"
+refuses 1 'not valid UTF-8 \(at byte 2\)' generate -m "$model" -f "$scratch/cut"
+refuses 1 'cannot read the prompt .*No such file' generate -m "$model" -f "$scratch/nothing"
+refuses 1 'cannot read the prompt' generate -m "$model" -f "$scratch"
+refuses 1 'context of 4 ' generate "${prompt[@]}" -c 4 --draft none
+refuses 1 'context of 4 ' generate -m "$model" -c 4 --draft none --raw -p 'one two three four five'
+
+# Models.
+refuses 1 'nothing.gguf' generate -m "$scratch/nothing.gguf" -p hello
+refuses 1 "$scratch" generate -m "$scratch" -p hello
+refuses 1 'empty' generate -m "$scratch/empty" -p hello
+for bytes in 3 4 23 1000 100000 2000000 50000000; do
+  head -c "$bytes" "$model" > "$scratch/truncated.gguf"
+  refuses 1 'truncated.gguf' generate -m "$scratch/truncated.gguf" -p hello
+  refuses 1 'truncated.gguf' inspect "$scratch/truncated.gguf"
+done
+# Counts, lengths and offsets of the header, one byte each set to 255.
+for byte in 4 8 15 16 23 24 31 40 47 60 100 200 400; do
+  cp "$model" "$scratch/hostile.gguf"
+  printf '\xff' | dd of="$scratch/hostile.gguf" bs=1 seek="$byte" conv=notrunc status=none
+  output=$(timeout 60 "$firp" inspect "$scratch/hostile.gguf" 2>&1 > /dev/null)
+  status=$?
+  cases=$((cases + 1))
+  # Some bytes are text, which may be anything.
+  if [ $status -gt 1 ] || { [ $status -eq 1 ] && [ "$(wc -l <<< "$output")" -ne 1 ]; }; then
+    echo "FAILED: inspect of a file with byte $byte set to 255: exit $status, $output"
+    failures=$((failures + 1))
+  fi
+done
+
+# Heads.
+heads=$(grep -lE 'b6fbaa6fde5906b8' heads/*.gguf 2> /dev/null | head -n 1)
+if [ -z "$heads" ]; then
+  echo "FAILED: heads/ holds none for the test model"
+  failures=$((failures + 1))
+else
+  LC_ALL=C sed 's/b6fbaa6fde5906b8/0123456789abcdef/' "$heads" > "$scratch/other.firp.gguf"
+  refuses 1 'made for another model' generate "${prompt[@]}" --heads "$scratch/other.firp.gguf"
+  head -c 10000 "$heads" > "$scratch/half.firp.gguf"
+  refuses 1 'half.firp.gguf' generate "${prompt[@]}" --heads "$scratch/half.firp.gguf"
+  refuses 1 'firp|architecture' generate -m "$heads" -p hello
+fi
+refuses 1 'not a FIRP heads file' generate "${prompt[@]}" --heads "$model"
+refuses 1 'nothing.gguf' generate "${prompt[@]}" --heads "$scratch/nothing.gguf"
+
+# Bench.
+echo '{"question_id": 1, "category": "qa", "turns": ["Hello"]}' > "$scratch/good.jsonl"
+{ cat "$scratch/good.jsonl"; echo '{"question_id": 2, "category": "qa"}'; } > "$scratch/bad.jsonl"
+refuses 1 'bad.jsonl, line 2' bench -m "$model" --prompts "$scratch/bad.jsonl"
+refuses 1 'nothing.jsonl' bench -m "$model" --prompts "$scratch/nothing.jsonl"
+refuses 1 'cannot write' bench -m "$model" --prompts "$scratch/good.jsonl" --json "$scratch/no/x.json"
+printf '{"question_id": 7, "category": "qa", "turns": ["%0200d"]}' 0 > "$scratch/long.jsonl"
+refuses 1 'question 7: .*context of 64 ' bench -m "$model" --prompts "$scratch/long.jsonl" \
+  --methods plain -c 64
+
+# The machine.
+FIRP_ISA=z80 refuses 1 'z80.*portable' generate "${prompt[@]}"
+
+# A full disk: for the text, and for a file (EFBIG stands in for ENOSPC; writing needs a pipe then).
+cases=$((cases + 2))
+output=$("$firp" generate "${prompt[@]}" -n 4 --draft none 2>&1 > /dev/full)
+status=$?
+if [ $status -ne 1 ] || ! grep -q '^firp: cannot write the output: No space left' <<< "$output"; then
+  echo "FAILED: output to a full disk: exit $status, $output"
+  failures=$((failures + 1))
+fi
+output=$(
+  trap '' XFSZ
+  ulimit -f 0
+  "$firp" bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain -n 2 \
+    --json "$scratch/out.json" 2>&1
+)
+status=$?
+if [ $status -ne 1 ] || ! grep -q '^firp: cannot write .*out.json' <<< "$output" ||
+  compgen -G "$scratch/out.json*" > /dev/null; then
+  echo "FAILED: JSON to a full disk: exit $status, $(ls "$scratch"), $output"
+  failures=$((failures + 1))
+fi
+
+echo "$cases cases, $failures failures"
+[ "$failures" -eq 0 ]

@@ -1,0 +1,146 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+
+#include "bench/report.h"
+#include "cli/decode_flags.h"
+#include "cli/terminal.h"
+#include "cli/verbs.h"
+#include "kernels/kernels.h"
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+struct InspectFlags {
+  std::filesystem::path file;
+  std::filesystem::path model;
+  DecodeFlags decode;
+};
+
+template <typename... Arguments>
+void line(std::string_view name, fmt::format_string<Arguments...> format, Arguments&&... values) {
+  fmt::print("{:<18}{}\n", name, fmt::format(format, std::forward<Arguments>(values)...));
+}
+
+std::string size_text(double bytes) {
+  constexpr double kMebi = 1 << 20;
+  return bytes < 1024 * kMebi ? fmt::format("{:.1f} MiB", bytes / kMebi)
+                              : fmt::format("{:.2f} GiB", bytes / (1024 * kMebi));
+}
+
+void inspect_tensors(const GgufFile& file) {
+  std::map<std::string, double> bytes;
+  double total = 0;
+  for (const Tensor& tensor : file.tensors()) {
+    bytes[ggml_type_name(tensor.type)] += static_cast<double>(tensor.data.size());
+    total += static_cast<double>(tensor.data.size());
+  }
+  std::vector<std::pair<std::string, double>> types(bytes.begin(), bytes.end());
+  std::ranges::sort(types, std::greater{}, &std::pair<std::string, double>::second);
+  std::string text;
+  for (const auto& [type, size] : types) {
+    text += fmt::format("{}{} {:.0f} %", text.empty() ? "" : ", ", type, 100 * size / total);
+  }
+  line("tensors", "{}, {}: {}", file.tensors().size(), size_text(total), text);
+}
+
+void inspect_model(const Model& model, int threads) {
+  const ModelConfig& config = model.config();
+  line("model", "{} ({})", one_line(config.name), config.architecture);
+  line("sizes", "{} layers, d {}, {} query and {} KV heads of {}, feed-forward {}", config.layers,
+       config.hidden_size, config.query_heads, config.kv_heads, config.head_size,
+       config.feed_forward_size);
+  line("vocabulary", "{} tokens, {} head", config.vocabulary_size,
+       config.tied_head ? "tied" : "untied");
+  line("context", "{} tokens trained for; {} of KV cache a token", config.trained_context,
+       fmt::format("{:.1f} KiB", config.layers * 2.0 * config.kv_size() * sizeof(Half) / 1024));
+  inspect_tensors(model.file());
+  line("identity", "{}", model.identity().tensor_hash);
+
+  const Engine engine(model, {.threads = threads});
+  const double bandwidth = measure_read_bandwidth(threads);
+  const auto bytes = static_cast<double>(engine.weight_bytes());
+  fmt::print("\n");
+  line("processor", "{}, {} threads", cpu_name(), threads);
+  std::string others;
+  for (const std::string& isa : available_isas()) {
+    if (isa != engine.isa()) others += (others.empty() ? "" : ", ") + isa;
+  }
+  line("instruction set", "{}{}", engine.isa(),
+       others.empty() ? "" : fmt::format(" (FIRP_ISA can choose: {})", others));
+  line("bytes a pass", "{} of packed weights", size_text(bytes));
+  line("memory", "{:.1f} GB/s read by {} threads, measured now", bandwidth / 1e9, threads);
+  line("roofline", "{:.0f} forward passes/s: no more while all weights come from memory",
+       bandwidth / bytes);
+}
+
+std::string percent(const std::vector<float>& rates) {
+  std::string text;
+  for (const float rate : rates) text += fmt::format("{:6.1f}", 100 * rate);
+  return text.empty() ? "     -" : text;
+}
+
+/// Whether the heads fit is the exit status where a model is given.
+int inspect_heads(const std::filesystem::path& path, const std::filesystem::path& model_path) {
+  const Heads heads = read_heads(path, nullptr);
+  const ModelIdentity& base = heads.base;
+  std::string layers;
+  for (const DraftMap& map : heads.steps) {
+    layers += fmt::format("{}{}", layers.empty() ? "" : ", ", map.layer);
+  }
+  line("heads", "{} draft steps, entering after layers {}", heads.count(), layers);
+  line("for", "{}, {} layers, d {}, {} tokens, identity {}", base.architecture, base.layers,
+       base.hidden_size, base.vocabulary_size, base.tensor_hash);
+  const TrainingRecord& training = heads.training;
+  line("trained by", "{}", one_line(training.command));
+  line("training", "{:.1f} minutes, {} rows", training.minutes, training.rows);
+  line("held out", "{:.2f} tokens per forward pass with a chain, {:.2f} with a tree of 32",
+       training.tokens_per_forward_chain, training.tokens_per_forward_tree32);
+  line("  top-1 % by step", "{}", percent(training.top1));
+  line("  top-5 % by step", "{}", percent(training.top5));
+  if (model_path.empty()) return 0;
+  const Model model(model_path);
+  const bool fits = model.identity() == base;
+  line("fits the model", "{}", fits ? "yes" : "no: they were made for another one");
+  return fits ? 0 : 1;
+}
+
+int run_inspect(const InspectFlags& flags) {
+  const int threads = flags.decode.thread_count();
+  const std::filesystem::path& path = flags.file.empty() ? flags.model : flags.file;
+  if (path.empty()) throw Error("name a GGUF file: a model, or heads");
+  int status = 0;
+  if (GgufFile(path).get_string("general.architecture") == "firp") {
+    status = inspect_heads(path, flags.file.empty() ? "" : flags.model);
+  } else {
+    inspect_model(Model(path), threads);
+  }
+  flush_output();
+  return status;
+}
+
+}  // namespace
+
+Verb add_inspect(CLI::App& program) {
+  CLI::App* app =
+      program.add_subcommand("inspect", "What is in a file, and how fast it can run here");
+  const auto flags = std::make_shared<InspectFlags>();
+  app->footer(R"(
+Of a model: its sizes, the types of its weights, and how many forward passes a second this machine's
+memory allows. Of heads: what they were made for, how, and what they showed; with -m, exit status 1
+if they do not fit that model.
+
+Examples:
+  firp inspect model.gguf
+  firp inspect model.firp.gguf -m model.gguf)");
+  app->add_option("file", flags->file, "A model or heads, a GGUF file");
+  app->add_option("-m,--model", flags->model, "The model that heads are checked against");
+  app->add_option("-t,--threads", flags->decode.threads, "Threads (default: one per core)");
+  return {app, [flags] { return run_inspect(*flags); }};
+}
+
+}  // namespace firp

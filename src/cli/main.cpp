@@ -1,0 +1,83 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cli/terminal.h"
+#include "cli/verbs.h"
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace {
+
+constexpr int kExitUserError = 1;
+constexpr int kExitUsage = 2;
+
+/// A file that we open must not become standard output because the caller closed that.
+void open_standard_streams() {
+  int file = open("/dev/null", O_RDWR);
+  while (file >= 0 && file <= STDERR_FILENO) file = open("/dev/null", O_RDWR);
+  if (file >= 0) close(file);
+}
+
+int run(int argc, char** argv) {
+  const firp::GgmlErrors quiet;  // libllama's log is ours from here on
+  CLI::App program(
+      "Runs GGUF language models, several tokens per forward pass, with the very text that plain\n"
+      "decoding gives. Draft maps (\"heads\") come from the model itself: firp train.",
+      "firp");
+  program.set_version_flag("--version", "firp " FIRP_VERSION);
+  program.require_subcommand(1);
+  program.footer(R"(
+firp VERB --help tells about a verb. Start here:
+  firp demo model.gguf
+  firp chat model.gguf
+  firp train model.gguf)");
+  const std::vector<firp::Verb> verbs = {
+      firp::add_generate(program),    firp::add_chat(program),  firp::add_demo(program),
+      firp::add_train(program, argv), firp::add_bench(program), firp::add_inspect(program)};
+  const auto is_named = [&](const firp::Verb& verb) { return verb.app->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(verbs, is_named)) {
+    fmt::print(stderr, "firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));
+    return kExitUsage;
+  }
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) {  // --help, --version
+      program.exit(error);
+      firp::flush_output();
+      return 0;
+    }
+    std::string verb;
+    for (const CLI::App* app : program.get_subcommands()) verb = " " + app->get_name();
+    fmt::print(stderr, "firp: {} (see firp{} --help)\n", firp::one_line(error.what()), verb);
+    return kExitUsage;
+  }
+  for (const firp::Verb& verb : verbs) {
+    if (verb.app->parsed()) return verb.run();
+  }
+  return kExitUsage;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  open_standard_streams();
+  signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
+  try {
+    return run(argc, argv);
+  } catch (const firp::Error& error) {
+    fmt::print(stderr, "firp: {}\n", error.what());
+  } catch (const std::bad_alloc&) {
+    std::fputs("firp: out of memory\n", stderr);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "firp: internal error: {}\n", error.what());
+  }
+  return kExitUserError;
+}

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# The verbs on the real model and its heads. Usage: verbs_test.sh FIRP MODEL.gguf
+set -uo pipefail
+firp=$(realpath "$1")
+model=$2
+if [ ! -f "$model" ]; then
+  echo "skipped: no model at $model (scripts/setup.sh fetches it)"
+  exit 77
+fi
+cd "$(dirname "$0")/../.." || exit 1 # heads/ is found from here
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failures=0
+fail() {
+  echo "FAILED: $*"
+  failures=$((failures + 1))
+}
+
+# Text: the same with and without drafts, whatever the tree, the sampling or the threads.
+question='Write a short story about a lighthouse keeper and a parrot.'
+for sampling in '--temp 0' '--temp 0.8 --seed 7 --repeat-penalty 1.1'; do
+  # shellcheck disable=SC2086 # flags
+  "$firp" generate "$model" -p "$question" -n 48 $sampling --draft none \
+    > "$scratch/plain" 2> "$scratch/log" || fail "generate: $(cat "$scratch/log")"
+  iconv -f UTF-8 -t UTF-8 "$scratch/plain" > /dev/null || fail "the text is not UTF-8"
+  [ "$(wc -w < "$scratch/plain")" -gt 20 ] || fail "hardly any text: $(cat "$scratch/plain")"
+  for drafts in '--tree 2' '--tree 16 -t 1' '--tree 64' '--chain' '--tree 8 --drafting in-pass'; do
+    # shellcheck disable=SC2086
+    "$firp" generate -m "$model" -p "$question" -n 48 $sampling $drafts --draft firp \
+      > "$scratch/drafted" 2> "$scratch/log" || fail "generate $drafts: $(cat "$scratch/log")"
+    cmp -s "$scratch/plain" "$scratch/drafted" ||
+      fail "another text with $sampling $drafts: $(cat "$scratch/drafted")"
+    grep -q 'tokens per forward pass (FIRP' "$scratch/log" || fail "no statistics of $drafts"
+  done
+done
+"$firp" generate -m "$model" --raw -p 'The capital of France is' -n 5 --draft none \
+  2> /dev/null | grep Paris > /dev/null || fail "the capital of France"
+printf '%s' "$question" > "$scratch/question"
+"$firp" generate -m "$model" -f "$scratch/question" -n 48 2> /dev/null > "$scratch/from-file"
+"$firp" generate -m "$model" -p "$question" -n 48 2> /dev/null | cmp -s - "$scratch/from-file" ||
+  fail "-f gives another text than -p"
+"$firp" generate -m "$model" -p "$question" -n 48 --draft firp --colour always 2> /dev/null |
+  grep $'\x1b\[32m' > /dev/null || fail "no drafted token in colour"
+
+# A reader that goes, and a closed standard output, end it quietly.
+output=$("$firp" generate -m "$model" -p "$question" -n 48 2>&1 > >(head -c 1 > /dev/null))
+grep -qi 'error\|cannot' <<< "$output" && fail "a closed pipe: $output"
+"$firp" generate -m "$model" -p "$question" -n 4 >&- 2> "$scratch/log" ||
+  fail "closed standard output: $(cat "$scratch/log")"
+
+# Ctrl-C ends the text cleanly.
+"$firp" generate -m "$model" -p "$question" -n 4000 --temp 1.5 --min-p 0 --top-p 1 --top-k 0 \
+  > "$scratch/text" 2> "$scratch/log" &
+pid=$!
+for _ in $(seq 200); do
+  [ -s "$scratch/text" ] && break
+  sleep 0.05
+done
+kill -INT $pid
+wait $pid
+status=$?
+[ $status -eq 130 ] || fail "Ctrl-C: exit $status"
+grep -q 'tokens/s' "$scratch/log" || fail "no statistics after Ctrl-C: $(cat "$scratch/log")"
+
+# Chat keeps the conversation, until /reset.
+printf 'My name is Ada.\nWhat is my name?\n' |
+  "$firp" chat -m "$model" -n 40 2> "$scratch/log" > "$scratch/chat" || fail "chat"
+first=$(head -n 1 "$scratch/chat")
+"$firp" generate -m "$model" --raw -n 40 2> /dev/null > "$scratch/text" \
+  -p "<|im_start|>user
+My name is Ada.<|im_end|>
+<|im_start|>assistant
+$first<|im_end|>
+<|im_start|>user
+What is my name?<|im_end|>
+<|im_start|>assistant
+"
+[ "$(tail -n 1 "$scratch/chat")" = "$(cat "$scratch/text")" ] ||
+  fail "chat and the conversation written out differ: $(cat "$scratch/chat" "$scratch/text")"
+printf 'My name is Ada.\n/reset\nWhat is my name?\n/exit\nnever answered\n' |
+  "$firp" chat -m "$model" -n 20 2> /dev/null > "$scratch/reset" || fail "chat /reset"
+printf 'What is my name?\n' | "$firp" chat -m "$model" -n 20 2> /dev/null > "$scratch/fresh"
+[ "$(tail -n 1 "$scratch/reset")" = "$(tail -n 1 "$scratch/fresh")" ] ||
+  fail "/reset leaves something behind: $(cat "$scratch/reset")"
+"$firp" chat -m "$model" < /dev/null > "$scratch/text" 2>&1 || fail "chat without input"
+
+# demo says that the texts are the same.
+"$firp" demo -m "$model" -n 30 2> /dev/null | grep '^The same text' > /dev/null || fail "demo"
+
+# bench: the JSON that programs read.
+cat > "$scratch/prompts.jsonl" << 'END'
+{"question_id": 1, "category": "writing", "turns": ["Write a limerick.", "Now another one."]}
+{"question_id": 2, "category": "qa", "turns": ["Who wrote Hamlet?"]}
+{"question_id": 3, "category": "qa", "turns": ["Who painted the Mona Lisa?"]}
+END
+bench() {
+  "$firp" bench -m "$model" --prompts "$scratch/prompts.jsonl" -n 24 --json "$scratch/out.json" \
+    "$@" > "$scratch/table" 2> "$scratch/log" || fail "bench $*: $(cat "$scratch/log")"
+}
+bench --methods plain,firp --peer llama.cpp
+python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench"
+import json, sys
+report = json.load(open(sys.argv[1]))
+assert {"cpu", "cores", "threads", "isa", "model", "heads"} <= report["machine"].keys()
+results = report["results"]
+assert [(r["category"], r["method"]) for r in results] == [
+    (c, m) for c in ("writing", "qa", "all") for m in ("plain", "firp", "llama.cpp")]
+for r in results:
+    assert r["prompts"] == {"writing": 1, "qa": 2, "all": 3}[r["category"]]
+    assert 0 < r["tokens"] <= 24 * (r["prompts"] + (r["category"] != "qa"))
+    assert 0 < r["forwards"] <= r["tokens"]
+    assert abs(r["tokens_per_second"] - r["tokens"] / r["seconds"]) < 1e-6 * r["tokens_per_second"]
+    assert abs(r["tokens_per_forward"] - r["tokens"] / r["forwards"]) < 1e-6
+    assert 0 <= r["identical_to_plain"] <= r["prompts"]
+    assert r["speedup_over_plain"] > 0
+    if r["method"] != "llama.cpp":
+        assert r["identical_to_plain"] == r["prompts"]
+    if r["method"] != "firp":
+        assert r["forwards"] == r["tokens"]
+    if r["method"] == "plain":
+        assert r["speedup_over_plain"] == 1
+plain, firp = results[-3], results[-2]
+assert firp["tokens"] == plain["tokens"] and firp["forwards"] < plain["forwards"]
+END
+bench --tree 4,32 --limit 1 --turns 1 --temp 0.8 --seed 3
+python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench with two trees"
+import json, sys
+results = json.load(open(sys.argv[1]))["results"]
+assert [r["method"] for r in results[-3:]] == ["plain", "firp-tree4", "firp-tree32"]
+assert all(r["prompts"] == r["identical_to_plain"] == 2 for r in results[-3:])
+END
+grep -q '^all ' "$scratch/table" || fail "the table of bench"
+
+# inspect.
+"$firp" inspect "$model" > "$scratch/text" || fail "inspect"
+grep -q 'roofline' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"
+heads=$(find heads -name '*.gguf' | head -n 1)
+"$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
+
+for verb in '' generate chat demo train bench inspect; do
+  # shellcheck disable=SC2086
+  "$firp" $verb --help | grep 'firp' > /dev/null || fail "$verb --help"
+done
+[ "$("$firp" --version | cut -d ' ' -f 1)" = firp ] || fail "--version"
+
+echo "$failures failures"
+[ "$failures" -eq 0 ]

@@ -1,0 +1,173 @@
+#include "train/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+constexpr std::int64_t kVersion = 1;
+
+std::string describe(const ModelIdentity& base) {
+  return fmt::format("{} {}x{} {}", base.architecture, base.layers, base.hidden_size,
+                     base.tensor_hash);
+}
+
+}  // namespace
+
+void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path& path) {
+  torch::serialize::OutputArchive archive;
+  const auto put = [&](const std::string& key, c10::IValue value) { archive.write(key, value); };
+  put("version", kVersion);
+  put("base", describe(checkpoint.base));
+  put("draft_steps", static_cast<std::int64_t>(checkpoint.options.draft_steps));
+  put("updates", static_cast<std::int64_t>(checkpoint.options.updates));
+  put("minutes", checkpoint.options.minutes);
+  put("learning_rate", static_cast<double>(checkpoint.options.learning_rate));
+  put("seed", static_cast<std::int64_t>(checkpoint.options.seed));
+  put("layer", static_cast<std::int64_t>(checkpoint.layer));
+  put("planned_updates", static_cast<std::int64_t>(checkpoint.planned_updates));
+  for (int phase = 0; phase < kTrainPhases; ++phase) {
+    put(fmt::format("phase_minutes.{}", phase), checkpoint.phase_minutes[phase]);
+  }
+  // Texts: all tokens in a row; for each text its length, answer_begin and flags.
+  std::vector<std::int32_t> tokens, shapes;
+  for (const Text& text : checkpoint.texts) {
+    tokens.insert(tokens.end(), text.tokens.begin(), text.tokens.end());
+    shapes.insert(shapes.end(), {static_cast<std::int32_t>(text.tokens.size()), text.answer_begin,
+                                 text.greedy, text.held_out});
+  }
+  archive.write("tokens", torch::tensor(tokens, torch::kInt32));
+  archive.write("texts", torch::tensor(shapes, torch::kInt32));
+  put("has_state", checkpoint.state.has_value());
+  if (checkpoint.state) {
+    const Distillation::State& state = *checkpoint.state;
+    put("updates_done", static_cast<std::int64_t>(state.updates));
+    archive.write("mean", state.maps.mean.cpu());
+    archive.write("deviation", state.maps.deviation.cpu());
+    archive.write("weight", state.maps.weight.cpu());
+    archive.write("bias", state.maps.bias.cpu());
+    archive.write("weight_mean", state.weight_mean.cpu());
+    archive.write("weight_square", state.weight_square.cpu());
+    archive.write("bias_mean", state.bias_mean.cpu());
+    archive.write("bias_square", state.bias_square.cpu());
+  }
+
+  const std::filesystem::path temporary = path.string() + ".tmp";
+  std::ofstream file(temporary, std::ios::binary);
+  bool good = file.good();
+  archive.save_to([&](const void* data, std::size_t size) {
+    good = good && file.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+    return size;
+  });
+  file.close();
+  std::error_code error;
+  if (good && file) {
+    std::filesystem::rename(temporary, path, error);
+  }
+  if (!good || !file || error) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw Error(fmt::format("cannot write the checkpoint {}; is the disk full?", path.string()));
+  }
+}
+
+Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentity& base) {
+  if (!std::filesystem::is_regular_file(path)) {
+    throw Error(fmt::format("there is no checkpoint {} to resume from", path.string()));
+  }
+  const auto damaged = [&] {
+    return Error(
+        fmt::format("the checkpoint {} is damaged; remove it and train anew", path.string()));
+  };
+  Checkpoint out;
+  std::string base_in_file;
+  try {
+    torch::serialize::InputArchive archive;
+    archive.load_from(path.string(), torch::Device(torch::kCPU));
+    const auto get = [&](const std::string& key) {
+      c10::IValue value;
+      archive.read(key, value);
+      return value;
+    };
+    const auto get_int = [&](const std::string& key) { return static_cast<int>(get(key).toInt()); };
+    const auto get_tensor = [&](const std::string& key) {
+      torch::Tensor tensor;
+      archive.read(key, tensor);
+      return tensor;
+    };
+    const auto get_floats = [&](const std::string& key, std::vector<std::int64_t> shape) {
+      const torch::Tensor tensor = get_tensor(key);
+      if (tensor.scalar_type() != torch::kFloat32 || tensor.sizes() != shape) {
+        throw damaged();
+      }
+      return tensor;
+    };
+    if (get_int("version") != kVersion) {
+      throw damaged();
+    }
+    base_in_file = get("base").toStringRef();
+    out.base = base;
+    out.options.draft_steps = get_int("draft_steps");
+    out.options.updates = get_int("updates");
+    out.options.minutes = get("minutes").toDouble();
+    out.options.learning_rate = static_cast<float>(get("learning_rate").toDouble());
+    out.options.seed = static_cast<std::uint64_t>(get("seed").toInt());
+    out.layer = get_int("layer");
+    out.planned_updates = get_int("planned_updates");
+    for (int phase = 0; phase < kTrainPhases; ++phase) {
+      out.phase_minutes[phase] = get(fmt::format("phase_minutes.{}", phase)).toDouble();
+    }
+    const torch::Tensor tokens = get_tensor("tokens"), shapes = get_tensor("texts");
+    const auto* const token = tokens.data_ptr<std::int32_t>();
+    const auto* const shape = shapes.data_ptr<std::int32_t>();
+    std::int64_t begin = 0;
+    for (std::int64_t i = 0; i + 4 <= shapes.numel(); i += 4) {
+      Text text;
+      if (shape[i] < 3 || begin + shape[i] > tokens.numel() || shape[i + 1] < 0 ||
+          shape[i + 1] > shape[i]) {
+        throw damaged();
+      }
+      text.tokens.assign(token + begin, token + begin + shape[i]);
+      begin += shape[i];
+      if (std::ranges::any_of(text.tokens,
+                              [&](Token t) { return t < 0 || t >= base.vocabulary_size; })) {
+        throw damaged();
+      }
+      text.answer_begin = shape[i + 1];
+      text.greedy = shape[i + 2] != 0;
+      text.held_out = shape[i + 3] != 0;
+      out.texts.push_back(std::move(text));
+    }
+    if (out.layer < 0 || out.layer >= base.layers || out.options.draft_steps < 1 ||
+        out.options.draft_steps > kMaxDraftSteps || out.texts.empty()) {
+      throw damaged();
+    }
+    if (get("has_state").toBool()) {
+      Distillation::State state;
+      state.updates = get_int("updates_done");
+      const std::int64_t d = base.hidden_size, steps = out.options.draft_steps;
+      state.maps = {out.layer, get_floats("mean", {d}), get_floats("deviation", {d}),
+                    get_floats("weight", {steps, d, d}), get_floats("bias", {steps, d})};
+      state.weight_mean = get_floats("weight_mean", {steps, d, d});
+      state.weight_square = get_floats("weight_square", {steps, d, d});
+      state.bias_mean = get_floats("bias_mean", {steps, d});
+      state.bias_square = get_floats("bias_square", {steps, d});
+      out.state = std::move(state);
+    }
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception&) {  // whatever LibTorch makes of a damaged archive
+    throw damaged();
+  }
+  if (base_in_file != describe(base)) {
+    throw Error(fmt::format("the checkpoint {} is of another model", path.string()));
+  }
+  return out;
+}
+
+}  // namespace firp

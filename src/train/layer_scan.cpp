@@ -1,0 +1,112 @@
+#include "train/layer_scan.h"
+
+#include <algorithm>
+
+#include "train/evaluation.h"
+#include "train/ridge.h"
+#include "train/teacher.h"
+#include "train/upper_layers.h"
+
+namespace firp {
+namespace {
+
+constexpr long long kAnchors = 36000;  // more change nothing (docs/training.md)
+constexpr int kMeasuredTexts = 6;
+constexpr int kSampledTexts = 8;                         // for the standardisation
+constexpr double kAsGood = 0.01;                         // tokens per forward pass
+constexpr std::size_t kMaxBytes = std::size_t{3} << 30;  // of all normal equations
+
+std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps) {
+  const std::size_t bytes = (draft_steps + 1) * sizeof(double) *
+                            static_cast<std::size_t>(config.hidden_size) * config.hidden_size;
+  const int first = std::max(1, config.layers / 3);
+  const int last = std::max(first, std::min(config.layers - 1, config.layers * 9 / 10 - 1));
+  int stride = std::max(1, config.layers / 15);
+  while ((last - first) / stride > 2 && ((last - first) / stride + 1) * bytes > kMaxBytes) {
+    ++stride;
+  }
+  std::vector<int> layers;
+  for (int layer = first; layer <= last; layer += stride) {
+    layers.push_back(layer);
+  }
+  return layers;
+}
+
+}  // namespace
+
+int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
+                 const std::function<bool(int, int)>& on_progress) {
+  const std::vector<int> layers = candidate_layers(model.config(), draft_steps);
+  const int total = static_cast<int>(layers.size()) * 2;  // half of the work is the regression's
+  if (layers.size() == 1) {
+    return layers.front();
+  }
+  const torch::Device device = fast_device();
+  const UpperLayers upper(model, layers.front(), device, fast_type(device));
+
+  std::vector<RidgeRegression> regressions;
+  std::vector<std::vector<torch::Tensor>> sample;  // the first texts' states: [text][layer]
+  const auto begin_regressions = [&] {
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      std::vector<torch::Tensor> states;
+      for (const std::vector<torch::Tensor>& text : sample) {
+        states.push_back(text[i]);
+      }
+      regressions.emplace_back(layers[i], draft_steps, torch::cat(states));
+      for (const torch::Tensor& text : states) {
+        regressions.back().add(text);
+      }
+    }
+    sample.clear();
+  };
+  for (const Text& text : texts) {
+    if (text.held_out) {
+      continue;
+    }
+    std::vector<torch::Tensor> states = run_hidden(engine, text, layers);
+    if (regressions.empty()) {
+      sample.push_back(std::move(states));
+      if (sample.size() == kSampledTexts) {
+        begin_regressions();
+      }
+      continue;
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      regressions[i].add(states[i]);
+    }
+    const long long anchors = regressions.front().anchors();
+    if (!on_progress(static_cast<int>(total / 2 * std::min(anchors, kAnchors) / kAnchors), total)) {
+      return 0;
+    }
+    if (anchors >= kAnchors) {
+      break;
+    }
+  }
+  if (regressions.empty()) {
+    begin_regressions();
+  }
+
+  std::vector<TeacherText> measured;
+  for (const Text& text : texts) {
+    if (text.held_out && text.greedy && static_cast<int>(measured.size()) < kMeasuredTexts) {
+      measured.push_back(run_teacher(engine, upper, text, layers));
+    }
+  }
+  int best_layer = layers.back();
+  double best = 0;
+  for (int i = static_cast<int>(layers.size()) - 1; i >= 0; --i) {
+    const Evaluation result = evaluate(
+        upper, regressions[i].solve().to(device), measured,
+        [&](const TeacherText& text) -> const torch::Tensor& { return text.extra_hidden[i]; });
+    if (result.chain > best + kAsGood) {
+      best = result.chain;
+      best_layer = layers[i];
+    }
+    if (!on_progress(total - i - 1, total)) {
+      return 0;
+    }
+  }
+  return best_layer;
+}
+
+}  // namespace firp

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "engine/engine.h"
+#include "train/synthesis.h"
+
+namespace firp {
+
+/// The layer t at which ridge-regressed maps give the longest chains on held-out text; among layers
+/// that are as good, the latest, whose pseudo rows cost least. Candidates are every other layer or
+/// so from a third of the depth on. `on_progress` (candidates done, of) may end it: then 0.
+int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
+                 const std::function<bool(int, int)>& on_progress);
+
+}  // namespace firp

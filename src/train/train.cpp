@@ -1,0 +1,455 @@
+#include "train/train.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
+#include <cmath>
+#include <fstream>
+#include <thread>
+
+#include "engine/engine.h"
+#include "model/error.h"
+#include "model/vocabulary.h"
+#include "train/checkpoint.h"
+#include "train/distillation.h"
+#include "train/evaluation.h"
+#include "train/layer_scan.h"
+#include "train/ridge.h"
+#include "train/synthesis.h"
+#include "train/teacher.h"
+#include "train/training.h"
+#include "train/upper_layers.h"
+
+namespace firp {
+namespace {
+
+constexpr int kTextPositions = 2048;  // a prompt and its answer, at most
+constexpr int kRowsAPass = 256;       // of the engine
+constexpr double kReportSeconds = 0.25;
+constexpr double kCheckpointSeconds = 60;
+constexpr int kQuickTexts = 6;        // held-out texts of the figures shown while training
+constexpr double kQuickShare = 0.05;  // of the time may go into those figures
+constexpr long long kRidgeAnchors = 60000;
+constexpr int kRidgeSampleTexts = 64;            // for the standardisation
+constexpr int kSpeedFirst = 5, kSpeedLast = 25;  // updates whose speed plans --minutes
+constexpr double kMemoryShare = 0.5;             // of the machine's, for what the teacher says
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Sends progress, not too often; sums the time of each phase.
+class Phase {
+ public:
+  Phase(TrainPhase phase, double* minutes, const std::function<void(const TrainProgress&)>& send)
+      : minutes_(minutes), send_(send) {
+    progress_.phase = phase;
+  }
+  ~Phase() { *minutes_ += elapsed() / 60; }
+  Phase(const Phase&) = delete;
+  Phase& operator=(const Phase&) = delete;
+
+  double elapsed() const { return now_seconds() - start_; }
+  TrainProgress& progress() { return progress_; }
+
+  void update(long long done, long long total) {
+    const double now = now_seconds();
+    if (done < total && now - last_sent_ < kReportSeconds) {
+      return;
+    }
+    if (first_done_ < 0) {
+      first_done_ = done;
+      first_done_seconds_ = now;
+    }
+    last_sent_ = now;
+    progress_.done = done;
+    progress_.total = total;
+    progress_.elapsed_seconds = now - start_;
+    const double rate =
+        static_cast<double>(done - first_done_) / (now - first_done_seconds_ + 1e-9);
+    progress_.eta_seconds = rate > 0 ? static_cast<double>(total - done) / rate : -1;
+    send_(progress_);
+  }
+
+  void note(std::string text) {
+    progress_.note = std::move(text);
+    send_(progress_);
+    progress_.note.clear();
+  }
+
+ private:
+  double* minutes_;
+  const std::function<void(const TrainProgress&)>& send_;
+  double start_ = now_seconds(), last_sent_ = 0;
+  long long first_done_ = -1;
+  double first_done_seconds_ = 0;
+  TrainProgress progress_;
+};
+
+void check_options(const TrainOptions& options) {
+  const auto require = [](bool holds, const std::string& what) {
+    if (!holds) {
+      throw Error(what);
+    }
+  };
+  require(options.draft_steps >= 1 && options.draft_steps <= kMaxDraftSteps,
+          fmt::format("draft steps must be 1 to {}", kMaxDraftSteps));
+  require(options.sequences >= 40,
+          "at least 40 sequences are needed to train on and to measure with");
+  require(options.answer_tokens >= 1000, "at least 1000 answer tokens are needed");
+  require(options.max_answer >= 16 && options.max_answer <= 1024,
+          "the longest answer must be 16 to 1024 tokens");
+  require(options.updates >= 0, "the number of updates must be at least 1");
+  require(options.updates > 0 || (std::isfinite(options.minutes) && options.minutes > 0),
+          "the minutes of training must be more than 0");
+  require(std::isfinite(options.learning_rate) && options.learning_rate > 0,
+          "the learning rate must be more than 0");
+  require(options.threads >= 0, "the number of threads must be at least 1");
+}
+
+void check_layer(const TrainOptions& options, const ModelConfig& config) {
+  if (options.layer < 0 || options.layer >= config.layers) {
+    throw Error(fmt::format("the layer must be 1 to {}", config.layers - 1));
+  }
+}
+
+// An output that cannot be written is found before the work, not after it.
+void check_output(const TrainOptions& options) {
+  const std::filesystem::path& output = options.output;
+  std::error_code error;
+  if (std::filesystem::is_directory(output, error)) {
+    throw Error(fmt::format("the output {} is a directory", output.string()));
+  }
+  if (std::filesystem::equivalent(output, options.model, error)) {
+    throw Error("the output is the model itself; choose another name");
+  }
+  const std::filesystem::path probe = checkpoint_path(options).string() + ".tmp";
+  const bool good = std::ofstream(probe, std::ios::binary).put('x').flush().good();
+  std::filesystem::remove(probe, error);
+  if (!good) {
+    throw Error(fmt::format("cannot write {}; does its directory exist?", output.string()));
+  }
+}
+
+std::size_t physical_memory_bytes() {
+  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+Maps warm_start(std::span<const TeacherText> texts, int layer, int draft_steps, Phase& phase) {
+  std::vector<torch::Tensor> sample;
+  for (const TeacherText& text :
+       texts.first(std::min<std::size_t>(texts.size(), kRidgeSampleTexts))) {
+    sample.push_back(text.hidden);
+  }
+  RidgeRegression regression(layer, draft_steps, torch::cat(sample));
+  for (const TeacherText& text : texts) {
+    regression.add(text.hidden);
+    if (regression.anchors() >= kRidgeAnchors) {
+      break;
+    }
+  }
+  const Maps maps = regression.solve();
+  phase.update(draft_steps, draft_steps);
+  return maps;
+}
+
+}  // namespace
+
+const char* phase_name(TrainPhase phase) {
+  switch (phase) {
+    case TrainPhase::kSynthesis:
+      return "Writing training text";
+    case TrainPhase::kLayerScan:
+      return "Choosing the layer";
+    case TrainPhase::kCapture:
+      return "Reading hidden states";
+    case TrainPhase::kWarmStart:
+      return "Ridge regression";
+    case TrainPhase::kDistillation:
+      return "Training";
+    case TrainPhase::kEvaluation:
+      return "Measuring";
+  }
+  return "";
+}
+
+const char* phase_unit(TrainPhase phase) {
+  switch (phase) {
+    case TrainPhase::kSynthesis:
+    case TrainPhase::kCapture:
+      return "tokens";
+    case TrainPhase::kLayerScan:
+      return "steps";
+    case TrainPhase::kWarmStart:
+      return "maps";
+    case TrainPhase::kDistillation:
+      return "updates";
+    case TrainPhase::kEvaluation:
+      return "texts";
+  }
+  return "";
+}
+
+std::filesystem::path checkpoint_path(const TrainOptions& options) {
+  return options.output.string() + ".checkpoint";
+}
+
+TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkpoint,
+                           const TrainOptions& options,
+                           const std::function<void(const TrainProgress&)>& on_progress,
+                           const std::atomic<bool>& stop) {
+  at::set_num_threads(engine.options().threads);
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  const torch::Device device = fast_device();
+  const TrainOptions& planned = checkpoint.options;
+  const std::filesystem::path saved = checkpoint_path(options);
+  const auto begin_phase = [&](TrainPhase phase) {
+    return Phase(phase, &checkpoint.phase_minutes[static_cast<int>(phase)], on_progress);
+  };
+
+  TrainReport report;
+  report.texts = static_cast<long long>(checkpoint.texts.size());
+  for (const Text& text : checkpoint.texts) {
+    report.held_out_texts += text.held_out;
+    report.answer_tokens += text.answer_tokens();
+  }
+  const auto stopped_without_heads = [&] {
+    write_checkpoint(checkpoint, saved);
+    std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
+    report.stopped = true;
+    return report;
+  };
+
+  if (checkpoint.layer == 0) {
+    Phase phase = begin_phase(TrainPhase::kLayerScan);
+    checkpoint.layer = choose_layer(engine, model, checkpoint.texts, planned.draft_steps,
+                                    [&](int done, int total) {
+                                      phase.update(done, total);
+                                      return !stop;
+                                    });
+    if (checkpoint.layer != 0) {
+      phase.note(fmt::format("pseudo rows enter after layer {} of {}", checkpoint.layer,
+                             model.config().layers));
+    }
+  }
+  if (stop || checkpoint.layer == 0) {
+    return stopped_without_heads();
+  }
+  report.layer = checkpoint.layer;
+
+  // The teacher's view of all texts, as many as the memory holds.
+  const UpperLayers upper(model, checkpoint.layer, device, fast_type(device));
+  std::vector<TeacherText> train_texts, held_out_texts;
+  {
+    Phase phase = begin_phase(TrainPhase::kCapture);
+    const std::size_t limit =
+        static_cast<std::size_t>(kMemoryShare * static_cast<double>(physical_memory_bytes()));
+    const std::size_t token_bytes = teacher_bytes_per_token(model.config(), checkpoint.layer);
+    long long total = 0, done = 0;
+    std::size_t usable = 0;
+    while (usable < checkpoint.texts.size() && total * token_bytes < limit) {
+      total += static_cast<long long>(checkpoint.texts[usable++].tokens.size());
+    }
+    if (usable < checkpoint.texts.size()) {
+      phase.note(
+          fmt::format("{} of {} texts fit into the memory", usable, checkpoint.texts.size()));
+    }
+    for (const Text& text : std::span(checkpoint.texts).first(usable)) {
+      (text.held_out ? held_out_texts : train_texts).push_back(run_teacher(engine, upper, text));
+      done += static_cast<long long>(text.tokens.size());
+      phase.update(done, total);
+      if (stop) {
+        break;
+      }
+    }
+  }
+  if (stop) {
+    return stopped_without_heads();
+  }
+  if (train_texts.empty() || held_out_texts.empty()) {
+    throw Error("there is too little training text, or too little memory for it");
+  }
+
+  if (!checkpoint.state) {
+    Phase phase = begin_phase(TrainPhase::kWarmStart);
+    checkpoint.state = Distillation::initial_state(
+        warm_start(train_texts, checkpoint.layer, planned.draft_steps, phase));
+  }
+
+  const auto hidden_of = [](const TeacherText& text) -> const torch::Tensor& {
+    return text.hidden;
+  };
+  Evaluation last_quick;
+  double last_loss = 0;
+  {
+    Phase phase = begin_phase(TrainPhase::kDistillation);
+    const double minutes_before =
+        checkpoint.phase_minutes[static_cast<int>(TrainPhase::kDistillation)];
+    Distillation distillation(upper, train_texts, *checkpoint.state, planned.learning_rate,
+                              planned.seed);
+    if (planned.updates > 0) {
+      checkpoint.planned_updates = planned.updates;
+    }
+    const int first = distillation.state().updates;
+    const int rows_an_update = kSequencesAnUpdate * kAnchorsASequence * planned.draft_steps;
+    const auto quick =
+        std::span(held_out_texts).first(std::min<std::size_t>(held_out_texts.size(), kQuickTexts));
+    double training_seconds = 0, speed_begin = 0, next_quick = 0, last_save = now_seconds();
+    double loss_sum = 0;
+    int loss_count = 0;
+    const auto done = [&] {
+      return checkpoint.planned_updates > 0 &&
+             distillation.state().updates >= checkpoint.planned_updates;
+    };
+    while (!stop && !done()) {
+      if (now_seconds() >= next_quick) {
+        const double begin = now_seconds();
+        last_quick = evaluate(upper, distillation.state().maps, quick, hidden_of);
+        const double took = now_seconds() - begin;
+        next_quick = now_seconds() + std::max(15.0, took / kQuickShare);
+        phase.progress().top1 = last_quick.top1;
+        phase.progress().chain = last_quick.chain;
+      }
+      const double begin = now_seconds();
+      loss_sum += distillation.update(checkpoint.planned_updates > 0 ? checkpoint.planned_updates
+                                                                     : INT_MAX);
+      training_seconds += now_seconds() - begin;
+      const int updates = distillation.state().updates;
+      if (++loss_count == 20 || updates == 1) {
+        last_loss = loss_sum / loss_count;
+        loss_sum = 0;
+        loss_count = 0;
+      }
+      if (!std::isfinite(last_loss)) {
+        throw Error("the training diverged; try a smaller learning rate");
+      }
+      if (updates - first == kSpeedFirst) {
+        speed_begin = training_seconds;
+      }
+      if (checkpoint.planned_updates == 0 && updates - first == kSpeedLast) {
+        const double update_seconds = (training_seconds - speed_begin) / (kSpeedLast - kSpeedFirst);
+        const double left =
+            (planned.minutes - minutes_before) * 60 * (1 - kQuickShare) - training_seconds;
+        checkpoint.planned_updates = updates + std::max(0, static_cast<int>(left / update_seconds));
+      }
+      phase.progress().loss = last_loss;
+      phase.progress().rows_per_second = rows_an_update * (updates - first) / training_seconds;
+      phase.update(updates, std::max(updates + 1, checkpoint.planned_updates));
+      if (now_seconds() - last_save > kCheckpointSeconds) {
+        checkpoint.state = distillation.state();
+        Checkpoint with_time = checkpoint;
+        with_time.phase_minutes[static_cast<int>(TrainPhase::kDistillation)] +=
+            phase.elapsed() / 60;
+        write_checkpoint(with_time, saved);
+        last_save = now_seconds();
+      }
+    }
+    checkpoint.state = distillation.state();
+    report.stopped = !done();
+    report.updates = distillation.state().updates;
+    report.planned_updates = checkpoint.planned_updates;
+    report.rows = static_cast<long long>(report.updates) * rows_an_update;
+    if (!report.stopped) {
+      phase.update(report.updates, report.updates);
+    }
+  }
+  write_checkpoint(checkpoint, saved);
+
+  Heads heads = to_heads(checkpoint.state->maps, checkpoint.base);
+  Evaluation result = last_quick;
+  if (!report.stopped) {
+    Phase phase = begin_phase(TrainPhase::kEvaluation);
+    const int total = static_cast<int>(held_out_texts.size());
+    result =
+        evaluate(upper, from_heads(heads).to(device), held_out_texts, hidden_of, [&](int done) {
+          phase.update(done, total);
+          return !stop;
+        });
+  }
+  report.top1 = result.top1;
+  report.top5 = result.top5;
+  report.chain = result.chain;
+  report.tree8 = result.tree8;
+  report.tree16 = result.tree16;
+  report.tree32 = result.tree32;
+  std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
+
+  heads.training.command = options.command;
+  for (const double minutes : report.phase_minutes) {
+    heads.training.minutes += minutes;
+  }
+  heads.training.rows = report.rows;
+  heads.training.top1 = report.top1;
+  heads.training.top5 = report.top5;
+  heads.training.tokens_per_forward_chain = report.chain;
+  heads.training.tokens_per_forward_tree32 = report.tree32;
+  write_heads(heads, options.output);
+  report.heads_written = true;
+  if (!report.stopped) {
+    std::error_code ignored;
+    std::filesystem::remove(saved, ignored);
+  }
+  return report;
+}
+
+TrainReport train(const TrainOptions& options,
+                  const std::function<void(const TrainProgress&)>& on_progress,
+                  const std::atomic<bool>& stop) {
+  check_options(options);
+  const Model model(options.model);
+  check_layer(options, model.config());
+  const Vocabulary vocabulary(options.model);
+  std::vector<std::string> prompts;
+  if (!options.prompts.empty()) {
+    prompts = read_prompts(options.prompts);
+  }
+  check_output(options);
+  const std::filesystem::path saved = checkpoint_path(options);
+  const ModelIdentity base = model.identity();
+  Checkpoint checkpoint;
+  if (options.resume) {
+    checkpoint = read_checkpoint(saved, base);
+  } else if (std::filesystem::exists(saved)) {
+    throw Error(
+        fmt::format("{} is from an unfinished training: --resume goes on with it, or remove it",
+                    saved.string()));
+  }
+
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  Engine engine(model, {.threads = options.threads > 0 ? options.threads : cores,
+                        .context = kTextPositions,
+                        .max_rows = kRowsAPass});
+  at::set_num_threads(engine.options().threads);
+
+  if (!options.resume) {
+    checkpoint.base = base;
+    checkpoint.options = options;
+    checkpoint.layer = options.layer;
+    {
+      Phase phase(TrainPhase::kSynthesis, &checkpoint.phase_minutes[0], on_progress);
+      checkpoint.texts = synthesize(engine, vocabulary,
+                                    {.sequences = options.sequences,
+                                     .answer_tokens = options.answer_tokens,
+                                     .max_answer = options.max_answer,
+                                     .seed = options.seed,
+                                     .prompts = std::move(prompts)},
+                                    [&](long long done, long long total) {
+                                      phase.update(done, total);
+                                      return !stop;
+                                    });
+    }
+    if (stop) {
+      TrainReport report;
+      report.stopped = true;
+      std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
+      return report;
+    }
+    write_checkpoint(checkpoint, saved);
+  }
+  return train_on_texts(model, engine, std::move(checkpoint), options, on_progress, stop);
+}
+
+}  // namespace firp
