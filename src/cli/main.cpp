@@ -70,6 +70,7 @@ firp VERB --help tells about a verb. Start here:
 int main(int argc, char** argv) {
   open_standard_streams();
   signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
+  signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message
   try {
     return run(argc, argv);
   } catch (const firp::Error& error) {

@@ -30,13 +30,17 @@ std::string bar(const TrainProgress& progress) {
 }
 
 std::string progress_text(const TrainProgress& progress) {
-  std::string text = fmt::format("{} {} {} {}/{}", bar(progress), phase_name(progress.phase),
-                                 phase_unit(progress.phase), progress.done, progress.total);
+  std::string text = fmt::format("{} {}: {} of {} {}", bar(progress), phase_name(progress.phase),
+                                 progress.done, progress.total, phase_unit(progress.phase));
   if (progress.phase == TrainPhase::kDistillation) {
     text += fmt::format(", loss {:.3f}, {:.0f} rows/s", progress.loss, progress.rows_per_second);
     if (progress.chain > 0) text += fmt::format(", held-out chain {:.2f}", progress.chain);
   }
-  if (progress.eta_seconds >= 0) text += fmt::format(", {} left", duration(progress.eta_seconds));
+  if (progress.done == progress.total) {
+    text += fmt::format(", {}", duration(progress.elapsed_seconds));
+  } else if (progress.eta_seconds >= 0) {
+    text += fmt::format(", {} left", duration(progress.eta_seconds));
+  }
   return text;
 }
 

@@ -1,1 +1,57 @@
+#include "train/ridge.h"
 
+#include <gtest/gtest.h>
+
+#include "train/maps.h"
+
+namespace firp {
+namespace {
+
+/// Hidden states that follow a linear law, h_{i+1} = A h_i + noise, are predicted by A^j.
+TEST(Ridge, FindsTheLinearLawOfTheNextStates) {
+  torch::manual_seed(3);
+  constexpr int kSize = 12;
+  constexpr int kSteps = 3;
+  const torch::Tensor law =
+      std::get<0>(torch::linalg_qr(torch::randn({kSize, kSize}, torch::kFloat64))) * 0.9;
+  std::vector<torch::Tensor> texts;
+  for (int text = 0; text < 20; ++text) {
+    std::vector<torch::Tensor> states = {torch::randn({kSize}, torch::kFloat64)};
+    for (int i = 1; i < 200; ++i) {
+      states.push_back(torch::mv(law, states.back()) +
+                       torch::randn({kSize}, torch::kFloat64) * 0.1);
+    }
+    texts.push_back(torch::stack(states).to(torch::kFloat32));
+  }
+  RidgeRegression regression(1, kSteps, torch::cat(texts));
+  for (const torch::Tensor& text : texts) regression.add(text);
+  EXPECT_EQ(regression.anchors(), 20 * (200 - kSteps));
+
+  const Maps maps = regression.solve();
+  const torch::Tensor h = torch::randn({5, kSize});
+  const torch::Tensor predicted = maps.rows(h);
+  torch::Tensor expected = h.to(torch::kFloat64);
+  for (int step = 0; step < kSteps; ++step) {
+    expected = torch::mm(expected, law.t());
+    const double error =
+        (predicted.select(1, step).to(torch::kFloat64) - expected).abs().max().item<double>();
+    EXPECT_LT(error, 0.2) << "step " << step + 1;
+    EXPECT_GT(expected.abs().max().item<double>(), 0.5);
+  }
+}
+
+TEST(Maps, SurviveTheHeadsFileUpToItsRounding) {
+  torch::manual_seed(4);
+  constexpr int kSize = 8;
+  const Maps maps = {2, torch::randn(kSize), torch::rand(kSize) + 0.5,
+                     torch::randn({2, kSize, kSize}), torch::randn({2, kSize})};
+  const Heads heads = to_heads(maps, {});
+  ASSERT_EQ(heads.count(), 2);
+  EXPECT_EQ(heads.steps[0].layer, 2);
+  const torch::Tensor h = torch::randn({6, kSize});
+  const double error = (from_heads(heads).rows(h) - maps.rows(h)).abs().max().item<double>();
+  EXPECT_LT(error, 0.05);
+}
+
+}  // namespace
+}  // namespace firp
