@@ -1,0 +1,207 @@
+#include "train/training.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <random>
+
+#include "model/test_files.h"
+#include "model/tiny_model.h"
+
+namespace firp {
+namespace {
+
+/// A tiny model, and texts that follow a rule that maps can learn: each token decides the next.
+class TrainingTest : public ::testing::Test {
+ protected:
+  TrainingTest()
+      : model_((write_tiny_model(directory_ / "tiny.gguf", {}), directory_ / "tiny.gguf")) {}
+
+  /// What train() starts from once it has texts.
+  Checkpoint begin(int updates, std::uint64_t seed = 1) const {
+    Checkpoint checkpoint;
+    checkpoint.base = model_.identity();
+    checkpoint.options = options(updates, seed);
+    checkpoint.layer = 1;
+    std::mt19937 generator(2);
+    for (int i = 0; i < 24; ++i) {
+      Text text{.tokens = {}, .answer_begin = 10, .greedy = i < 4, .held_out = i < 4};
+      Token token = static_cast<Token>(generator() % 320);
+      for (int k = 0; k < 40 + i; ++k) {
+        text.tokens.push_back(token);
+        token = (token * 7 + 11) % 320;
+      }
+      checkpoint.texts.push_back(std::move(text));
+    }
+    return checkpoint;
+  }
+
+  TrainOptions options(int updates, std::uint64_t seed = 1) const {
+    TrainOptions out;
+    out.model = directory_ / "tiny.gguf";
+    out.output = directory_ / "heads.gguf";
+    out.draft_steps = 2;
+    out.updates = updates;
+    out.seed = seed;
+    return out;
+  }
+
+  /// Trains from `checkpoint` on; stops itself after `stop_after` updates, if there are so many.
+  TrainReport run(const Checkpoint& checkpoint, int stop_after = 1 << 30, int threads = 1) {
+    Engine engine(model_, {.threads = threads, .context = 256, .max_rows = 64});
+    std::atomic<bool> stop{false};
+    return train_on_texts(
+        model_, engine, checkpoint, options(0),
+        [&](const TrainProgress& progress) {
+          if (progress.phase != TrainPhase::kDistillation || progress.done == 0) return;
+          if (progress.done >= stop_after) stop = true;
+        },
+        stop);
+  }
+
+  Heads heads() const { return read_heads(directory_ / "heads.gguf", &model_); }
+  std::filesystem::path checkpoint_file() const { return directory_ / "heads.gguf.checkpoint"; }
+
+  static void expect_same_maps(const Heads& a, const Heads& b) {
+    ASSERT_EQ(a.count(), b.count());
+    for (int step = 0; step < a.count(); ++step) {
+      EXPECT_EQ(a.steps[step].weight, b.steps[step].weight) << "step " << step + 1;
+      EXPECT_EQ(a.steps[step].bias, b.steps[step].bias) << "step " << step + 1;
+    }
+  }
+
+  TemporaryDirectory directory_;
+  Model model_;
+};
+
+TEST_F(TrainingTest, TheSameSeedGivesTheSameMaps) {
+  constexpr int kNever = 100, kThreads = 2;
+  const TrainReport report = run(begin(4), kNever, kThreads);
+  EXPECT_EQ(report.updates, 4);
+  EXPECT_FALSE(report.stopped);
+  EXPECT_FALSE(std::filesystem::exists(checkpoint_file()));
+  const Heads first = heads();
+  run(begin(4), kNever, kThreads);
+  expect_same_maps(heads(), first);
+  run(begin(4, /*seed=*/2), kNever, kThreads);
+  EXPECT_NE(heads().steps[0].weight, first.steps[0].weight);
+}
+
+TEST_F(TrainingTest, AStoppedRunThatIsResumedGivesTheMapsOfAnUnbrokenOne) {
+  run(begin(10));
+  const Heads unbroken = heads();
+  std::filesystem::remove(directory_ / "heads.gguf");
+
+  const TrainReport stopped = run(begin(10), 1);
+  EXPECT_TRUE(stopped.stopped);
+  EXPECT_TRUE(stopped.heads_written);
+  EXPECT_LT(stopped.updates, 10);
+  EXPECT_NE(heads().steps[0].weight, unbroken.steps[0].weight);
+  ASSERT_TRUE(std::filesystem::exists(checkpoint_file()));
+
+  Checkpoint resumed = read_checkpoint(checkpoint_file(), model_.identity());
+  EXPECT_EQ(resumed.state->updates, stopped.updates);
+  const TrainReport report = run(resumed);
+  EXPECT_EQ(report.updates, 10);
+  expect_same_maps(heads(), unbroken);
+}
+
+TEST_F(TrainingTest, MoreUpdatesLowerTheDivergence) {
+  at::set_num_threads(1);
+  // The held-out figures of random models say little; the loss on their own distribution does.
+  Engine engine(model_, {.threads = 1, .context = 256, .max_rows = 64});
+  const UpperLayers upper(model_, 1, torch::kCPU, torch::kFloat32);
+  std::vector<TeacherText> texts;
+  for (const Text& text : begin(1).texts) texts.push_back(run_teacher(engine, upper, text));
+  torch::manual_seed(1);
+  const int d = model_.config().hidden_size;
+  const Maps maps = {1, torch::zeros(d), torch::ones(d), torch::zeros({2, d, d}),
+                     torch::zeros({2, d})};
+  Distillation distillation(upper, texts, Distillation::initial_state(maps), 2e-3f, 1);
+  const double before = distillation.update(100);
+  double after = 0;
+  for (int i = 1; i < 100; ++i) after = distillation.update(100);
+  EXPECT_LT(after, 0.7 * before);
+  EXPECT_GT(after, 0);
+}
+
+TEST_F(TrainingTest, ACheckpointHoldsEverything) {
+  Checkpoint checkpoint = begin(30, /*seed=*/9);
+  checkpoint.planned_updates = 30;
+  checkpoint.phase_minutes[2] = 1.5;
+  torch::manual_seed(3);
+  const int d = model_.config().hidden_size;
+  const Maps maps = {1, torch::randn(d), torch::rand(d) + 1, torch::randn({2, d, d}),
+                     torch::randn({2, d})};
+  checkpoint.state = Distillation::initial_state(maps);
+  checkpoint.state->weight_mean.normal_();
+  checkpoint.state->bias_square.normal_();
+  checkpoint.state->updates = 7;
+  write_checkpoint(checkpoint, checkpoint_file());
+  const Checkpoint read = read_checkpoint(checkpoint_file(), model_.identity());
+  EXPECT_EQ(read.options.seed, 9u);
+  EXPECT_EQ(read.options.draft_steps, 2);
+  EXPECT_EQ(read.options.updates, 30);
+  EXPECT_EQ(read.layer, 1);
+  EXPECT_EQ(read.planned_updates, 30);
+  EXPECT_EQ(read.phase_minutes[2], 1.5);
+  ASSERT_EQ(read.texts.size(), checkpoint.texts.size());
+  for (std::size_t i = 0; i < read.texts.size(); ++i) {
+    EXPECT_EQ(read.texts[i].tokens, checkpoint.texts[i].tokens);
+    EXPECT_EQ(read.texts[i].answer_begin, checkpoint.texts[i].answer_begin);
+    EXPECT_EQ(read.texts[i].greedy, checkpoint.texts[i].greedy);
+    EXPECT_EQ(read.texts[i].held_out, checkpoint.texts[i].held_out);
+  }
+  ASSERT_TRUE(read.state);
+  EXPECT_EQ(read.state->updates, 7);
+  EXPECT_TRUE(torch::equal(read.state->maps.weight, maps.weight));
+  EXPECT_TRUE(torch::equal(read.state->maps.deviation, maps.deviation));
+  EXPECT_TRUE(torch::equal(read.state->weight_mean, checkpoint.state->weight_mean));
+  EXPECT_TRUE(torch::equal(read.state->bias_square, checkpoint.state->bias_square));
+}
+
+TEST_F(TrainingTest, CheckpointsThatCannotBeUsedAreRefused) {
+  const Checkpoint checkpoint = begin(30);
+  EXPECT_NE(error_of([&] {
+              read_checkpoint(checkpoint_file(), model_.identity());
+            }).find("no checkpoint"),
+            std::string::npos);
+  write_checkpoint(checkpoint, checkpoint_file());
+  ModelIdentity other = model_.identity();
+  other.tensor_hash = "0123456789abcdef";
+  EXPECT_NE(error_of([&] { read_checkpoint(checkpoint_file(), other); }).find("another model"),
+            std::string::npos);
+  const std::string good = read_bytes(checkpoint_file());
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{10}, good.size() / 2, good.size() - 1}) {
+    write_bytes(checkpoint_file(), good.substr(0, size));
+    EXPECT_NE(
+        error_of([&] { read_checkpoint(checkpoint_file(), model_.identity()); }).find("damaged"),
+        std::string::npos)
+        << size;
+  }
+}
+
+TEST_F(TrainingTest, AFullDiskLeavesTheLastCheckpoint) {
+  write_checkpoint(begin(30), checkpoint_file());
+  const std::string before = read_bytes(checkpoint_file());
+  Checkpoint larger = begin(30);
+  const int d = model_.config().hidden_size;
+  larger.state = Distillation::initial_state(
+      {1, torch::zeros(d), torch::ones(d), torch::zeros({2, d, d}), torch::zeros({2, d})});
+  signal(SIGXFSZ, SIG_IGN);  // the limit then fails the write, as a full disk would
+  rlimit was{};
+  getrlimit(RLIMIT_FSIZE, &was);
+  rlimit limit = was;
+  limit.rlim_cur = 20000;
+  setrlimit(RLIMIT_FSIZE, &limit);
+  const std::string message = error_of([&] { write_checkpoint(larger, checkpoint_file()); });
+  setrlimit(RLIMIT_FSIZE, &was);
+  EXPECT_NE(message.find("is the disk full?"), std::string::npos) << message;
+  EXPECT_EQ(read_bytes(checkpoint_file()), before);
+  EXPECT_FALSE(std::filesystem::exists(checkpoint_file().string() + ".tmp"));
+}
+
+}  // namespace
+}  // namespace firp
