@@ -267,18 +267,110 @@ const List kPassagePatterns = {
     "Context: {x}\n\nQuestion: What does the text say, and what does it leave out?\n\nAnswer:",
     "Improve this text:\n{x}",
     "{x}\n\nTL;DR:",
+    "Summarize: {x}",
+    "Summarise this article in three sentences.\n\n{x}",
+    "{x}\n\nUsing only the text above, say who is involved, what happened, and where.",
+    "{x}\nWhat is this text about?",
+    "Use the following documents to answer.\n\n{x}\n\nWhich facts do they state?",
     "Extract the key facts from the following passage as a list: {x}"};
 
-const List kOpeners = {"How do I", "How can I",     "What is the", "What are",
-                       "Why do",   "Can you",       "Write a",     "Write a short story",
-                       "Explain",  "Tell me",       "Give me",     "I am",
-                       "I need",   "Please",        "Create a",    "Describe",
-                       "In the",   "Is it",         "What would",  "Write a Python",
-                       "Compare",  "List",          "Find the",    "Who was",
-                       "When did", "Where can I",   "Which",       "Imagine",
-                       "My",       "Summarize",     "Translate",   "A farmer has",
-                       "If a",     "Calculate the", "Design a",    "Provide",
-                       "Suppose",  "As a",          "Help me",     "Let's"};
+const List kOpeners = {"How do I",
+                       "How can I",
+                       "What is the",
+                       "What are",
+                       "Why do",
+                       "Can you",
+                       "Write a",
+                       "Write a short story",
+                       "Explain",
+                       "Tell me",
+                       "Give me",
+                       "I am",
+                       "I need",
+                       "Please",
+                       "Create a",
+                       "Describe",
+                       "In the",
+                       "Is it",
+                       "What would",
+                       "Write a Python",
+                       "Compare",
+                       "List",
+                       "Find the",
+                       "Who was",
+                       "When did",
+                       "Where can I",
+                       "Which",
+                       "Imagine",
+                       "My",
+                       "Summarize",
+                       "Translate",
+                       "A farmer has",
+                       "If a",
+                       "Calculate the",
+                       "Design a",
+                       "Provide",
+                       "Suppose",
+                       "As a",
+                       "Help me",
+                       "Let's",
+                       "who is",
+                       "who played",
+                       "who wrote",
+                       "who won the",
+                       "when was",
+                       "when does",
+                       "where is",
+                       "where was the",
+                       "what is the name of",
+                       "what year did",
+                       "how many",
+                       "how long is",
+                       "what does",
+                       "which country",
+                       "why did the"};
+
+const List kTranslationPatterns = {"Translate {l} to English: {x}", "Translate to English: {x}",
+                                   "Translate from {l} into English:\n\n{x}",
+                                   "What does this {l} sentence mean? {x}"};
+
+// The first words of what people publish: news, reference works, letters, reports, fiction.
+const std::vector<DocumentOpener> kDocumentOpeners = {
+    {"LONDON -- Police said on Monday that", ""},
+    {"WASHINGTON (Reuters) - The president", ""},
+    {"A man has been arrested after", ""},
+    {"The film, which was released in 20", ""},
+    {"The song was written and recorded by", ""},
+    {"The town lies in the north of", ""},
+    {"He was born in 18", ""},
+    {"She is an American actress, best known for", ""},
+    {"The club won the match 2-1 after", ""},
+    {"Scientists have found that", ""},
+    {"According to a new report,", ""},
+    {"The company announced on Tuesday", ""},
+    {"The war began in", ""},
+    {"The species is found in", ""},
+    {"In the season finale,", ""},
+    {"A mother of three from", ""},
+    {"The study, published in the journal", ""},
+    {"It was a cold evening when", ""},
+    {"Dear customers, we would like to inform you", ""},
+    {"The law was passed by", ""},
+    {"The human body", ""},
+    {"The novel tells the story of", ""},
+    {"Chapter 1\n\n", ""},
+    {"The hotel is close to", ""},
+    {"Der Bürgermeister sagte, dass", "German"},
+    {"Die Stadt liegt im", "German"},
+    {"Er wurde im Jahr 18", "German"},
+    {"Das Unternehmen hat", "German"},
+    {"In der Nacht zum Sonntag", "German"},
+    {"Wir haben gestern", "German"},
+    {"La ville est située", "French"},
+    {"Le gouvernement a annoncé", "French"},
+    {"La ciudad se encuentra", "Spanish"},
+    {"El presidente dijo que", "Spanish"},
+    {"La città si trova", "Italian"}};
 
 std::string fill(const std::string& pattern, Generator& generator) {
   std::string out;
@@ -341,6 +433,18 @@ std::string passage_instruction(const std::string& passage, std::uint64_t seed) 
   return text.replace(text.find("{x}"), 3, passage);
 }
 
+std::string translation_instruction(const std::string& sentence, const std::string& language,
+                                    std::uint64_t seed) {
+  Generator generator(seed);
+  std::string text = pick(kTranslationPatterns, generator);
+  if (const std::size_t at = text.find("{l}"); at != std::string::npos) {
+    text.replace(at, 3, language);
+  }
+  return text.replace(text.find("{x}"), 3, sentence);
+}
+
 const std::vector<std::string>& instruction_openers() { return kOpeners; }
+
+const std::vector<DocumentOpener>& document_openers() { return kDocumentOpeners; }
 
 }  // namespace firp

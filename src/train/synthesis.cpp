@@ -23,6 +23,8 @@ constexpr int kMinAnswer = 8;      // shorter answers have next to nothing to le
 constexpr int kMaxTurn = 56;       // tokens of a sampled user's turn
 constexpr int kExpectedTurn = 40;  // for the progress bar
 constexpr int kHeldOut = 20;       // one text in so many
+constexpr int kMaxDocument = 192;  // tokens of a document without a chat around it
+constexpr int kMaxPieces = 4;      // documents and answers that make up a passage, at most
 
 constexpr std::string_view kPlaceholder = "FIRPUSERTURN";
 
@@ -221,15 +223,17 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
   const ChatForm form = chat_form(vocabulary);
   const auto is_end = [&](Token token) { return vocabulary.is_end_of_generation(token); };
 
-  // How the texts divide up: a third the user's own prompts, if any; a seventh works on a passage
-  // from an earlier answer; the rest are half the model's own turns, half built-in instructions.
+  // How the texts divide up: a third the user's own prompts, if any; a quarter of the others works
+  // on passages that the model wrote before; the rest are half its own turns, half built-in
+  // instructions.
   const int own = std::min<int>(options.sequences / 3, static_cast<int>(options.prompts.size()));
-  const int with_passage = (options.sequences - own) / 7;
+  const int with_passage = (options.sequences - own) / 4;
   const int sampled = (options.sequences - own - with_passage) / 2;
   const int built_in = options.sequences - own - with_passage - sampled;
 
   long long tokens_before = 0;
-  const long long total = options.answer_tokens + static_cast<long long>(sampled) * kExpectedTurn;
+  const long long total = options.answer_tokens + static_cast<long long>(sampled) * kExpectedTurn +
+                          static_cast<long long>(with_passage) * kMaxDocument;
   bool stopped = false;
   long long tokens_now = 0;
   const auto on_tokens = [&](long long tokens) {
@@ -277,9 +281,46 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
     return {};
   }
 
+  // Documents: the passages, and the foreign sentences, that later turns work on.
+  std::vector<std::string> passages, passage_turns;
+  {
+    const std::vector<DocumentOpener>& openers = document_openers();
+    std::vector<GenerationJob> jobs;
+    for (int i = 0; i < with_passage; ++i) {
+      GenerationJob job;
+      job.prompt = vocabulary.tokenize(openers[i % openers.size()].text, true);
+      job.max_tokens = kMaxDocument;
+      job.sampling = {.temperature = 0.9f, .top_k = 200, .top_p = 0.98f, .seed = options.seed};
+      job.stream = sampled + i;
+      jobs.push_back(std::move(job));
+    }
+    const std::vector<std::vector<Token>> continuations =
+        generate_batch(engine, jobs, is_end, std::numeric_limits<long long>::max(), on_tokens);
+    for (int i = 0; i < with_passage; ++i) {
+      const std::vector<Token>& tokens = continuations[i];
+      const DocumentOpener& opener = openers[i % openers.size()];
+      const std::string document = whole_sentences(opener.text + vocabulary.text(tokens),
+                                                   !tokens.empty() && is_end(tokens.back()));
+      if (document.empty()) {
+        continue;
+      }
+      if (opener.language.empty()) {
+        passages.push_back(document);
+      } else {
+        const std::string sentence = document.substr(0, document.find_first_of(".?!\n") + 1);
+        passage_turns.push_back(translation_instruction(sentence.empty() ? document : sentence,
+                                                        opener.language, generator()));
+      }
+    }
+    tokens_before += static_cast<long long>(with_passage) * kMaxDocument;
+  }
+  if (stopped) {
+    return {};
+  }
+
   std::vector<Text> texts;
   std::unordered_set<std::string> seen;
-  int stream = sampled;
+  int stream = sampled + with_passage;
   long long budget = options.answer_tokens;
   const auto answer = [&](const std::vector<std::string>& questions) {
     std::vector<GenerationJob> jobs;
@@ -320,23 +361,33 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
     }
   };
 
-  // First whatever stands for itself, then turns that work on a passage: an answer from before.
+  // First whatever stands for itself, then turns that work on passages: documents and answers from
+  // before, alone or several together, so that there are long contexts too.
   shuffle(turns, generator);
-  budget = options.answer_tokens * 6LL / 7;
+  budget = options.answer_tokens * 3LL / 4;
   answer(turns);
   if (stopped) {
     return {};
   }
-  std::vector<std::string> passage_turns;
   for (const Text& text : texts) {
     const std::span<const Token> tokens = std::span(text.tokens).subspan(text.answer_begin);
-    if (static_cast<int>(passage_turns.size()) < with_passage && !text.greedy &&
-        tokens.size() >= 48) {
+    if (!text.greedy && tokens.size() >= 48) {
       const std::string passage = whole_sentences(vocabulary.text(tokens), is_end(tokens.back()));
       if (!passage.empty()) {
-        passage_turns.push_back(passage_instruction(passage, generator()));
+        passages.push_back(passage);
       }
     }
+  }
+  shuffle(passages, generator);
+  for (std::size_t next = 0;
+       next < passages.size() && static_cast<int>(passage_turns.size()) < with_passage;) {
+    std::string passage = passages[next++];
+    for (int more = static_cast<int>(generator() % kMaxPieces); more > 0; --more) {
+      if (next < passages.size()) {
+        passage += "\n\n" + passages[next++];
+      }
+    }
+    passage_turns.push_back(passage_instruction(passage, generator()));
   }
   budget = options.answer_tokens - budget;
   answer(passage_turns);
