@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <random>
 
 #include "engine/engine.h"
+#include "model/test_files.h"
 #include "model/tiny_model.h"
 
 namespace firp {
@@ -154,16 +154,6 @@ TEST(Oracle, QuantisedLogitsAgreeAsFarAsRoundedActivationsAllow) {
     std::printf("%s: relative RMSE of the logits %.4f\n", ggml_type_name(type), relative);
     EXPECT_LE(relative, 0.04);
   }
-}
-
-std::filesystem::path real_model() {
-  if (const char* const path = std::getenv("FIRP_TEST_MODEL")) return path;
-  const char* const cache = std::getenv("FIRP_CACHE");
-  const std::filesystem::path base =
-      cache != nullptr && *cache != '\0'
-          ? std::filesystem::path(cache)
-          : std::filesystem::path(std::getenv("HOME")) / ".cache/firp";
-  return base / "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 
 // Written for this test.

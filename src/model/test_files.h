@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <cstddef>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -46,6 +47,18 @@ inline std::string read_bytes(const std::filesystem::path& path) {
 inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {
   std::ofstream file(path, std::ios::binary);
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+/// SmolLM2-135M-Instruct.Q4_1.gguf, as `make test` fetches it: in FIRP_CACHE or ~/.cache/firp.
+/// FIRP_TEST_MODEL names another place.
+inline std::filesystem::path real_model() {
+  if (const char* const path = std::getenv("FIRP_TEST_MODEL")) return path;
+  const char* const cache = std::getenv("FIRP_CACHE");
+  const std::filesystem::path base =
+      cache != nullptr && *cache != '\0'
+          ? std::filesystem::path(cache)
+          : std::filesystem::path(std::getenv("HOME")) / ".cache" / "firp";
+  return base / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 
 /// The message of the firp::Error that `action` must throw.

@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <random>
 
 #include "model/test_files.h"
@@ -15,18 +14,6 @@ namespace firp {
 namespace {
 
 using testing::HasSubstr;
-
-std::filesystem::path real_model() {
-  if (const char* path = std::getenv("FIRP_TEST_MODEL")) {
-    return path;
-  }
-  const char* cache = std::getenv("FIRP_CACHE");
-  const std::filesystem::path base =
-      cache != nullptr && *cache != '\0'
-          ? std::filesystem::path(cache)
-          : std::filesystem::path(std::getenv("HOME")) / ".cache" / "firp";
-  return base / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
-}
 
 class RealVocabulary : public testing::Test {
  protected:
