@@ -5,13 +5,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
-#include <numeric>
 #include <thread>
 
 #include "model/error.h"
@@ -134,39 +131,6 @@ std::string cpu_name() {
     }
   }
   return "unknown";
-}
-
-double measure_read_bandwidth(int threads) {
-  constexpr std::size_t kBytes = std::size_t{256} << 20;
-  constexpr int kRuns = 5;
-  const std::vector<std::uint64_t> memory(kBytes / sizeof(std::uint64_t), 1);
-  double best = 0;
-  std::vector<std::uint64_t> sums(threads);
-  for (int run = 0; run < kRuns; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    {
-      std::vector<std::jthread> readers;
-      for (int thread = 0; thread < threads; ++thread) {
-        readers.emplace_back([&, thread] {
-          const std::size_t begin = memory.size() * thread / threads;
-          const std::size_t end = memory.size() * (thread + 1) / threads;
-          // Several sums: one chain of additions would be slower than memory.
-          std::uint64_t sum[8] = {};
-          for (std::size_t i = begin; i + 8 <= end; i += 8) {
-            for (std::size_t k = 0; k < 8; ++k) sum[k] += memory[i + k];
-          }
-          sums[thread] = std::accumulate(std::begin(sum), std::end(sum), std::uint64_t{0});
-        });
-      }
-    }
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    // The sums are looked at, so that the reading cannot be left out.
-    if (std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}) > 0) {
-      best = std::max(best, kBytes / seconds);
-    }
-  }
-  return best;
 }
 
 }  // namespace firp
