@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <random>
-#include <thread>
 
 #include "bench/ggml_products.h"
 #include "bench/random_weights.h"
@@ -15,12 +13,6 @@
 
 namespace firp {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Inputs that share a scale in a file's type, and whether they share a min; group 0: none.
 struct TypeGroup {
@@ -114,41 +106,6 @@ RandomWeights random_matrix(ggml_type type, MatrixShape shape) {
   return RandomWeights("random", type, shape.outputs, shape.inputs, deviation, 1);
 }
 
-/// Seconds of compute() in each way, one after the other, again and again.
-class Samples {
- public:
-  explicit Samples(std::size_t ways) : seconds_(ways) {}
-
-  bool enough(std::size_t way) const {
-    constexpr std::size_t kFew = 3, kMany = 11;
-    constexpr double kLongSeconds = 1.0;
-    double sum = 0;
-    for (const double each : seconds_[way]) sum += each;
-    return seconds_[way].size() >= (sum < kLongSeconds ? kMany : kFew);
-  }
-  bool enough() const {
-    for (std::size_t way = 0; way < seconds_.size(); ++way) {
-      if (!enough(way)) return false;
-    }
-    return true;
-  }
-
-  template <typename Work>
-  void measure(std::size_t way, Work work) {
-    if (enough(way)) return;
-    // Idle threads of the way before, ours or OpenMP's, spin for a moment before they sleep.
-    std::this_thread::sleep_for(std::chrono::milliseconds(4));
-    const Clock::time_point start = Clock::now();
-    work();
-    seconds_[way].push_back(seconds_since(start));
-  }
-
-  Timing timing(std::size_t way) const { return timing_of(seconds_[way]); }
-
- private:
-  std::vector<std::vector<double>> seconds_;
-};
-
 }  // namespace
 
 MatrixShape parse_matrix_shape(std::string_view text) {
@@ -164,11 +121,6 @@ MatrixShape parse_matrix_shape(std::string_view text) {
     }
   }
   throw Error(fmt::format("'{}' is not a shape: outputs x inputs, as in 4096x14336", text));
-}
-
-Timing timing_of(std::vector<double> seconds) {
-  std::ranges::sort(seconds);
-  return {.best = seconds.front(), .median = seconds[seconds.size() / 2]};
 }
 
 ProductLimit product_limit(ggml_type type, MatrixShape shape, int rows, const MachinePeaks& peaks) {

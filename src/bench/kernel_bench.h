@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/peaks.h"
+#include "bench/timing.h"
 #include "kernels/kernels.h"
 
 namespace firp {
@@ -17,13 +18,6 @@ struct MatrixShape {
 
 /// "4096x14336": outputs x inputs. An Error for anything else.
 MatrixShape parse_matrix_shape(std::string_view text);
-
-/// Seconds of one thing, measured several times.
-struct Timing {
-  double best = 0;
-  double median = 0;
-};
-Timing timing_of(std::vector<double> seconds);  ///< of one or more
 
 /// The least time that a machine can take, if memory and arithmetic overlap perfectly.
 struct ProductLimit {

@@ -51,15 +51,17 @@ std::string bench_table(const std::vector<BenchResult>& results) {
 nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
                                      const std::filesystem::path& heads) {
   const ModelIdentity identity = model.identity();
-  nlohmann::ordered_json machine = {{"cpu", cpu_name()},
-                                    {"cores", std::thread::hardware_concurrency()},
-                                    {"threads", engine.options().threads},
-                                    {"isa", engine.isa()},
-                                    {"model", model.file().path().filename().string()},
-                                    {"model_architecture", identity.architecture},
-                                    {"model_hash", identity.tensor_hash},
-                                    {"heads", nullptr},
-                                    {"heads_base_hash", nullptr}};
+  nlohmann::ordered_json machine = {
+      {"cpu", cpu_name()},
+      {"cores", std::thread::hardware_concurrency()},
+      {"threads", engine.options().threads},
+      {"isa", engine.isa()},
+      {"model", model.has_file() ? model.file().path().filename().string() : model.config().name},
+      {"random_weights", !model.has_file()},
+      {"model_architecture", identity.architecture},
+      {"model_hash", identity.tensor_hash},
+      {"heads", nullptr},
+      {"heads_base_hash", nullptr}};
   if (!heads.empty()) {
     machine["heads"] = heads.filename().string();
     machine["heads_base_hash"] = read_heads(heads, nullptr).base.tensor_hash;
