@@ -83,6 +83,25 @@ std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo
   return rows;
 }
 
+/// The mean seconds of each phase of a pass, added to `phases`. Apart from the timed samples:
+/// looking at the clock between phases takes time. For engines that have profile().
+template <typename AnyEngine>
+void profile_pass(AnyEngine& engine, const Pass& pass, std::vector<PhaseResult>& phases) {
+  if constexpr (requires { engine.profile(true); }) {
+    constexpr int kRuns = 7;
+    engine.profile(true);
+    for (int run = 0; run < kRuns; ++run) run_pass(engine, pass);
+    engine.profile(false);
+    const auto& times = engine.phase_times();
+    phases.resize(times.size());
+    for (std::size_t i = 0; i < times.size(); ++i) {
+      phases[i].name = times[i].name;
+      phases[i].weight_bytes = times[i].weight_bytes;
+      phases[i].seconds.push_back(times[i].seconds / kRuns);
+    }
+  }
+}
+
 double least_seconds(const Tensor& matrix, int rows, const MachinePeaks& peaks) {
   if (rows == 0) return 0;
   const MatrixShape shape = {.outputs = static_cast<int>(matrix.rows()),
@@ -190,6 +209,10 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
     }
   }
 
+  for (std::size_t i = 0; i < options.rows.size(); ++i) {
+    profile_pass(engine, passes[i], result.phases);
+  }
+
   Samples prefills(1 + (peer != nullptr ? 1 : 0));
   std::vector<Token> prompt(options.prefill_tokens);
   for (int i = 0; i < options.prefill_tokens; ++i) prompt[i] = token_at(i, vocabulary);
@@ -257,6 +280,19 @@ std::string forward_table(const ForwardResult& result, const MachinePeaks& peaks
   const PrefillResult& prefill = result.prefill;
   line(fmt::format("prefill of {} tokens", prefill.tokens), prefill.tokens, prefill.ours,
        prefill.peer, prefill.limit_seconds);
+  if (result.phases.empty()) return table;
+  table += fmt::format("{:<20} {:>8} {:>9}  ms at rows", "phase", "MB", "limit ms");
+  for (std::size_t i = 0; i < result.phases.front().seconds.size(); ++i) {
+    table += fmt::format(" {:>8}", result.passes[i].token_rows);
+  }
+  table += '\n';
+  for (const PhaseResult& phase : result.phases) {
+    const auto bytes = static_cast<double>(phase.weight_bytes);
+    table += fmt::format("{:<20} {:>8.1f} {:>9.3f}            ", phase.name, bytes / 1e6,
+                         1e3 * bytes / result.read_bytes_per_second);
+    for (const double seconds : phase.seconds) table += fmt::format(" {:>8.3f}", 1e3 * seconds);
+    table += '\n';
+  }
   return table;
 }
 
@@ -280,6 +316,13 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
     add_peer(entry, pass.peer);
     passes.push_back(std::move(entry));
   }
+  nlohmann::ordered_json phases = nlohmann::ordered_json::array();
+  for (const PhaseResult& phase : result.phases) {
+    phases.push_back({{"phase", phase.name},
+                      {"weight_bytes", phase.weight_bytes},
+                      {"rows", options.rows},
+                      {"mean_seconds", phase.seconds}});
+  }
   nlohmann::ordered_json prefill = {{"tokens", result.prefill.tokens},
                                     {"best_seconds", result.prefill.ours.best},
                                     {"median_seconds", result.prefill.ours.median},
@@ -291,7 +334,8 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
           {"weight_bytes", result.weight_bytes},
           {"read_bytes_per_second", result.read_bytes_per_second},
           {"passes", std::move(passes)},
-          {"prefill", std::move(prefill)}};
+          {"prefill", std::move(prefill)},
+          {"phases", std::move(phases)}};
 }
 
 }  // namespace firp

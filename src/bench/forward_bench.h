@@ -39,8 +39,16 @@ struct PrefillResult {
   double limit_seconds = 0;
 };
 
+/// A part of the pass, over all layers; empty lists where the engine does not tell.
+struct PhaseResult {
+  std::string name;
+  std::size_t weight_bytes = 0;  ///< packed, that a pass of one row reads in it
+  std::vector<double> seconds;   ///< means, for each number of rows of the options
+};
+
 struct ForwardResult {
   std::vector<PassResult> passes;
+  std::vector<PhaseResult> phases;
   PrefillResult prefill;
   double read_bytes_per_second = 0;  ///< the best read of memory beside these samples
   std::size_t weight_bytes = 0;      ///< packed, of a pass of one row

@@ -82,6 +82,26 @@ TEST_F(ForwardBench, MeasuresEveryNumberOfRowsWithAndWithoutPseudoRows) {
   EXPECT_NE(forward_table(result, round_peaks()).find("prefill of 100 tokens"), std::string::npos);
 }
 
+TEST_F(ForwardBench, TellsOfThePhases) {
+  ForwardResult result;
+  result.read_bytes_per_second = 1e9;
+  result.passes = {{.token_rows = 1, .ours = {.best = 0.004, .median = 0.005}},
+                   {.token_rows = 8, .ours = {.best = 0.006, .median = 0.007}}};
+  result.prefill = {.tokens = 10, .ours = {.best = 1, .median = 1}, .limit_seconds = 1};
+  EXPECT_EQ(forward_table(result, round_peaks()).find("phase"), std::string::npos);
+  result.phases = {{.name = "gate, up", .weight_bytes = 2'000'000, .seconds = {0.0031, 0.0042}}};
+  const std::string table = forward_table(result, round_peaks());
+  const std::size_t line = table.find("gate, up");
+  ASSERT_NE(line, std::string::npos);
+  for (const char* figure : {" 2.0", " 2.000", " 3.100", " 4.200"}) {
+    EXPECT_NE(table.find(figure, line), std::string::npos) << figure << " in\n" << table;
+  }
+  const auto json = forward_json({}, result, {.rows = {1, 8}});
+  EXPECT_EQ(json["phases"][0]["phase"], "gate, up");
+  EXPECT_EQ(json["phases"][0]["mean_seconds"][1], 0.0042);
+  EXPECT_EQ(json["phases"][0]["rows"][1], 8);
+}
+
 TEST_F(ForwardBench, TheLimitIsTheSumOfItsParts) {
   const Model tiny = model();
   const ModelConfig& c = tiny.config();

@@ -206,30 +206,36 @@ struct IsaPeaks {
   bool (*supported)();
   double (*int8)();
   double (*f32)();
+  double (*bf16)();  ///< nullptr: none
 };
+
+#if defined(__x86_64__)
+bool has_avx512_vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
 
 /// Best first.
 constexpr IsaPeaks kIsaPeaks[] = {
 #if defined(__x86_64__)
-    {"avx512", "vpdpbusd zmm", 1,
-     [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"); },
-     int8_avx512, f32_avx512},
+    {"avx512-bf16", "vpdpbusd zmm", 1,
+     [] { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }, int8_avx512,
+     f32_avx512, bf16_avx512},
+    {"avx512", "vpdpbusd zmm", 1, has_avx512_vnni, int8_avx512, f32_avx512, nullptr},
 #ifdef FIRP_AVX_VNNI
-    {"avxvnni", "vpdpbusd ymm", 1,
+    {"avx-vnni", "vpdpbusd ymm", 1,
      [] {
        // __builtin_cpu_supports knows it only since g++ 11 and clang 15: ask the CPU itself.
        unsigned eax = 7, ebx, ecx = 1, edx;
        asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              (eax >> 4 & 1) != 0;
+       return has_avx2() && (eax >> 4 & 1) != 0;
      },
-     int8_avx_vnni, f32_avx2},
+     int8_avx_vnni, f32_avx2, nullptr},
 #endif
-    {"avx2", "vpmaddubsw + vpaddw ymm", 2,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, int8_avx2,
-     f32_avx2},
+    {"avx2", "vpmaddubsw + vpaddw ymm", 2, has_avx2, int8_avx2, f32_avx2, nullptr},
 #endif
-    {"portable", "compiled loop", 1, [] { return true; }, int8_portable, f32_portable},
+    {"portable", "compiled loop", 1, [] { return true; }, int8_portable, f32_portable, nullptr},
 };
 
 const IsaPeaks& peaks_of(std::string_view isa) {
@@ -316,11 +322,9 @@ MachinePeaks measure_peaks(ThreadPool& pool, std::string_view isa) {
   }
   peaks.int8_per_second = measure_multiply_adds(pool, functions.int8);
   peaks.f32_per_second = measure_multiply_adds(pool, functions.f32);
-#if defined(__x86_64__)
-  if (functions.isa == "avx512" && __builtin_cpu_supports("avx512bf16")) {
-    peaks.bf16_per_second = measure_multiply_adds(pool, bf16_avx512);
+  if (functions.bf16 != nullptr) {
+    peaks.bf16_per_second = measure_multiply_adds(pool, functions.bf16);
   }
-#endif
   peaks.instruction = functions.instruction;
   peaks.instructions_per_dot = functions.instructions_per_dot;
   return peaks;
