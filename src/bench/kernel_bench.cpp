@@ -170,12 +170,16 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
         MachinePeaks peaks_now = peaks;
         peaks_now.bytes_per_second = 0;
         Samples samples(1 + ggml.size());
-        while (!samples.enough()) {
+        // The memory is measured before each of them: what neighbours leave of it changes quickly.
+        const auto measure = [&](std::size_t way, const std::function<void()>& work) {
           peaks_now.bytes_per_second =
               std::max(peaks_now.bytes_per_second, reader.bytes_per_second());
-          samples.measure(0, [&] { ours.compute(); });
+          samples.measure(way, work);
+        };
+        while (!samples.enough()) {
+          measure(0, [&] { ours.compute(); });
           for (std::size_t f = 0; f < ggml.size(); ++f) {
-            samples.measure(1 + f, [&] { ggml[f].compute(); });
+            measure(1 + f, [&] { ggml[f].compute(); });
           }
         }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
 #include <thread>
 #include <vector>
@@ -288,8 +289,12 @@ std::size_t out_of_cache_bytes() {
 
 MemoryReader::MemoryReader(ThreadPool& pool) : pool_(pool), memory_(pool.size()) {
   const auto bytes_a_thread = out_of_cache_bytes() / memory_.size() / 4096 * 4096;
-  // Each thread's part is first touched, and so placed, by itself.
-  pool_.run([&](int thread) { memory_[thread] = AlignedBytes(bytes_a_thread); });
+  // Each thread's part is first touched, and so placed, by itself; and written, since memory that
+  // was never written is one page of zeros, in the cache.
+  pool_.run([&](int thread) {
+    memory_[thread] = AlignedBytes(bytes_a_thread);
+    std::memset(memory_[thread].data(), 1, bytes_a_thread);
+  });
 }
 
 double MemoryReader::bytes_per_second() {
