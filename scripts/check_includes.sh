@@ -11,7 +11,7 @@ engine: kernels model
 draft: engine kernels model
 decode: draft engine model
 train: decode draft engine model
-bench: decode draft engine model
+bench: decode draft engine kernels model
 cli: bench train decode draft engine kernels model
 '
 

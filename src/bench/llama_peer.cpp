@@ -82,6 +82,23 @@ void LlamaPeer::decode(std::span<Token> tokens) {
   }
 }
 
+void LlamaPeer::start(std::span<const Token> prompt) {
+  llama_memory_clear(llama_get_memory(state_->context.get()), /*data=*/false);
+  std::vector<Token> tokens(prompt.begin(), prompt.end());
+  decode(tokens);
+  llama_synchronize(state_->context.get());
+  ggml_threadpool_pause(state_->threads.get());  // or it would spin beside what is measured next
+}
+
+void LlamaPeer::pass(Token token) {
+  llama_memory_t const memory = llama_get_memory(state_->context.get());
+  const llama_pos end = llama_memory_seq_pos_max(memory, 0) + 1;
+  decode({&token, 1});
+  llama_synchronize(state_->context.get());
+  llama_memory_seq_rm(memory, 0, end, -1);
+  ggml_threadpool_pause(state_->threads.get());
+}
+
 BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop) {
   const GgmlErrors errors;
   BenchRun result;

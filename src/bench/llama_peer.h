@@ -21,6 +21,11 @@ class LlamaPeer {
   /// The method "llama.cpp"; the peer must outlive it.
   BenchMethod method();
 
+  /// Forgets all and runs a prompt; returns when its last logits are there.
+  void start(std::span<const Token> prompt);
+  /// Runs one token behind the prompt, up to its logits, and forgets it again.
+  void pass(Token token);
+
  private:
   struct State;
   BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop);

@@ -5,13 +5,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
-#include <numeric>
 #include <thread>
 
 #include "model/error.h"
@@ -54,15 +51,17 @@ std::string bench_table(const std::vector<BenchResult>& results) {
 nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
                                      const std::filesystem::path& heads) {
   const ModelIdentity identity = model.identity();
-  nlohmann::ordered_json machine = {{"cpu", cpu_name()},
-                                    {"cores", std::thread::hardware_concurrency()},
-                                    {"threads", engine.options().threads},
-                                    {"isa", engine.isa()},
-                                    {"model", model.file().path().filename().string()},
-                                    {"model_architecture", identity.architecture},
-                                    {"model_hash", identity.tensor_hash},
-                                    {"heads", nullptr},
-                                    {"heads_base_hash", nullptr}};
+  nlohmann::ordered_json machine = {
+      {"cpu", cpu_name()},
+      {"cores", std::thread::hardware_concurrency()},
+      {"threads", engine.options().threads},
+      {"isa", engine.isa()},
+      {"model", model.has_file() ? model.file().path().filename().string() : model.config().name},
+      {"random_weights", !model.has_file()},
+      {"model_architecture", identity.architecture},
+      {"model_hash", identity.tensor_hash},
+      {"heads", nullptr},
+      {"heads_base_hash", nullptr}};
   if (!heads.empty()) {
     machine["heads"] = heads.filename().string();
     machine["heads_base_hash"] = read_heads(heads, nullptr).base.tensor_hash;
@@ -134,39 +133,6 @@ std::string cpu_name() {
     }
   }
   return "unknown";
-}
-
-double measure_read_bandwidth(int threads) {
-  constexpr std::size_t kBytes = std::size_t{256} << 20;
-  constexpr int kRuns = 5;
-  const std::vector<std::uint64_t> memory(kBytes / sizeof(std::uint64_t), 1);
-  double best = 0;
-  std::vector<std::uint64_t> sums(threads);
-  for (int run = 0; run < kRuns; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    {
-      std::vector<std::jthread> readers;
-      for (int thread = 0; thread < threads; ++thread) {
-        readers.emplace_back([&, thread] {
-          const std::size_t begin = memory.size() * thread / threads;
-          const std::size_t end = memory.size() * (thread + 1) / threads;
-          // Several sums: one chain of additions would be slower than memory.
-          std::uint64_t sum[8] = {};
-          for (std::size_t i = begin; i + 8 <= end; i += 8) {
-            for (std::size_t k = 0; k < 8; ++k) sum[k] += memory[i + k];
-          }
-          sums[thread] = std::accumulate(std::begin(sum), std::end(sum), std::uint64_t{0});
-        });
-      }
-    }
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    // The sums are looked at, so that the reading cannot be left out.
-    if (std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}) > 0) {
-      best = std::max(best, kBytes / seconds);
-    }
-  }
-  return best;
 }
 
 }  // namespace firp

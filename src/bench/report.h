@@ -30,8 +30,4 @@ void write_json(const nlohmann::ordered_json& json, const std::filesystem::path&
 /// "AMD EPYC ...", from /proc/cpuinfo; "unknown" where there is none.
 std::string cpu_name();
 
-/// Bytes a second that `threads` threads together read from memory, far beyond the caches: the best
-/// of some runs. Takes half a second or so and 256 MiB.
-double measure_read_bandwidth(int threads);
-
 }  // namespace firp

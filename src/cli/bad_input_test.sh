@@ -115,6 +115,25 @@ printf '{"question_id": 7, "category": "qa", "turns": ["%0200d"]}' 0 > "$scratch
 refuses 1 'question 7: .*context of 64 ' bench -m "$model" --prompts "$scratch/long.jsonl" \
   --methods plain -c 64
 
+refuses 2 'prompts' bench --kernels --prompts "$scratch/good.jsonl"
+refuses 2 'kernels' bench -m "$model" --prompts "$scratch/good.jsonl" --types q4_0
+refuses 1 "no weight type 'q9' .*q4_0, " bench --kernels --types q4_0,q9
+refuses 1 "'4096' is not a shape" bench --kernels --shapes 4096
+refuses 1 'rows of 576 weights cannot be q4_K' bench --kernels --types q4_K --shapes 576x576
+refuses 1 '--rows must be at least 1' bench --kernels --rows 1,0
+refuses 1 '--rows must be at most' bench --kernels --rows 100000
+refuses 1 '-t must be at least 1' bench --kernels -t 0
+refuses 2 'model' bench --forward
+refuses 2 'prompts|kernels' bench --forward --kernels
+refuses 2 'forward' bench --synthetic llama-7b:q4_0
+refuses 2 'synthetic|peer' bench --forward --synthetic smollm2-135m:q4_0 --peer llama.cpp
+refuses 1 "no shape 'llama-9b' .*llama-7b" bench --forward --synthetic llama-9b:q4_0
+refuses 1 "no weight type 'q9'" bench --forward --synthetic llama-7b:q9
+refuses 1 'not SHAPE:TYPE' bench --forward --synthetic llama-7b
+refuses 1 '--context must be at least 1' bench --forward -m "$model" --context 0
+refuses 1 '--rows must be at most 128' bench --forward -m "$model" --rows 129
+refuses 1 'cannot write' bench --kernels --json "$scratch/no/x.json"
+
 # The machine.
 FIRP_ISA=z80 refuses 1 'z80.*portable' generate "${prompt[@]}"
 

@@ -7,17 +7,24 @@
 #include <memory>
 #include <set>
 
+#include "bench/forward_bench.h"
+#include "bench/kernel_bench.h"
 #include "bench/llama_peer.h"
+#include "bench/random_weights.h"
 #include "bench/report.h"
+#include "bench/synthetic_model.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "kernels/kernels.h"
 #include "model/error.h"
 
 namespace firp {
 namespace {
 
+constexpr int kMostRows = 1024;     // of --rows of --kernels
+constexpr int kMostPassRows = 128;  // of --forward: leaves room for pseudo rows in a pass
 constexpr int kPeerContext = 8192;  // libllama takes the memory of its whole context at once
 
 struct BenchFlags {
@@ -30,6 +37,15 @@ struct BenchFlags {
   int limit = 0;
   int turns = 0;
   std::filesystem::path json;
+
+  bool kernels = false;
+  std::vector<std::string> types = {"q4_0", "q4_1", "q4_K", "q6_K", "q8_0", "bf16", "f16"};
+  std::vector<std::string> shapes = {"4096x4096"};
+  std::vector<int> rows = {1, 2, 4, 8, 16, 32};
+
+  bool forward = false;
+  std::string synthetic;
+  int context = ForwardBenchOptions().context;
 };
 
 bool has(const std::vector<std::string>& names, const std::string& name) {
@@ -77,7 +93,100 @@ nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& op
   return json;
 }
 
-int run_bench_verb(BenchFlags& flags) {
+void require_rows(const std::vector<int>& rows, int most) {
+  require_at_least(*std::ranges::min_element(rows), 1, "--rows");
+  if (*std::ranges::max_element(rows) > most) {
+    throw Error(fmt::format("--rows must be at most {}", most));
+  }
+}
+
+/// Times that were taken while others worked are no measure of this machine.
+void tell_of_other_load(double cores) {
+  constexpr double kNegligibleCores = 0.05;
+  if (cores < kNegligibleCores) return;
+  fmt::print("Other programs took {:.2f} cores meanwhile: on a quiet machine it is faster.\n",
+             cores);
+}
+
+int run_kernels(const BenchFlags& flags) {
+  KernelBenchOptions options{.rows = flags.rows};
+  for (const std::string& type : flags.types) options.types.push_back(parse_matrix_type(type));
+  for (const std::string& shape : flags.shapes) {
+    options.shapes.push_back(parse_matrix_shape(shape));
+    for (const ggml_type type : options.types) {
+      require_whole_blocks(type, options.shapes.back().inputs);
+    }
+  }
+  require_rows(flags.rows, kMostRows);
+  const int threads = flags.decode.thread_count();
+  if (!flags.json.empty()) require_writable(flags.json);
+
+  const Kernels& kernels = default_kernels();
+  const OtherLoad load;
+  ThreadPool pool(threads);
+  const MachinePeaks peaks = measure_peaks(pool, kernels.isa);
+  catch_interrupts();
+  fmt::print("{}, {}\n{}", cpu_name(), kernels.isa, kernel_table_head(peaks));
+  const auto results = bench_kernels(options, kernels, pool, peaks, [](const KernelResult& result) {
+    fmt::print("{}", kernel_table_line(result));
+    flush_output();
+    return !interrupted;
+  });
+  tell_of_other_load(load.cores());
+  flush_output();
+  if (!flags.json.empty()) {
+    nlohmann::ordered_json machine = machine_json(peaks, kernels.isa);
+    machine["other_load_cores"] = load.cores();
+    write_json(kernel_json(std::move(machine), results), flags.json);
+  }
+  return interrupted ? kExitInterrupted : 0;
+}
+
+int report_forward(const BenchFlags& flags, Engine& engine, const Model& model,
+                   const std::filesystem::path& heads, LlamaPeer* peer) {
+  const OtherLoad load;
+  ThreadPool pool(engine.options().threads);
+  const MachinePeaks peaks = measure_peaks(pool, engine.isa());
+  const ForwardBenchOptions options = {.context = flags.context, .rows = flags.rows};
+  const ForwardResult result = bench_forward(engine, model, options, pool, peaks, peer);
+  fmt::print("{}, {}; {}{}, context of {}\n{}", cpu_name(), engine.isa(), model.config().name,
+             model.has_file() ? "" : " (random weights, for speed only)", flags.context,
+             forward_table(result, peaks));
+  tell_of_other_load(load.cores());
+  flush_output();
+  if (!flags.json.empty()) {
+    nlohmann::ordered_json machine = machine_json(peaks, engine.isa());
+    machine.update(bench_machine(engine, model, heads));
+    machine["other_load_cores"] = load.cores();
+    write_json(forward_json(std::move(machine), result, options), flags.json);
+  }
+  return 0;
+}
+
+int run_forward(BenchFlags& flags) {
+  require_rows(flags.rows, kMostPassRows);
+  require_at_least(flags.context, 1, "--context");
+  const int threads = flags.decode.thread_count();
+  if (!flags.json.empty()) require_writable(flags.json);
+  const int positions =
+      std::max(flags.context + 2 * kMostPassRows, ForwardBenchOptions().prefill_tokens);
+  if (!flags.synthetic.empty()) {
+    const SyntheticModel synthetic(flags.synthetic);
+    Engine engine(synthetic.model(), {.threads = threads, .context = positions});
+    return report_forward(flags, engine, synthetic.model(), {}, nullptr);
+  }
+  flags.decode.context = positions;
+  Decoder decoder(flags.decode, /*largest_tree=*/1);
+  std::optional<LlamaPeer> peer;
+  if (!flags.peer.empty()) {
+    peer.emplace(flags.decode.model, decoder.vocabulary, threads, positions,
+                 decoder.options.sampling);
+  }
+  return report_forward(flags, decoder.engine, decoder.model, decoder.heads_path,
+                        peer ? &*peer : nullptr);
+}
+
+int run_prompts(BenchFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
@@ -127,37 +236,103 @@ int run_bench_verb(BenchFlags& flags) {
   return interrupted ? kExitInterrupted : 0;
 }
 
+void require_what_the_mode_needs(const BenchFlags& flags) {
+  if (flags.kernels || !flags.synthetic.empty()) return;
+  if (flags.decode.model.empty()) throw CLI::RequiredError("--model");
+  if (!flags.forward && flags.prompts.empty()) throw CLI::RequiredError("--prompts");
+}
+
+int run_bench_verb(BenchFlags& flags) {
+  if (flags.kernels) return run_kernels(flags);
+  return flags.forward ? run_forward(flags) : run_prompts(flags);
+}
+
 }  // namespace
 
 Verb add_bench(CLI::App& program) {
   CLI::App* app = program.add_subcommand("bench", "Measure against plain decoding");
   const auto flags = std::make_shared<BenchFlags>();
   app->footer(R"(
-PROMPTS has a conversation a line, as Spec-Bench's question.jsonl:
+With --prompts: tokens per second of whole answers. PROMPTS has a conversation a line, as Spec-Bench's question.jsonl:
   {"question_id": 81, "category": "writing", "turns": ["Write ...", "Now shorten it."]}
 Every method answers every prompt, one prompt after the other. Seconds are those of decoding; those
 of the prompts are in the JSON beside them. "same text": prompts with exactly plain's tokens.
 Ctrl-C ends it with the prompts done so far.
 
+With --kernels: products of random weights with some rows, from memory: ours and ggml's in the
+faster of its forms, in turn, on as many threads. Milliseconds of as many products as stand behind
+the shape, best and median. The limit is what the machine allows, measured at the start: "m", the
+file's bytes at its read bandwidth, or "a", the multiply-adds with the instructions that the scales
+need; whichever is longer. "GB/s" counts the bytes of our packed form.
+
+With --forward: a whole pass with some rows, a tree of tokens on a context, from embedding to the
+logits of all rows; with heads also with pseudo rows in the upper layers; and the prefill of 512
+tokens. "limit" is that of all matrices and of the cache. --synthetic takes a model of random
+weights in a known shape: its speed is real, its text is not. docs/performance.md has more.
+
 Examples:
   firp bench model.gguf --prompts question.jsonl --limit 5
   firp bench -m model.gguf --prompts question.jsonl --tree 8,16,32 --json result.json
-  firp bench -m model.gguf --prompts question.jsonl --methods plain --peer llama.cpp -t 4)");
+  firp bench -m model.gguf --prompts question.jsonl --methods plain --peer llama.cpp -t 4
+  firp bench --kernels --types q4_0,q4_K --rows 1,8 -t 2
+  firp bench --kernels --types q6_K --shapes 4096x14336,128256x4096 --json kernels.json
+  firp bench --forward model.gguf --rows 1,8,32 --peer llama.cpp
+  firp bench --forward --synthetic llama-7b:q4_0 -t 2)");
   flags->decode.add_model_to(*app);
-  app->add_option("--prompts", flags->prompts, "The prompts, JSONL")->required();
+  app->get_option("--model")->required(false);  // not for --kernels
+  CLI::Option* const prompts = app->add_option("--prompts", flags->prompts, "The prompts, JSONL");
   app->add_option("--methods", flags->methods, "Methods to run: plain, firp")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::IsMember({"plain", "firp"}))
       ->default_str("plain,firp");
-  app->add_option("--peer", flags->peer, "Another program's plain decoding beside them: llama.cpp")
-      ->check(CLI::IsMember({"llama.cpp"}));
+  CLI::Option* const peer =
+      app->add_option("--peer", flags->peer,
+                      "Another program's plain decoding beside ours: llama.cpp")
+          ->check(CLI::IsMember({"llama.cpp"}));
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
       ->capture_default_str();
   app->add_option("--limit", flags->limit, "Prompts of each category at most (default: all)");
   app->add_option("--turns", flags->turns, "Turns of each prompt at most (default: all)");
   app->add_option("--json", flags->json, "Write the results to this file");
   flags->decode.add_decoding_to(*app);
+
+  CLI::App* const speed = app->add_option_group("Speed of the parts");
+  CLI::Option* const kernels =
+      speed
+          ->add_flag("--kernels", flags->kernels, "Time products of matrices with rows, and ggml's")
+          ->excludes(prompts);
+  speed->add_option("--types", flags->types, "Weight types")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->needs(kernels)
+      ->default_str("q4_0,q4_1,q4_K,q6_K,q8_0,bf16,f16");
+  speed->add_option("--shapes", flags->shapes, "Matrices, outputs x inputs")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->needs(kernels)
+      ->default_str("4096x4096");
+  CLI::Option* const forward =
+      speed->add_flag("--forward", flags->forward, "Time whole passes of the model, and prefill")
+          ->excludes(prompts)
+          ->excludes(kernels);
+  speed
+      ->add_option("--synthetic", flags->synthetic,
+                   "A model of random weights instead of a file: SHAPE:TYPE, shapes llama-1b, "
+                   "llama-3b, llama-7b, llama-8b, smollm2-135m")
+      ->needs(forward)
+      ->excludes(app->get_option("--model"))
+      ->excludes(peer);
+  speed->add_option("--context", flags->context, "Tokens that stand before the rows of a pass")
+      ->needs(forward)
+      ->capture_default_str();
+  speed->add_option("--rows", flags->rows, "Numbers of rows, for --kernels or --forward")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->excludes(prompts)
+      ->default_str("1,2,4,8,16,32");
+
+  app->callback([flags] { require_what_the_mode_needs(*flags); });
   app->get_option_group("Drafting")
       ->add_option("--tree", flags->trees, "Sizes of the draft tree; several give several methods")
       ->delimiter(',')

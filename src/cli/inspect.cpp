@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "bench/peaks.h"
 #include "bench/report.h"
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
@@ -62,7 +63,8 @@ void inspect_model(const Model& model, int threads) {
   line("identity", "{}", model.identity().tensor_hash);
 
   const Engine engine(model, {.threads = threads});
-  const double bandwidth = measure_read_bandwidth(threads);
+  ThreadPool pool(threads);
+  const MachinePeaks peaks = measure_peaks(pool, engine.isa());
   const auto bytes = static_cast<double>(engine.weight_bytes());
   fmt::print("\n");
   line("processor", "{}, {} threads", cpu_name(), threads);
@@ -73,9 +75,12 @@ void inspect_model(const Model& model, int threads) {
   line("instruction set", "{}{}", engine.isa(),
        others.empty() ? "" : fmt::format(" (FIRP_ISA can choose: {})", others));
   line("bytes a pass", "{} of packed weights", size_text(bytes));
-  line("memory", "{:.1f} GB/s read by {} threads, measured now", bandwidth / 1e9, threads);
+  line("memory", "{:.1f} GB/s read by {} threads, measured now", peaks.bytes_per_second / 1e9,
+       threads);
+  line("arithmetic", "{:.0f} G 8-bit multiply-adds/s ({}), {:.1f} for each byte read",
+       peaks.int8_per_second / 1e9, peaks.instruction, peaks.balance());
   line("roofline", "{:.0f} forward passes/s: no more while all weights come from memory",
-       bandwidth / bytes);
+       peaks.bytes_per_second / bytes);
 }
 
 std::string percent(const std::vector<float>& rates) {

@@ -131,6 +131,32 @@ assert all(r["prompts"] == r["identical_to_plain"] == 2 for r in results[-3:])
 END
 grep -q '^all ' "$scratch/table" || fail "the table of bench"
 
+# bench of the parts.
+"$firp" bench --forward "$model" --context 20 --rows 1,3 --peer llama.cpp \
+  --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" ||
+  fail "bench --forward: $(cat "$scratch/log")"
+python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench --forward"
+import json, sys
+report = json.load(open(sys.argv[1]))
+machine = report["machine"]
+assert report["mode"] == "forward" and machine["read_bytes_per_second"] > 0
+assert {"cpu", "model_hash", "heads", "multiply_adds_per_byte", "other_load_cores"} <= machine.keys()
+assert not machine["random_weights"]
+steps = report["passes"][2]["pseudo_rows"]
+assert steps > 0  # its heads were found
+assert [(p["token_rows"], p["pseudo_rows"]) for p in report["passes"]] == [
+    (1, 0), (3, 0), (0, steps), (1, steps), (3, steps)]
+for p in report["passes"]:
+    assert 0 < p["limit_seconds"] and 0 < p["best_seconds"] <= p["median_seconds"]
+    assert (p["llama_cpp_best_seconds"] is None) == (p is not report["passes"][0])
+assert report["prefill"]["tokens"] == 512 and report["prefill"]["llama_cpp_best_seconds"] > 0
+END
+grep -q '^plain decoding: .*llama.cpp' "$scratch/table" || fail "the table of bench --forward"
+"$firp" bench --forward --synthetic smollm2-135m:q8_0 --rows 1 --json "$scratch/out.json" \
+  > "$scratch/table" 2> "$scratch/log" || fail "bench --synthetic: $(cat "$scratch/log")"
+grep -q 'random weights, for speed only' "$scratch/table" || fail "--synthetic does not say so"
+grep -q '"random_weights": true' "$scratch/out.json" || fail "the JSON of --synthetic"
+
 # inspect.
 "$firp" inspect "$model" > "$scratch/text" || fail "inspect"
 grep -q 'roofline' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"

@@ -18,27 +18,32 @@ constexpr ggml_type kAcceptedTypes[] = {
     GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K,
     GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
 
-/// Finds tensors and checks them; remembers which were asked for.
+/// `where`: the file, or what else the tensor is in.
+void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows,
+                  std::string_view where) {
+  if (tensor.shape != std::array<std::int64_t, 4>{columns, rows, 1, 1}) {
+    throw Error(fmt::format("{}: tensor {} has the shape [{}, {}, {}, {}], expected [{}, {}]",
+                            where, tensor.name, tensor.shape[0], tensor.shape[1], tensor.shape[2],
+                            tensor.shape[3], columns, rows));
+  }
+  if (std::ranges::find(kAcceptedTypes, tensor.type) == std::end(kAcceptedTypes)) {
+    std::string accepted;
+    for (const ggml_type type : kAcceptedTypes) {
+      accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
+    }
+    throw Error(fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})",
+                            where, tensor.name, ggml_type_name(tensor.type), accepted));
+  }
+}
+
+/// Finds a file's tensors and checks them; remembers which were asked for.
 class TensorFinder {
  public:
   explicit TensorFinder(const GgufFile& file) : file_(file) {}
 
   const Tensor* get(const std::string& name, std::int64_t columns, std::int64_t rows = 1) {
     const Tensor* tensor = &file_.get_tensor(name);
-    if (tensor->shape != std::array<std::int64_t, 4>{columns, rows, 1, 1}) {
-      throw Error(fmt::format("{}: tensor {} has the shape [{}, {}, {}, {}], expected [{}, {}]",
-                              file_.path().string(), name, tensor->shape[0], tensor->shape[1],
-                              tensor->shape[2], tensor->shape[3], columns, rows));
-    }
-    if (std::ranges::find(kAcceptedTypes, tensor->type) == std::end(kAcceptedTypes)) {
-      std::string accepted;
-      for (const ggml_type type : kAcceptedTypes) {
-        accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
-      }
-      throw Error(
-          fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})",
-                      file_.path().string(), name, ggml_type_name(tensor->type), accepted));
-    }
+    check_tensor(*tensor, columns, rows, file_.path().string());
     used_.insert(tensor);
     return tensor;
   }
@@ -116,13 +121,13 @@ class StreamHash {
 }  // namespace
 
 Model::Model(std::filesystem::path path)
-    : file_(std::move(path)), config_(read_model_config(file_)) {
-  TensorFinder tensors(file_);
+    : file_(std::move(path)), config_(read_model_config(*file_)) {
+  TensorFinder tensors(*file_);
   const ModelConfig& c = config_;
-  token_embedding_ = tensors.get("token_embd.weight", c.hidden_size, c.vocabulary_size);
-  output_norm_ = tensors.get("output_norm.weight", c.hidden_size);
-  head_ = c.tied_head ? token_embedding_
-                      : tensors.get("output.weight", c.hidden_size, c.vocabulary_size);
+  tensors_.token_embedding = tensors.get("token_embd.weight", c.hidden_size, c.vocabulary_size);
+  tensors_.output_norm = tensors.get("output_norm.weight", c.hidden_size);
+  tensors_.head = c.tied_head ? tensors_.token_embedding
+                              : tensors.get("output.weight", c.hidden_size, c.vocabulary_size);
 
   for (int layer = 0; layer < c.layers; ++layer) {
     const auto name = [layer](std::string_view part) {
@@ -134,7 +139,7 @@ Model::Model(std::filesystem::path path)
     const auto head_norm = [&](std::string_view part) {
       return c.qk_norm ? tensors.get(name(part), c.head_size) : nullptr;
     };
-    layers_.push_back({
+    tensors_.layers.push_back({
         .attention_norm = tensors.get(name("attn_norm.weight"), c.hidden_size),
         .query = tensors.get(name("attn_q.weight"), c.hidden_size, c.query_size()),
         .key = tensors.get(name("attn_k.weight"), c.hidden_size, c.kv_size()),
@@ -154,9 +159,51 @@ Model::Model(std::filesystem::path path)
   tensors.refuse_unused();
 }
 
+Model::Model(ModelConfig config, ModelTensors tensors)
+    : config_(std::move(config)), tensors_(std::move(tensors)) {
+  const ModelConfig& c = config_;
+  const auto check = [&](const Tensor* tensor, std::int64_t columns, std::int64_t rows = 1) {
+    if (tensor == nullptr) throw Error(fmt::format("{}: a tensor is missing", c.name));
+    check_tensor(*tensor, columns, rows, c.name);
+  };
+  check(tensors_.token_embedding, c.hidden_size, c.vocabulary_size);
+  check(tensors_.output_norm, c.hidden_size);
+  check(tensors_.head, c.hidden_size, c.vocabulary_size);
+  if (tensors_.layers.size() != static_cast<std::size_t>(c.layers)) {
+    throw Error(
+        fmt::format("{}: {} layers instead of {}", c.name, tensors_.layers.size(), c.layers));
+  }
+  for (const LayerTensors& layer : tensors_.layers) {
+    check(layer.attention_norm, c.hidden_size);
+    check(layer.query, c.hidden_size, c.query_size());
+    check(layer.key, c.hidden_size, c.kv_size());
+    check(layer.value, c.hidden_size, c.kv_size());
+    check(layer.output, c.query_size(), c.hidden_size);
+    if (c.qkv_bias) {
+      check(layer.query_bias, c.query_size());
+      check(layer.key_bias, c.kv_size());
+      check(layer.value_bias, c.kv_size());
+    }
+    if (c.qk_norm) {
+      check(layer.query_norm, c.head_size);
+      check(layer.key_norm, c.head_size);
+    }
+    check(layer.feed_forward_norm, c.hidden_size);
+    check(layer.gate, c.hidden_size, c.feed_forward_size);
+    check(layer.up, c.hidden_size, c.feed_forward_size);
+    check(layer.down, c.feed_forward_size, c.hidden_size);
+  }
+}
+
 ModelIdentity Model::identity() const {
+  ModelIdentity identity = {.architecture = config_.architecture,
+                            .layers = config_.layers,
+                            .hidden_size = config_.hidden_size,
+                            .vocabulary_size = config_.vocabulary_size,
+                            .tensor_hash = ""};
+  if (!has_file()) return identity;
   StreamHash hash;
-  for (const Tensor& tensor : file_.tensors()) {
+  for (const Tensor& tensor : file_->tensors()) {
     hash.add(tensor.name);
     hash.add_word(static_cast<std::uint64_t>(tensor.type));
     for (const std::int64_t extent : tensor.shape) {
@@ -164,11 +211,8 @@ ModelIdentity Model::identity() const {
     }
     hash.add(tensor.data);
   }
-  return {.architecture = config_.architecture,
-          .layers = config_.layers,
-          .hidden_size = config_.hidden_size,
-          .vocabulary_size = config_.vocabulary_size,
-          .tensor_hash = fmt::format("{:016x}", hash.value())};
+  identity.tensor_hash = fmt::format("{:016x}", hash.value());
+  return identity;
 }
 
 }  // namespace firp

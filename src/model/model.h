@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,14 @@ struct LayerTensors {
   const Tensor* down;  ///< [d x feed_forward_size]
 };
 
+/// All tensors of a model; one tensor may serve in several places.
+struct ModelTensors {
+  const Tensor* token_embedding;  ///< [vocabulary x d]
+  const Tensor* output_norm;      ///< [d]
+  const Tensor* head;             ///< [vocabulary x d]; the embedding when tied
+  std::vector<LayerTensors> layers;
+};
+
 /// Says whether heads belong to a model: architecture, sizes and a hash of all tensors (names,
 /// types, shapes, bytes).
 struct ModelIdentity {
@@ -40,29 +49,29 @@ struct ModelIdentity {
   bool operator==(const ModelIdentity&) const = default;
 };
 
-/// A model file: its configuration and where its tensors lie. Checks that every tensor is there
-/// with its shape and a type that we can pack.
+/// A model: its configuration and where its tensors lie. Checks that every tensor is there with its
+/// shape and a type that we can pack.
 class Model {
  public:
   explicit Model(std::filesystem::path path);
+  /// A model without a file. The tensors must outlive it.
+  Model(ModelConfig config, ModelTensors tensors);
 
-  const GgufFile& file() const { return file_; }
+  bool has_file() const { return file_.has_value(); }
+  const GgufFile& file() const { return file_.value(); }  ///< only of a model that has one
   const ModelConfig& config() const { return config_; }
-  const Tensor& token_embedding() const { return *token_embedding_; }  ///< [vocabulary x d]
-  const Tensor& output_norm() const { return *output_norm_; }
-  const Tensor& head() const { return *head_; }  ///< [vocabulary x d]; the embedding when tied
-  const std::vector<LayerTensors>& layers() const { return layers_; }
+  const Tensor& token_embedding() const { return *tensors_.token_embedding; }
+  const Tensor& output_norm() const { return *tensors_.output_norm; }
+  const Tensor& head() const { return *tensors_.head; }
+  const std::vector<LayerTensors>& layers() const { return tensors_.layers; }
 
-  /// Reads all tensor bytes once (at memory speed).
+  /// Reads all tensor bytes once (at memory speed). Without a file there is no hash: "".
   ModelIdentity identity() const;
 
  private:
-  GgufFile file_;
+  std::optional<GgufFile> file_;
   ModelConfig config_;
-  const Tensor* token_embedding_;
-  const Tensor* output_norm_;
-  const Tensor* head_;
-  std::vector<LayerTensors> layers_;
+  ModelTensors tensors_;
 };
 
 }  // namespace firp

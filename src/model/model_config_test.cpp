@@ -350,6 +350,35 @@ TEST(ModelIdentity, ChangesWithAnyByteOfATensor) {
   EXPECT_EQ(std::unique(hashes.begin(), hashes.end()), hashes.end());
 }
 
+TEST(ModelInMemory, IsCheckedAsAFileIs) {
+  const TemporaryDirectory directory;
+  write_tiny_model(directory / "m.gguf", small_options("qwen3"));
+  const Model file(directory / "m.gguf");
+  const ModelTensors tensors = {&file.token_embedding(), &file.output_norm(), &file.head(),
+                                file.layers()};
+  const Model memory(file.config(), tensors);
+  EXPECT_TRUE(file.has_file());
+  EXPECT_FALSE(memory.has_file());
+  EXPECT_EQ(&memory.head(), &file.head());
+  EXPECT_EQ(memory.identity().hidden_size, file.config().hidden_size);
+  EXPECT_EQ(memory.identity().tensor_hash, "");
+
+  ModelTensors broken = tensors;
+  broken.layers.back().key_norm = nullptr;
+  EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("missing"), std::string::npos);
+  broken = tensors;
+  broken.layers.back().key = broken.layers.back().query;
+  EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("shape"), std::string::npos);
+  broken = tensors;
+  broken.layers.pop_back();
+  EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("layers"), std::string::npos);
+  Tensor other_type = file.head();
+  other_type.type = GGML_TYPE_IQ4_NL;
+  broken = tensors;
+  broken.head = &other_type;
+  EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("iq4_nl"), std::string::npos);
+}
+
 /// Another value would orphan every heads file there is.
 TEST(ModelIdentity, HashStaysTheSameFromVersionToVersion) {
   const TemporaryDirectory directory;

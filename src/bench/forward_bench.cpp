@@ -1,0 +1,341 @@
+#include "bench/forward_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "bench/kernel_bench.h"
+#include "bench/llama_peer.h"
+
+namespace firp {
+namespace {
+
+/// Any tokens will do: the time does not depend on them.
+Token token_at(int position, int vocabulary) {
+  return static_cast<Token>((position * 7919LL + 17) % vocabulary);
+}
+
+/// Runs `tokens` tokens as prompts are run, in passes as large as they may be.
+void run_prompt(Engine& engine, int sequence, int tokens) {
+  for (int done = 0; done < tokens;) {
+    const int count = std::min(tokens - done, engine.options().max_rows);
+    std::vector<Row> rows(count);
+    std::vector<int> indices(count);
+    std::iota(indices.begin(), indices.end(), 0);
+    for (int i = 0; i < count; ++i) {
+      rows[i] = {.sequence = sequence,
+                 .position = done + i,
+                 .parent = i == 0 ? kContext : i - 1,
+                 .token = token_at(done + i, engine.config().vocabulary_size)};
+    }
+    engine.forward(rows);
+    engine.commit(sequence, indices);
+    done += count;
+    if (done == tokens) engine.logits(std::span(indices).last(1));
+  }
+}
+
+/// One batch, ready to be run again and again.
+struct Pass {
+  std::vector<Row> rows;
+  std::vector<int> indices;  ///< of all rows: whose logits are asked for
+};
+
+Pass make_pass(const Engine& engine, int sequence, int token_rows, int pseudo_rows,
+               const std::vector<std::vector<float>>& sources) {
+  Pass pass;
+  const int context = engine.length(sequence);
+  for (int i = 0; i < token_rows; ++i) {
+    const int parent = i == 0 ? kContext : (i - 1) / 2;
+    pass.rows.push_back({.sequence = sequence,
+                         .position = parent == kContext ? context : pass.rows[parent].position + 1,
+                         .parent = parent,
+                         .token = token_at(i, engine.config().vocabulary_size)});
+  }
+  for (int step = 1; step <= pseudo_rows; ++step) {
+    const bool from_context = step == 1 && token_rows == 0;
+    const int parent = from_context ? kContext : step == 1 ? 0 : token_rows + step - 2;
+    Row row = {.sequence = sequence,
+               .position = from_context ? context : pass.rows[parent].position + 1,
+               .parent = parent,
+               .step = step};
+    if (token_rows == 0) row.source = sources[step - 1];
+    pass.rows.push_back(row);
+  }
+  pass.indices.resize(pass.rows.size());
+  std::iota(pass.indices.begin(), pass.indices.end(), 0);
+  return pass;
+}
+
+void run_pass(Engine& engine, const Pass& pass) {
+  engine.forward(pass.rows);
+  engine.logits(pass.indices);
+}
+
+std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo_rows) {
+  std::vector<int> rows(engine.config().layers, token_rows);
+  for (int step = 1; step <= pseudo_rows; ++step) {
+    for (int layer = engine.draft_layer(step); layer < engine.config().layers; ++layer) {
+      rows[layer] += 1;
+    }
+  }
+  return rows;
+}
+
+/// The mean seconds of each phase of a pass, added to `phases`. Apart from the timed samples:
+/// looking at the clock between phases takes time. For engines that have profile().
+template <typename AnyEngine>
+void profile_pass(AnyEngine& engine, const Pass& pass, std::vector<PhaseResult>& phases) {
+  if constexpr (requires { engine.profile(true); }) {
+    constexpr int kRuns = 7;
+    engine.profile(true);
+    for (int run = 0; run < kRuns; ++run) run_pass(engine, pass);
+    engine.profile(false);
+    const auto& times = engine.phase_times();
+    phases.resize(times.size());
+    for (std::size_t i = 0; i < times.size(); ++i) {
+      phases[i].name = times[i].name;
+      phases[i].weight_bytes = times[i].weight_bytes;
+      phases[i].seconds.push_back(times[i].seconds / kRuns);
+    }
+  }
+}
+
+double least_seconds(const Tensor& matrix, int rows, const MachinePeaks& peaks) {
+  if (rows == 0) return 0;
+  const MatrixShape shape = {.outputs = static_cast<int>(matrix.rows()),
+                             .inputs = static_cast<int>(matrix.columns())};
+  return product_limit(matrix.type, shape, rows, peaks).seconds();
+}
+
+double prefill_limit_seconds(const Engine& engine, const Model& model, int tokens,
+                             const MachinePeaks& peaks) {
+  double seconds = 0;
+  for (int done = 0; done < tokens;) {
+    const int count = std::min(tokens - done, engine.options().max_rows);
+    const std::vector<int> rows(engine.config().layers, count);
+    seconds += pass_limit_seconds(model, rows, done + count == tokens ? 1 : 0, done, peaks);
+    done += count;
+  }
+  return seconds;
+}
+
+}  // namespace
+
+double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_layer, int head_rows,
+                          int context, const MachinePeaks& peaks) {
+  const ModelConfig& config = model.config();
+  double seconds = least_seconds(model.head(), head_rows, peaks);
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const int rows = rows_of_layer[layer];
+    if (rows == 0) continue;
+    const LayerTensors& w = model.layers()[layer];
+    for (const Tensor* matrix : {w.query, w.key, w.value, w.output, w.gate, w.up, w.down}) {
+      seconds += least_seconds(*matrix, rows, peaks);
+    }
+    const double cache_bytes = 2.0 * config.kv_size() * context * sizeof(std::uint16_t);
+    seconds += cache_bytes / peaks.bytes_per_second;
+  }
+  return seconds;
+}
+
+ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBenchOptions& options,
+                            ThreadPool& pool, const MachinePeaks& peaks, LlamaPeer* peer) {
+  const int vocabulary = engine.config().vocabulary_size;
+  const int sequence = engine.add_sequence();
+  run_prompt(engine, sequence, options.context - 1);
+  // The last token of the context, with the states that deferred drafting starts from.
+  std::vector<int> capture_layers;
+  for (int step = 1; step <= engine.draft_steps(); ++step) {
+    const int layer = engine.draft_layer(step);
+    if (std::ranges::count(capture_layers, layer) == 0) capture_layers.push_back(layer);
+  }
+  const Row last = {.sequence = sequence,
+                    .position = options.context - 1,
+                    .token = token_at(options.context - 1, vocabulary)};
+  engine.forward({&last, 1}, capture_layers);
+  std::vector<std::vector<float>> sources;
+  for (int step = 1; step <= engine.draft_steps(); ++step) {
+    const std::span<const float> state = engine.hidden(0, engine.draft_layer(step));
+    sources.emplace_back(state.begin(), state.end());
+  }
+  constexpr int kFirst[] = {0};
+  engine.commit(sequence, kFirst);
+
+  ForwardResult result;
+  result.weight_bytes = engine.weight_bytes();
+  std::vector<Pass> passes;
+  const auto add_pass = [&](int token_rows, int pseudo_rows) {
+    result.passes.push_back({.token_rows = token_rows, .pseudo_rows = pseudo_rows});
+    passes.push_back(make_pass(engine, sequence, token_rows, pseudo_rows, sources));
+  };
+  for (const int rows : options.rows) add_pass(rows, 0);
+  if (engine.draft_steps() > 0) {
+    add_pass(0, engine.draft_steps());
+    for (const int rows : options.rows) add_pass(rows, engine.draft_steps());
+  }
+
+  MachinePeaks peaks_now = peaks;
+  peaks_now.bytes_per_second = 0;
+  MemoryReader reader(pool);
+  const auto read_memory = [&] {
+    peaks_now.bytes_per_second = std::max(peaks_now.bytes_per_second, reader.bytes_per_second());
+  };
+
+  const std::size_t count = passes.size();
+  Samples samples(count + (peer != nullptr ? 1 : 0));
+  for (const Pass& pass : passes) run_pass(engine, pass);  // warms up
+  if (peer != nullptr) {
+    std::vector<Token> prompt(options.context);
+    for (int i = 0; i < options.context; ++i) prompt[i] = token_at(i, vocabulary);
+    peer->start(prompt);
+    peer->pass(token_at(0, vocabulary));
+  }
+  while (!samples.enough()) {
+    read_memory();
+    for (std::size_t i = 0; i < count; ++i) {
+      samples.measure(i, [&] { run_pass(engine, passes[i]); });
+    }
+    if (peer != nullptr) {
+      samples.measure(count, [&] { peer->pass(token_at(0, vocabulary)); });
+    }
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    PassResult& pass = result.passes[i];
+    pass.ours = samples.timing(i);
+    if (peer != nullptr && pass.token_rows == 1 && pass.pseudo_rows == 0) {
+      pass.peer = samples.timing(count);
+    }
+  }
+
+  for (std::size_t i = 0; i < options.rows.size(); ++i) {
+    profile_pass(engine, passes[i], result.phases);
+  }
+
+  Samples prefills(1 + (peer != nullptr ? 1 : 0));
+  std::vector<Token> prompt(options.prefill_tokens);
+  for (int i = 0; i < options.prefill_tokens; ++i) prompt[i] = token_at(i, vocabulary);
+  while (!prefills.enough()) {
+    read_memory();
+    const int fresh = engine.add_sequence();
+    prefills.measure(0, [&] { run_prompt(engine, fresh, options.prefill_tokens); });
+    engine.remove_sequence(fresh);
+    if (peer != nullptr) prefills.measure(1, [&] { peer->start(prompt); });
+  }
+  engine.remove_sequence(sequence);
+
+  result.read_bytes_per_second = peaks_now.bytes_per_second;
+  for (PassResult& pass : result.passes) {
+    pass.limit_seconds =
+        pass_limit_seconds(model, rows_of_layers(engine, pass.token_rows, pass.pseudo_rows),
+                           pass.token_rows + pass.pseudo_rows, options.context, peaks_now);
+  }
+  result.prefill = {
+      .tokens = options.prefill_tokens,
+      .ours = prefills.timing(0),
+      .limit_seconds = prefill_limit_seconds(engine, model, options.prefill_tokens, peaks_now)};
+  if (peer != nullptr) result.prefill.peer = prefills.timing(1);
+  return result;
+}
+
+std::string forward_table(const ForwardResult& result, const MachinePeaks& peaks) {
+  std::string table = fmt::format(
+      "{} threads read {:.1f} GB/s; 8-bit multiply-adds {:.0f} G/s ({}); {:.1f} of them a byte\n"
+      "{:.1f} MB of packed weights a pass: {:.2f} ms at that bandwidth\n"
+      "{:>6} {:>6} {:>9} {:>9} {:>6} {:>9} {:>6} {:>9}\n",
+      peaks.threads, result.read_bytes_per_second / 1e9, peaks.int8_per_second / 1e9,
+      peaks.instruction, peaks.int8_per_second / result.read_bytes_per_second,
+      static_cast<double>(result.weight_bytes) / 1e6,
+      1e3 * static_cast<double>(result.weight_bytes) / result.read_bytes_per_second, "rows",
+      "pseudo", "best ms", "median", "T/T(1)", "limit ms", "of it", "tokens/s");
+  double one_row = 0;
+  for (const PassResult& pass : result.passes) {
+    if (pass.token_rows == 1 && pass.pseudo_rows == 0) one_row = pass.ours.best;
+  }
+  const PassResult* compared = nullptr;
+  for (const PassResult& pass : result.passes) {
+    const bool plain = pass.token_rows == 1 && pass.pseudo_rows == 0;
+    if (pass.peer) compared = &pass;
+    table +=
+        fmt::format("{:>6} {:>6} {:>9.2f} {:>9.2f} {:>6} {:>9.2f} {:>4.0f} % {:>9}\n",
+                    pass.token_rows, pass.pseudo_rows, 1e3 * pass.ours.best, 1e3 * pass.ours.median,
+                    one_row > 0 ? fmt::format("{:.2f}", pass.ours.best / one_row) : "-",
+                    1e3 * pass.limit_seconds, 100 * pass.limit_seconds / pass.ours.best,
+                    plain ? fmt::format("{:.1f}", 1 / pass.ours.best) : "");
+  }
+  const auto line = [&](std::string_view what, double tokens, const Timing& ours,
+                        const std::optional<Timing>& peer, double limit) {
+    table += fmt::format("{}: {:.1f} tokens/s (median {:.1f}), limit {:.1f}", what,
+                         tokens / ours.best, tokens / ours.median, tokens / limit);
+    if (peer) {
+      table += fmt::format("; llama.cpp {:.1f} (median {:.1f}): {:.2f}x", tokens / peer->best,
+                           tokens / peer->median, peer->best / ours.best);
+    }
+    table += '\n';
+  };
+  if (compared != nullptr) {
+    line("plain decoding", 1, compared->ours, compared->peer, compared->limit_seconds);
+  }
+  const PrefillResult& prefill = result.prefill;
+  line(fmt::format("prefill of {} tokens", prefill.tokens), prefill.tokens, prefill.ours,
+       prefill.peer, prefill.limit_seconds);
+  if (result.phases.empty()) return table;
+  table += fmt::format("{:<20} {:>8} {:>9}  ms at rows", "phase", "MB", "limit ms");
+  for (std::size_t i = 0; i < result.phases.front().seconds.size(); ++i) {
+    table += fmt::format(" {:>8}", result.passes[i].token_rows);
+  }
+  table += '\n';
+  for (const PhaseResult& phase : result.phases) {
+    const auto bytes = static_cast<double>(phase.weight_bytes);
+    table += fmt::format("{:<20} {:>8.1f} {:>9.3f}            ", phase.name, bytes / 1e6,
+                         1e3 * bytes / result.read_bytes_per_second);
+    for (const double seconds : phase.seconds) table += fmt::format(" {:>8.3f}", 1e3 * seconds);
+    table += '\n';
+  }
+  return table;
+}
+
+nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const ForwardResult& result,
+                                    const ForwardBenchOptions& options) {
+  const auto add_peer = [](nlohmann::ordered_json& entry, const std::optional<Timing>& peer) {
+    entry["llama_cpp_best_seconds"] = nullptr;
+    entry["llama_cpp_median_seconds"] = nullptr;
+    if (peer) {
+      entry["llama_cpp_best_seconds"] = peer->best;
+      entry["llama_cpp_median_seconds"] = peer->median;
+    }
+  };
+  nlohmann::ordered_json passes = nlohmann::ordered_json::array();
+  for (const PassResult& pass : result.passes) {
+    nlohmann::ordered_json entry = {{"token_rows", pass.token_rows},
+                                    {"pseudo_rows", pass.pseudo_rows},
+                                    {"best_seconds", pass.ours.best},
+                                    {"median_seconds", pass.ours.median},
+                                    {"limit_seconds", pass.limit_seconds}};
+    add_peer(entry, pass.peer);
+    passes.push_back(std::move(entry));
+  }
+  nlohmann::ordered_json phases = nlohmann::ordered_json::array();
+  for (const PhaseResult& phase : result.phases) {
+    phases.push_back({{"phase", phase.name},
+                      {"weight_bytes", phase.weight_bytes},
+                      {"rows", options.rows},
+                      {"mean_seconds", phase.seconds}});
+  }
+  nlohmann::ordered_json prefill = {{"tokens", result.prefill.tokens},
+                                    {"best_seconds", result.prefill.ours.best},
+                                    {"median_seconds", result.prefill.ours.median},
+                                    {"limit_seconds", result.prefill.limit_seconds}};
+  add_peer(prefill, result.prefill.peer);
+  return {{"mode", "forward"},
+          {"machine", std::move(machine)},
+          {"settings", {{"context", options.context}}},
+          {"weight_bytes", result.weight_bytes},
+          {"read_bytes_per_second", result.read_bytes_per_second},
+          {"passes", std::move(passes)},
+          {"prefill", std::move(prefill)},
+          {"phases", std::move(phases)}};
+}
+
+}  // namespace firp

@@ -1,0 +1,172 @@
+#include "bench/kernel_bench.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "bench/ggml_products.h"
+#include "bench/peaks.h"
+#include "bench/random_weights.h"
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+constexpr const char* kTypes[] = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K",
+                                  "q4_K", "q5_K", "q6_K", "f16",  "bf16", "f32"};
+
+MachinePeaks round_peaks() {
+  MachinePeaks peaks;
+  peaks.threads = 2;
+  peaks.bytes_per_second = 1e9;
+  peaks.int8_per_second = 100e9;
+  peaks.f32_per_second = 10e9;
+  peaks.instruction = "dot";
+  return peaks;
+}
+
+TEST(KernelBench, GgmlMakesTheSameProductInEveryForm) {
+  ThreadPool pool(2);
+  for (const char* name : kTypes) {
+    const ggml_type type = parse_matrix_type(name);
+    for (const int rows : {1, 7}) {
+      const double difference = difference_from_ggml(type, {.outputs = 192, .inputs = 512}, rows,
+                                                     default_kernels(), pool);
+      // Both round the rows to 8 bits (to 16 at F16 and BF16), in groups of their own.
+      EXPECT_LT(difference, 0.02) << name << ", rows " << rows;
+      if (type != GGML_TYPE_F32) {
+        EXPECT_GT(difference, 0) << "was ggml asked? " << name;
+      }
+    }
+  }
+}
+
+TEST(KernelBench, TheLimitIsMemoryAtFewRowsAndArithmeticAtMany) {
+  const MachinePeaks peaks = round_peaks();
+  constexpr MatrixShape kShape = {.outputs = 1000, .inputs = 1024};
+  const double weights = 1000 * 1024;
+
+  const ProductLimit one = product_limit(GGML_TYPE_Q4_0, kShape, 1, peaks);
+  EXPECT_DOUBLE_EQ(one.memory_seconds, weights * 18 / 32 / 1e9);
+  EXPECT_DOUBLE_EQ(one.seconds(), one.memory_seconds);
+  // 8 dots and 2 float slots for 32 inputs.
+  EXPECT_NEAR(one.arithmetic_seconds, weights / 100e9 * 10 / 8, 1e-12);
+  const ProductLimit many = product_limit(GGML_TYPE_Q4_0, kShape, 64, peaks);
+  EXPECT_DOUBLE_EQ(many.memory_seconds, one.memory_seconds);
+  EXPECT_DOUBLE_EQ(many.seconds(), 64 * one.arithmetic_seconds);
+
+  const auto arithmetic = [&](ggml_type type, const MachinePeaks& p) {
+    return product_limit(type, kShape, 1, p).arithmetic_seconds * 100e9 / weights;
+  };
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q4_K, peaks), 11.0 / 8, 1e-9);  // a min
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q6_K, peaks), 6.0 / 4, 1e-9);   // groups of 16
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q2_K, peaks), 7.0 / 4, 1e-9);   // both
+  EXPECT_NEAR(arithmetic(GGML_TYPE_F16, peaks), 10.0, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_BF16, peaks), 10.0, 1e-9);
+  MachinePeaks with_bf16 = peaks;
+  with_bf16.bf16_per_second = 20e9;
+  EXPECT_NEAR(arithmetic(GGML_TYPE_BF16, with_bf16), 5.0, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_F16, with_bf16), 10.0, 1e-9);
+  MachinePeaks without_vnni = peaks;
+  without_vnni.instructions_per_dot = 2;
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q4_0, without_vnni), 18.0 / 16, 1e-9);
+}
+
+TEST(KernelBench, ParsesShapesAndTypes) {
+  EXPECT_EQ(parse_matrix_shape("4096x14336").outputs, 4096);
+  EXPECT_EQ(parse_matrix_shape("4096x14336").inputs, 14336);
+  for (const char* bad : {"", "x", "4096", "4096x", "x4096", "4096x4096x2", "4096 x 4096", "-2x32",
+                          "1x32", "32x0", "99999999x32", "99999999999x32", "4096*32"}) {
+    EXPECT_THROW(parse_matrix_shape(bad), Error) << bad;
+  }
+  EXPECT_EQ(parse_matrix_type("Q4_k"), GGML_TYPE_Q4_K);
+  for (const char* bad : {"", "q4", "iq2_xxs", "f64", "i8"}) {
+    EXPECT_THROW(parse_matrix_type(bad), Error) << bad;
+  }
+}
+
+TEST(KernelBench, BestAndMedian) {
+  const Timing timing = timing_of({3, 1, 2, 9, 8});
+  EXPECT_EQ(timing.best, 1);
+  EXPECT_EQ(timing.median, 3);
+}
+
+TEST(KernelBench, RandomWeightsHaveTheirSpreadInEveryRow) {
+  for (const char* name : kTypes) {
+    const RandomWeights weights("w", parse_matrix_type(name), 100, 512, 0.25f, 1);
+    EXPECT_EQ(weights.tensor().rows(), 100);
+    const std::vector<float> values = dequantize(weights.tensor());
+    for (const int row : {0, 47, 48, 99}) {
+      double sum = 0, squares = 0;
+      for (int i = 0; i < 512; ++i) {
+        sum += values[row * 512 + i];
+        squares += values[row * 512 + i] * values[row * 512 + i];
+      }
+      EXPECT_NEAR(sum / 512, 0, 0.05) << name;
+      EXPECT_NEAR(std::sqrt(squares / 512), 0.25, 0.04) << name;
+    }
+  }
+  EXPECT_THROW(RandomWeights("w", GGML_TYPE_Q4_K, 64, 576, 1, 1), Error);
+}
+
+TEST(KernelBench, MeasuresEveryCombinationAndStopsWhenToldTo) {
+  ThreadPool pool(2);
+  const KernelBenchOptions options = {.types = {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_F32},
+                                      .shapes = {{.outputs = 4096, .inputs = 4096}},
+                                      .rows = {1}};
+  int told = 0;
+  const auto results =
+      bench_kernels(options, default_kernels(), pool, round_peaks(), [&](const KernelResult& r) {
+        EXPECT_EQ(r.type, told == 0 ? GGML_TYPE_Q4_0 : GGML_TYPE_Q8_0);
+        return ++told < 2;
+      });
+  ASSERT_EQ(results.size(), 2u);
+  for (const KernelResult& r : results) {
+    EXPECT_EQ(r.products, 40);  // the convention of docs/performance.md
+    EXPECT_GT(r.ours.best, 0);
+    EXPECT_GE(r.ours.median, r.ours.best);
+    EXPECT_GT(r.ggml.best, 0);
+    EXPECT_GE(r.ggml.median, r.ggml.best);
+    MachinePeaks peaks = round_peaks();
+    peaks.bytes_per_second = r.read_bytes_per_second;
+    const ProductLimit limit = product_limit(r.type, r.shape, r.rows, peaks);
+    EXPECT_DOUBLE_EQ(r.limit.memory_seconds, 40 * limit.memory_seconds);
+    EXPECT_DOUBLE_EQ(r.limit.arithmetic_seconds, 40 * limit.arithmetic_seconds);
+    EXPECT_NE(kernel_table_line(r).find(ggml_type_name(r.type)), std::string::npos);
+  }
+  EXPECT_NEAR(results[0].file_bytes, 4096.0 * 4096 * 18 / 32, 1);
+
+  const auto json = kernel_json(machine_json(round_peaks(), "avx2"), results);
+  EXPECT_EQ(json["mode"], "kernels");
+  EXPECT_EQ(json["machine"]["threads"], 2);
+  EXPECT_EQ(json["machine"]["isa"], "avx2");
+  EXPECT_EQ(json["machine"]["multiply_adds_per_byte"], 100.0);
+  EXPECT_TRUE(json["machine"]["bf16_multiply_adds_per_second"].is_null());
+  ASSERT_EQ(json["results"].size(), 2u);
+  for (const char* key :
+       {"type", "outputs", "inputs", "rows", "products", "ours_best_seconds", "ours_median_seconds",
+        "ggml_best_seconds", "ggml_median_seconds", "ggml_form", "speedup_over_ggml",
+        "packed_bytes", "file_bytes", "bytes_per_second", "read_bytes_per_second",
+        "memory_limit_seconds", "arithmetic_limit_seconds", "fraction_of_limit"}) {
+    EXPECT_TRUE(json["results"][0].contains(key)) << key;
+    EXPECT_FALSE(json["results"][0][key].is_null()) << key;
+  }
+}
+
+TEST(Peaks, AreOnesThatAMachineCanHave) {
+  ThreadPool pool(2);
+  for (const std::string& isa : available_isas()) {
+    const MachinePeaks peaks = measure_peaks(pool, isa);
+    EXPECT_EQ(peaks.threads, 2);
+    EXPECT_GT(peaks.bytes_per_second, 1e8) << isa;
+    EXPECT_LT(peaks.bytes_per_second, 1e13) << isa;
+    EXPECT_GT(peaks.int8_per_second, 1e7) << isa;
+    EXPECT_LT(peaks.int8_per_second, 1e14) << isa;
+    EXPECT_GT(peaks.f32_per_second, 1e7) << isa;
+    EXPECT_LT(peaks.f32_per_second, 1e14) << isa;
+  }
+  EXPECT_FALSE(measure_peaks(pool, "an unknown one").instruction.empty());
+}
+
+}  // namespace
+}  // namespace firp

@@ -1,0 +1,65 @@
+#include "bench/random_weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+constexpr ggml_type kMatrixTypes[] = {
+    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,
+    GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
+    GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_F32};
+
+std::string lower_case(std::string_view text) {
+  std::string lower(text);
+  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  return lower;
+}
+
+}  // namespace
+
+RandomWeights::RandomWeights(std::string name, ggml_type type, int outputs, int inputs,
+                             float deviation, unsigned seed) {
+  require_whole_blocks(type, inputs);
+  constexpr int kMostDistinctRows = 48;
+  const int distinct = std::min(outputs, kMostDistinctRows);
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(static_cast<std::size_t>(distinct) * inputs);
+  for (float& value : values) value = normal(generator);
+  const std::size_t row_bytes = ggml_row_size(type, inputs);
+  bytes_.resize(row_bytes * outputs);
+  ggml_quantize_chunk(type, values.data(), bytes_.data(), 0, distinct, inputs, nullptr);
+  for (int row = distinct; row < outputs; ++row) {
+    std::copy_n(bytes_.data() + row_bytes * (row % distinct), row_bytes,
+                bytes_.data() + row_bytes * row);
+  }
+  tensor_ = {.name = std::move(name), .type = type, .shape = {inputs, outputs, 1, 1}};
+  tensor_.data = bytes_;
+}
+
+ggml_type parse_matrix_type(std::string_view name) {
+  std::string accepted;
+  for (const ggml_type type : kMatrixTypes) {
+    if (lower_case(name) == lower_case(ggml_type_name(type))) return type;
+    accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
+  }
+  throw Error(
+      fmt::format("there is no weight type '{}' (there are: {})", one_line(name), accepted));
+}
+
+void require_whole_blocks(ggml_type type, int inputs) {
+  if (inputs % ggml_blck_size(type) != 0) {
+    throw Error(fmt::format("rows of {} weights cannot be {}: that has blocks of {}", inputs,
+                            ggml_type_name(type), ggml_blck_size(type)));
+  }
+}
+
+}  // namespace firp

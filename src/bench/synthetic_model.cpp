@@ -1,0 +1,138 @@
+#include "bench/synthetic_model.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+struct Shape {
+  std::string_view name;
+  int layers, hidden_size, query_heads, kv_heads, head_size, feed_forward_size, vocabulary_size;
+  bool tied_head;
+  float rope_base;
+};
+
+constexpr Shape kShapes[] = {
+    {"smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, true, 1e5f},
+    {"llama-1b", 16, 2048, 32, 8, 64, 8192, 128256, true, 5e5f},     // Llama 3.2 1B
+    {"llama-3b", 28, 3072, 24, 8, 128, 8192, 128256, true, 5e5f},    // Llama 3.2 3B
+    {"llama-7b", 32, 4096, 32, 32, 128, 11008, 32000, false, 1e4f},  // Llama 2 7B, Vicuna
+    {"llama-8b", 32, 4096, 32, 8, 128, 14336, 128256, false, 5e5f},  // Llama 3.1 8B
+};
+
+const Shape& find_shape(std::string_view name) {
+  std::string known;
+  for (const Shape& shape : kShapes) {
+    if (shape.name == name) return shape;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", shape.name);
+  }
+  throw Error(fmt::format("there is no shape '{}' (there are: {})", one_line(name), known));
+}
+
+ModelConfig config_of(const Shape& shape, std::string name) {
+  ModelConfig config;
+  config.architecture = "llama";
+  config.name = std::move(name);
+  config.layers = shape.layers;
+  config.hidden_size = shape.hidden_size;
+  config.query_heads = shape.query_heads;
+  config.kv_heads = shape.kv_heads;
+  config.head_size = shape.head_size;
+  config.feed_forward_size = shape.feed_forward_size;
+  config.vocabulary_size = shape.vocabulary_size;
+  config.trained_context = 8192;
+  config.rms_norm_epsilon = 1e-5f;
+  config.rope.dimensions = shape.head_size;
+  for (int pair = 0; pair < shape.head_size / 2; ++pair) {
+    const float exponent = -2.0f * static_cast<float>(pair) / static_cast<float>(shape.head_size);
+    config.rope.frequencies.push_back(std::pow(shape.rope_base, exponent));
+  }
+  config.tied_head = shape.tied_head;
+  return config;
+}
+
+/// What the system can give without swapping; no limit where it does not tell.
+double free_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("MemAvailable:")) return 1024 * std::stod(line.substr(13));
+  }
+  return std::numeric_limits<double>::infinity();
+}
+
+void require_memory(const ModelConfig& c, ggml_type type) {
+  const double layer =
+      c.hidden_size * (2.0 * c.query_size() + 2.0 * c.kv_size() + 3.0 * c.feed_forward_size);
+  const double ends = static_cast<double>(c.hidden_size) * c.vocabulary_size;
+  // The packed layers and head; one layer, the embedding and an untied head as they are in files.
+  const double weights = c.layers * layer + ends + layer + (c.tied_head ? 1 : 2) * ends;
+  const double bytes = weights * static_cast<double>(ggml_type_size(type)) / ggml_blck_size(type);
+  if (const double available = free_bytes(); bytes > available) {
+    throw Error(fmt::format("{} takes {:.1f} GB of memory, and {:.1f} GB are free", c.name,
+                            bytes / 1e9, available / 1e9));
+  }
+}
+
+}  // namespace
+
+SyntheticModel::SyntheticModel(std::string_view name) {
+  const std::size_t colon = name.find(':');
+  if (colon == std::string_view::npos) {
+    throw Error(fmt::format("'{}' is not SHAPE:TYPE, as in llama-7b:q4_0", one_line(name)));
+  }
+  const Shape& shape = find_shape(name.substr(0, colon));
+  const ggml_type type = parse_matrix_type(name.substr(colon + 1));
+  ModelConfig c = config_of(shape, fmt::format("{}:{}", shape.name, ggml_type_name(type)));
+  require_whole_blocks(type, c.hidden_size);
+  require_whole_blocks(type, c.query_size());
+  require_whole_blocks(type, c.feed_forward_size);
+  require_memory(c, type);
+
+  // Deviations of 1 / sqrt(inputs) keep what the layers add to the residual stream near 1.
+  const auto matrix = [&](const char* role, int outputs, int inputs, float scale) {
+    const float deviation = scale / std::sqrt(static_cast<float>(inputs));
+    const auto seed = static_cast<unsigned>(matrices_.size() + 1);
+    return &matrices_.emplace_back(role, type, outputs, inputs, deviation, seed).tensor();
+  };
+  ones_.assign(c.hidden_size, 1.0f);
+  norm_ = {.name = "norm", .type = GGML_TYPE_F32, .shape = {c.hidden_size, 1, 1, 1}};
+  norm_.data = std::as_bytes(std::span(ones_));
+
+  constexpr float kLogitSpread = 2.5f;
+  const float embedding_scale =
+      c.tied_head ? kLogitSpread : std::sqrt(static_cast<float>(c.hidden_size));
+  ModelTensors tensors;
+  tensors.token_embedding = matrix("embedding", c.vocabulary_size, c.hidden_size, embedding_scale);
+  tensors.output_norm = &norm_;
+  tensors.head = c.tied_head ? tensors.token_embedding
+                             : matrix("head", c.vocabulary_size, c.hidden_size, kLogitSpread);
+  const LayerTensors layer = {
+      .attention_norm = &norm_,
+      .query = matrix("query", c.query_size(), c.hidden_size, 1),
+      .key = matrix("key", c.kv_size(), c.hidden_size, 1),
+      .value = matrix("value", c.kv_size(), c.hidden_size, 1),
+      .output = matrix("output", c.hidden_size, c.query_size(), 1),
+      .query_bias = nullptr,
+      .key_bias = nullptr,
+      .value_bias = nullptr,
+      .query_norm = nullptr,
+      .key_norm = nullptr,
+      .feed_forward_norm = &norm_,
+      .gate = matrix("gate", c.feed_forward_size, c.hidden_size, 1),
+      .up = matrix("up", c.feed_forward_size, c.hidden_size, 1),
+      .down = matrix("down", c.hidden_size, c.feed_forward_size, 1),
+  };
+  tensors.layers.assign(c.layers, layer);
+  model_ = std::make_unique<Model>(std::move(c), std::move(tensors));
+}
+
+}  // namespace firp
