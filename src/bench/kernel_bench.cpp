@@ -68,17 +68,24 @@ class OurProducts {
 
   /// As a chain of layers does it: no product begins before the one before has ended.
   void compute() {
-    const bool has_codes = copies_.front().format().group > 0;
+    const ActivationForm form = kernels_.form(copies_.front().format().kind);
     pool_.run([&](int thread) {
       const Share rows = share(x_.rows(), thread, pool_.size());
       const Share blocks = share(copies_.front().blocks(), thread, pool_.size());
       for (int i = 0; i < products_; ++i) {
         const PackedMatrix& w = copies_[i % copies_.size()];
-        if (has_codes) {
-          for (int row = rows.begin; row < rows.end; ++row) kernels_.quantize(x_, row);
-          pool_.barrier(thread);
+        const PackedMatrix& next = copies_[(i + 1) % copies_.size()];
+        for (int row = rows.begin; row < rows.end; ++row) {
+          kernels_.prepare(x_, row, 0, x_.group_count(), form);
         }
-        kernels_.matmul(w, blocks.begin, blocks.end, x_, y_.data(), w.outputs());
+        pool_.barrier(thread);
+        kernels_.matmul({.weights = w,
+                         .first_block = blocks.begin,
+                         .end_block = blocks.end,
+                         .y = y_.data(),
+                         .y_stride = static_cast<std::size_t>(w.outputs()),
+                         .next = next.block(blocks.begin)},
+                        x_);
         pool_.barrier(thread);
       }
     });

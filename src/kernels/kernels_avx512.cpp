@@ -9,8 +9,11 @@
 namespace firp {
 namespace {
 
-#include "kernels/kernels_body.h"
+// The second needs the first.
+// clang-format off
 #include "kernels/vectors_avx512.h"
+#include "kernels/kernels_body.h"
+// clang-format on
 
 }  // namespace
 

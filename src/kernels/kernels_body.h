@@ -17,17 +17,19 @@
 //     add_bits<kValue>(Codes, const std::byte*): sets kValue in the bytes whose bit of 8 bytes is 1
 //     add_two_bits(Codes, planes, s): sets two_bits(planes, s) as bits 4 and 5
 //     even_bf16, odd_bf16(Codes): of 16 pairs of bfloat16
-//   DotSum<kBits>(int start): add(Codes, const std::int8_t*) adds, in each lane, 4 codes times the
-//   4
-//     activations at the pointer; sum(start) gives the lanes. Codes of 8 bits, stored + 128, count
-//     as code + kDotZero.
+//   DotSum<kBits>(int start): add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4
+//     activations; sum(start) gives the lanes. Codes of 8 bits, stored + 128, count as code +
+//     kDotZero.
 //   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16
 //   kWideRows, kWideBlocks, kFloatBlocks: the tile for many rows, as large as the registers allow;
 //   kNarrowRows; kAttentionVectors: vectors of positions (or of a head's elements) at a time
 
-#include "kernels/body_attention.h"
+// Attention uses what stands before it, so the order matters.
+// clang-format off
 #include "kernels/body_products.h"
 #include "kernels/body_rows.h"
+#include "kernels/body_attention.h"
+// clang-format on
 
 constexpr Kernels table(const char* isa) {
   return {isa,  matmul,        form,     prepare, inverse_rms, scale,
