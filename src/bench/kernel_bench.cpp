@@ -167,6 +167,7 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
         ours.prepare(x, rows, products);
         for (GgmlProducts& form : ggml) form.prepare(x, rows, products);
         ours.compute();  // warms up
+        const OtherLoad load;
         MachinePeaks peaks_now = peaks;
         peaks_now.bytes_per_second = 0;
         Samples samples(1 + ggml.size());
@@ -191,7 +192,8 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
                                .packed_bytes = ours.packed_bytes(),
                                .file_bytes = matrix.data.size(),
                                .read_bytes_per_second = peaks_now.bytes_per_second,
-                               .limit = product_limit(type, shape, rows, peaks_now)};
+                               .limit = product_limit(type, shape, rows, peaks_now),
+                               .other_load_cores = load.cores()};
         result.limit.memory_seconds *= products;
         result.limit.arithmetic_seconds *= products;
         for (std::size_t f = 0; f < ggml.size(); ++f) {
@@ -248,16 +250,19 @@ std::string kernel_table_head(const MachinePeaks& peaks) {
 
 std::string kernel_table_line(const KernelResult& result) {
   const bool memory = result.limit.memory_seconds >= result.limit.arithmetic_seconds;
+  const std::string disturbed =
+      result.other_load_cores > kNegligibleLoadCores
+          ? fmt::format(", disturbed: others took {:.2f} cores", result.other_load_cores)
+          : "";
   return fmt::format(
       "{:<5} {:<16} {:>4} {:>9.2f} {:>8.2f} {:>9.2f} {:>8.2f} {:>5.2f}x {:>7.1f} {:>7.1f} {:>7.2f} "
-      "{} "
-      "{:>4.0f} %  {}\n",
+      "{} {:>4.0f} %  {}{}\n",
       ggml_type_name(result.type),
       fmt::format("{}x{} *{}", result.shape.outputs, result.shape.inputs, result.products),
       result.rows, 1e3 * result.ours.best, 1e3 * result.ours.median, 1e3 * result.ggml.best,
       1e3 * result.ggml.median, result.ratio(), result.bytes_per_second() / 1e9,
       result.read_bytes_per_second / 1e9, 1e3 * result.limit.seconds(), memory ? 'm' : 'a',
-      100 * result.fraction_of_limit(), result.ggml_form);
+      100 * result.fraction_of_limit(), result.ggml_form, disturbed);
 }
 
 nlohmann::ordered_json kernel_json(nlohmann::ordered_json machine,
@@ -281,7 +286,8 @@ nlohmann::ordered_json kernel_json(nlohmann::ordered_json machine,
                     {"read_bytes_per_second", result.read_bytes_per_second},
                     {"memory_limit_seconds", result.limit.memory_seconds},
                     {"arithmetic_limit_seconds", result.limit.arithmetic_seconds},
-                    {"fraction_of_limit", result.fraction_of_limit()}});
+                    {"fraction_of_limit", result.fraction_of_limit()},
+                    {"other_load_cores", result.other_load_cores}});
   }
   return {{"mode", "kernels"}, {"machine", std::move(machine)}, {"results", std::move(list)}};
 }
