@@ -19,16 +19,16 @@ double uniform(std::uint64_t seed, int sequence, int position) {
   return static_cast<double>(x >> 11) * 0x1.0p-53;
 }
 
-struct Choice {
-  float logit;
-  Token token;
-};
-
-bool likelier(const Choice& a, const Choice& b) {
+bool likelier(const TokenLogit& a, const TokenLogit& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
 }  // namespace
+
+int tokens_to_sample_from(const SamplingOptions& options) {
+  if (options.repeat_penalty != 1.0f && options.repeat_last_n > 0) return 0;
+  return options.temperature <= 0 ? 1 : std::max(options.top_k, 0);
+}
 
 Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
                    int position, const SamplingOptions& options) {
@@ -47,18 +47,23 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
     return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
   }
 
-  std::vector<Choice> choices(logits.size());
-  for (std::size_t i = 0; i < logits.size(); ++i) choices[i] = {logits[i], static_cast<Token>(i)};
+  std::vector<TokenLogit> best(logits.size());
+  for (std::size_t i = 0; i < logits.size(); ++i) best[i] = {static_cast<Token>(i), logits[i]};
   const std::size_t keep =
-      options.top_k > 0 ? std::min<std::size_t>(options.top_k, choices.size()) : choices.size();
-  std::partial_sort(choices.begin(), choices.begin() + keep, choices.end(), likelier);
-  choices.resize(keep);
+      options.top_k > 0 ? std::min<std::size_t>(options.top_k, best.size()) : best.size();
+  std::partial_sort(best.begin(), best.begin() + keep, best.end(), likelier);
+  return sample_token(std::span(best).first(keep), sequence, position, options);
+}
 
+Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
+                   const SamplingOptions& options) {
+  if (options.temperature <= 0) return best.front().token;
+  std::size_t count = best.size();
   const auto softmax = [&](double temperature) {
-    std::vector<double> weights(choices.size());
+    std::vector<double> weights(count);
     double sum = 0;
-    for (std::size_t i = 0; i < choices.size(); ++i) {
-      weights[i] = std::exp((double(choices[i].logit) - choices.front().logit) / temperature);
+    for (std::size_t i = 0; i < count; ++i) {
+      weights[i] = std::exp((double(best[i].logit) - best.front().logit) / temperature);
       sum += weights[i];
     }
     for (double& weight : weights) weight /= sum;
@@ -68,26 +73,24 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
   if (options.top_p < 1.0f) {
     const std::vector<double> probabilities = softmax(1.0);
     double sum = 0;
-    std::size_t count = 0;
-    while (count < probabilities.size() && (count == 0 || sum < options.top_p)) {
-      sum += probabilities[count++];
-    }
-    choices.resize(count);
+    std::size_t kept = 0;
+    while (kept < count && (kept == 0 || sum < options.top_p)) sum += probabilities[kept++];
+    count = kept;
   }
   if (options.min_p > 0.0f) {
-    const float least = choices.front().logit + std::log(options.min_p);
-    std::size_t count = 1;
-    while (count < choices.size() && choices[count].logit >= least) ++count;
-    choices.resize(count);
+    const float least = best.front().logit + std::log(options.min_p);
+    std::size_t kept = 1;
+    while (kept < count && best[kept].logit >= least) ++kept;
+    count = kept;
   }
 
   const std::vector<double> probabilities = softmax(options.temperature);
   double rest = uniform(options.seed, sequence, position);
-  for (std::size_t i = 0; i < choices.size(); ++i) {
+  for (std::size_t i = 0; i < count; ++i) {
     rest -= probabilities[i];
-    if (rest < 0) return choices[i].token;
+    if (rest < 0) return best[i].token;
   }
-  return choices.back().token;
+  return best[count - 1].token;
 }
 
 }  // namespace firp

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/engine.h"
 #include "model/vocabulary.h"
 
 namespace firp {
@@ -20,10 +21,18 @@ struct SamplingOptions {
   std::uint64_t seed = 0;
 };
 
+/// How many of a row's best tokens decide what is sampled: 1 where it is greedy, else top-k. 0: all
+/// logits are needed.
+int tokens_to_sample_from(const SamplingOptions& options);
+
 /// The token at `position` (that of the new token) from the logits of the row before it. `history`
 /// is the sequence's tokens up to there. The random number is a function of seed, sequence and
 /// position alone, so that text with drafts equals text without.
 Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
                    int position, const SamplingOptions& options);
+
+/// The same from the row's tokens_to_sample_from() best tokens, in Engine::best_tokens' order.
+Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
+                   const SamplingOptions& options);
 
 }  // namespace firp

@@ -190,14 +190,23 @@ std::span<const DecodedToken> Session::step() {
   // Walk from the root along the model's own choices, as far as the tree foresaw them.
   std::vector<int> all(token_rows);
   for (int row = 0; row < token_rows; ++row) all[row] = row;
-  const std::span<const float> logits = s.engine.logits(all);
+  const SamplingOptions& sampling = s.options.sampling;
+  const int enough = tokens_to_sample_from(sampling);
   const std::size_t vocabulary = s.engine.config().vocabulary_size;
+  std::span<const BestTokens> best;
+  std::span<const float> logits;
+  if (enough > 0) {
+    best = s.engine.best_tokens(all, enough);
+  } else {
+    logits = s.engine.logits(all);
+  }
   std::vector<int> path = {0};
   s.decoded.clear();
   for (int row = 0, next = 0; next >= 0; row = next) {
-    const Token token =
-        sample_token(logits.subspan(row * vocabulary, vocabulary), s.tokens, s.sequence,
-                     static_cast<int>(s.tokens.size()), s.options.sampling);
+    const int position = static_cast<int>(s.tokens.size());
+    const Token token = enough > 0 ? sample_token(best[row].tokens, s.sequence, position, sampling)
+                                   : sample_token(logits.subspan(row * vocabulary, vocabulary),
+                                                  s.tokens, s.sequence, position, sampling);
     s.tokens.push_back(token);
     next = -1;
     for (int child = row + 1; child < token_rows; ++child) {

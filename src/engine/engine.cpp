@@ -44,7 +44,7 @@ struct Engine::State {
         kernels(default_kernels()),
         pool(options.threads),
         weights(m, pool),
-        cache(m.config(), options.max_rows),
+        cache(m.config(), options.max_rows + kPagePositions - 1),
         pass(m, weights, kernels, cache, pool, options.max_rows) {}
 
   void check(std::span<const Row> batch) const;
@@ -60,9 +60,10 @@ struct Engine::State {
 
   // The last pass: its rows in the caller's order, and where each of them is in the pass's order.
   std::vector<Row> rows;
-  std::vector<int> slot_of;
+  std::vector<int> index_of;
   std::vector<PassRow> pass_rows;
   std::vector<float> logits;
+  std::vector<BestTokens> best;
 };
 
 Engine::Engine(const Model& model, const EngineOptions& options)
@@ -156,15 +157,15 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
   std::iota(order.begin(), order.end(), 0);
   std::ranges::stable_sort(order, {},
                            [&](int i) { return std::pair(entry_layer(rows[i]), rows[i].step); });
-  s.slot_of.resize(rows.size());
-  for (std::size_t slot = 0; slot < order.size(); ++slot) {
-    s.slot_of[order[slot]] = static_cast<int>(slot);
+  s.index_of.resize(rows.size());
+  for (std::size_t index = 0; index < order.size(); ++index) {
+    s.index_of[order[index]] = static_cast<int>(index);
   }
 
   s.pass_rows.resize(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const Row& row = rows[i];
-    PassRow& to = s.pass_rows[s.slot_of[i]];
+    PassRow& to = s.pass_rows[s.index_of[i]];
     to.sequence = row.sequence;
     to.position = row.position;
     to.token = row.token;
@@ -174,32 +175,41 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
     to.source_row = -1;
     to.path.clear();
     if (row.parent != kContext) {
-      const std::vector<std::int32_t>& path = s.pass_rows[s.slot_of[row.parent]].path;
+      const std::vector<std::int32_t>& path = s.pass_rows[s.index_of[row.parent]].path;
       to.path.assign(path.begin(), path.end());
     }
-    to.path.push_back(s.slot_of[i]);
+    to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }
   s.pass.run(s.pass_rows, s.maps, capture_layers);
 }
 
 std::span<const float> Engine::hidden(int row, int layer) const {
-  const float* const state = state_->pass.captured(state_->slot_of.at(row), layer);
+  const float* const state = state_->pass.captured(state_->index_of.at(row), layer);
   if (state == nullptr) bad_batch("that hidden state was not captured");
   return {state, static_cast<std::size_t>(config().hidden_size)};
 }
 
 std::span<const float> Engine::final_state(int row) const {
-  return state_->pass.final_state(state_->slot_of.at(row));
+  return state_->pass.final_state(state_->index_of.at(row));
 }
 
 std::span<const float> Engine::logits(std::span<const int> rows) {
   State& s = *state_;
-  std::vector<int> slots;
-  for (const int row : rows) slots.push_back(s.slot_of.at(row));
+  std::vector<int> indices;
+  for (const int row : rows) indices.push_back(s.index_of.at(row));
   s.logits.resize(rows.size() * static_cast<std::size_t>(config().vocabulary_size));
-  s.pass.run_head(slots, s.logits);
+  s.pass.run_head(s.weights.head, indices, s.logits);
   return s.logits;
+}
+
+std::span<const BestTokens> Engine::best_tokens(std::span<const int> rows, int count) {
+  State& s = *state_;
+  std::vector<int> indices;
+  for (const int row : rows) indices.push_back(s.index_of.at(row));
+  s.best.resize(rows.size());
+  s.pass.best_of_head(s.weights.head, indices, count, /*sums=*/false, s.best);
+  return s.best;
 }
 
 void Engine::commit(int sequence, std::span<const int> rows) {
@@ -212,10 +222,40 @@ void Engine::commit(int sequence, std::span<const int> rows) {
         r.position != s.cache.length(sequence) + static_cast<int>(slots.size())) {
       bad_batch("only a path of token rows that hangs on the context can be committed");
     }
-    slots.push_back(s.slot_of[row]);
+    slots.push_back(s.pass.slot(s.index_of[row]));
     parent = row;
   }
   s.cache.commit(sequence, slots);
+}
+
+void Engine::profile(bool on) { state_->pass.profile(on); }
+
+std::vector<PhaseTime> Engine::phase_times() const {
+  const State& s = *state_;
+  const std::array<double, kPhases>& seconds = s.pass.phase_seconds();
+  std::vector<PhaseTime> times;
+  const auto add = [&](const char* name, Phase phase, auto bytes_of_layer) {
+    std::size_t bytes = 0;
+    for (const LayerWeights& layer : s.weights.layers) bytes += bytes_of_layer(layer);
+    times.push_back({name, seconds[static_cast<int>(phase)], bytes});
+  };
+  const auto none = [](const LayerWeights&) { return std::size_t{0}; };
+  add("embedding", Phase::kEmbedding, none);
+  add("draft maps", Phase::kDraftMaps, none);
+  add("norms", Phase::kNorms, none);
+  add("query, key, value", Phase::kQueryKeyValue,
+      [](const LayerWeights& w) { return w.query.bytes() + w.key.bytes() + w.value.bytes(); });
+  add("rotation, cache", Phase::kRopeAndCache, none);
+  add("attention", Phase::kAttention, none);
+  add("attention output", Phase::kAttentionOutput,
+      [](const LayerWeights& w) { return w.output.bytes(); });
+  add("gate, up", Phase::kGateUp,
+      [](const LayerWeights& w) { return w.gate.bytes() + w.up.bytes(); });
+  add("down", Phase::kDown, [](const LayerWeights& w) { return w.down.bytes(); });
+  add("head", Phase::kHead, none);
+  times.back().weight_bytes = s.weights.head.bytes();
+  add("barriers", Phase::kBarriers, none);
+  return times;
 }
 
 }  // namespace firp

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/kernels.h"
 #include "model/heads.h"
 #include "model/model.h"
 #include "model/vocabulary.h"
@@ -37,6 +38,18 @@ struct Row {
   std::span<const float> source = {};
 
   bool is_pseudo() const { return step > 0; }
+};
+
+/// The most probable tokens of a row, best first.
+struct BestTokens {
+  std::vector<TokenLogit> tokens;
+  float log_sum = 0;  ///< log sum exp of all the row's logits; 0 where that was not asked for
+};
+
+struct PhaseTime {
+  const char* name;
+  double seconds;
+  std::size_t weight_bytes;  ///< of all layers, read in this phase by a pass of one row
 };
 
 /// A batch of rows in; hidden states and logits out. The seam between the model's arithmetic and
@@ -80,9 +93,19 @@ class Engine {
   /// Logits of some rows of the last pass: [rows.size() x vocabulary], valid until the next call.
   std::span<const float> logits(std::span<const int> rows);
 
+  /// The `count` most probable tokens of each of some rows of the last pass, best first (of equal
+  /// ones the smaller number first). Cheaper than logits(), which it replaces where the rest of the
+  /// distribution is not needed. Valid until the next call.
+  std::span<const BestTokens> best_tokens(std::span<const int> rows, int count);
+
   /// Appends rows of the last pass, a path that hangs on the sequence's context, to that context.
   /// Pseudo rows are never committed.
   void commit(int sequence, std::span<const int> rows);
+
+  /// Starts (or ends) measuring what passes spend their time on; phase_times() gives the sums since
+  /// the start, as one of the threads saw them.
+  void profile(bool on);
+  std::vector<PhaseTime> phase_times() const;
 
  private:
   struct State;

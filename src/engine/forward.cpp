@@ -1,18 +1,18 @@
 #include "engine/forward.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 namespace firp {
 namespace {
 
-bool reads_codes(const PackedMatrix& weight) {
-  return weight.format().codes == CodeKind::kFourBit ||
-         weight.format().codes == CodeKind::kEightBit;
-}
-
 void add(std::span<const float> bias, float* x) {
   for (std::size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
+}
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
@@ -32,7 +32,9 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
       gated_(max_rows, config_.feed_forward_size),
       map_input_(max_rows, config_.hidden_size),
       head_input_(max_rows, config_.hidden_size),
-      slots_(pool.size()) {
+      slots_(pool.size()),
+      chunk_logits_(pool.size()),
+      thread_best_(pool.size()) {
   const auto allocate = [max_rows](std::vector<float>& buffer, int width) {
     buffer.resize(static_cast<std::size_t>(max_rows) * width);
   };
@@ -40,12 +42,9 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
   allocate(query_, config_.query_size());
   allocate(key_, config_.kv_size());
   allocate(value_, config_.kv_size());
-  allocate(product_, d_);
   allocate(gate_, config_.feed_forward_size);
   allocate(up_, config_.feed_forward_size);
   allocate(final_states_, d_);
-  allocate(cosines_, config_.rope.dimensions / 2);
-  allocate(sines_, config_.rope.dimensions / 2);
 }
 
 void ForwardPass::run(std::span<const PassRow> rows, std::span<const PackedMap> maps,
@@ -57,6 +56,7 @@ void ForwardPass::run(std::span<const PassRow> rows, std::span<const PackedMap> 
   token_rows_ = static_cast<int>(
       std::ranges::count_if(rows, [](const PassRow& row) { return row.step == 0; }));
   first_layer_ = rows.front().entry_layer;
+  first_slot_ = cache_.length(rows.front().sequence) % kPagePositions;
   for (int layer = 0, active = 0; layer < config_.layers; ++layer) {
     while (active < count && rows[active].entry_layer <= layer) ++active;
     active_rows_[layer] = active;
@@ -65,10 +65,12 @@ void ForwardPass::run(std::span<const PassRow> rows, std::span<const PackedMap> 
   for (std::size_t i = 0; i < capture_layers_.size(); ++i) {
     captured_[i].resize(static_cast<std::size_t>(token_rows_) * d_);
   }
+  extend_rope_table(std::ranges::max(rows, {}, &PassRow::position).position + 1);
   pool_.run([this](int thread) { run_thread(thread); });
 }
 
 void ForwardPass::run_thread(int thread) {
+  begin_profile(thread);
   embed(thread);
   for (int layer = first_layer_; layer < config_.layers; ++layer) {
     enter_rows(layer, thread);
@@ -84,24 +86,29 @@ void ForwardPass::run_thread(int thread) {
   }
   const auto [begin, end] = share(static_cast<int>(rows_.size()), thread, pool_.size());
   for (int row = begin; row < end; ++row) {
-    kernels_.rms_norm(residual(row), weights_.output_norm.data(), config_.rms_norm_epsilon, d_,
-                      final_states_.data() + static_cast<std::size_t>(row) * d_);
+    const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
+    kernels_.scale(residual(row), inverse, weights_.output_norm.data(), d_,
+                   final_states_.data() + static_cast<std::size_t>(row) * d_);
   }
+  barrier(thread, Phase::kNorms);
 }
 
 void ForwardPass::embed(int thread) {
-  const auto [begin, end] = share(static_cast<int>(rows_.size()), thread, pool_.size());
-  const int pairs = config_.rope.dimensions / 2;
+  const auto [begin, end] = share(token_rows_, thread, pool_.size());
   for (int row = begin; row < end; ++row) {
-    if (rows_[row].step == 0) {
-      dequantize_row(model_.token_embedding(), rows_[row].token,
-                     {residual(row), static_cast<std::size_t>(d_)});
-    }
-    for (int pair = 0; pair < pairs; ++pair) {
-      const float angle = static_cast<float>(rows_[row].position) * config_.rope.frequencies[pair];
-      const std::size_t at = static_cast<std::size_t>(row) * pairs + pair;
-      cosines_[at] = std::cos(angle) * config_.rope.magnitude;
-      sines_[at] = std::sin(angle) * config_.rope.magnitude;
+    dequantize_row(model_.token_embedding(), rows_[row].token,
+                   {residual(row), static_cast<std::size_t>(d_)});
+  }
+}
+
+void ForwardPass::extend_rope_table(int positions) {
+  const std::size_t pairs = static_cast<std::size_t>(config_.rope.dimensions) / 2;
+  for (std::size_t position = cosines_.size() / std::max<std::size_t>(pairs, 1);
+       position < static_cast<std::size_t>(positions) && pairs > 0; ++position) {
+    for (std::size_t pair = 0; pair < pairs; ++pair) {
+      const float angle = static_cast<float>(position) * config_.rope.frequencies[pair];
+      cosines_.push_back(std::cos(angle) * config_.rope.magnitude);
+      sines_.push_back(std::sin(angle) * config_.rope.magnitude);
     }
   }
 }
@@ -109,14 +116,13 @@ void ForwardPass::embed(int thread) {
 void ForwardPass::enter_rows(int layer, int thread) {
   const int before = layer == first_layer_ ? 0 : active_rows_[layer - 1];
   const int active = active_rows_[layer];
-  if (active != before) {
-    if (thread == 0) {
-      normed_.resize(active, d_);
-      attended_.resize(active, config_.query_size());
-      gated_.resize(active, config_.feed_forward_size);
-    }
-    barrier(thread);
+  if (active == before) return;
+  if (thread == 0) {
+    normed_.resize(active, d_);
+    attended_.resize(active, config_.query_size());
+    gated_.resize(active, config_.feed_forward_size);
   }
+  barrier(thread, Phase::kEmbedding);
 
   // p_{i,j} = W_j h_i^{t_j} + b_j, for all rows of a step that enters here.
   for (int first = std::max(before, token_rows_); first < active;) {
@@ -130,14 +136,15 @@ void ForwardPass::enter_rows(int layer, int thread) {
         const PassRow& r = rows_[row];
         std::copy_n(r.source_row >= 0 ? residual(r.source_row) : r.source, d_,
                     map_input_.values(row - first));
+        std::ranges::copy(map.bias, residual(row));
       }
     }
-    barrier(thread);
-    multiply({{&map.weight, residual(first), static_cast<std::size_t>(d_)}}, map_input_, thread);
-    barrier(thread);
-    const auto [begin, last] = share(end - first, thread, pool_.size());
-    for (int row = first + begin; row < first + last; ++row) add(map.bias, residual(row));
-    barrier(thread);
+    barrier(thread, Phase::kDraftMaps);
+    prepare(map_input_, map.weight, thread);
+    barrier(thread, Phase::kDraftMaps);
+    multiply({{&map.weight, residual(first), static_cast<std::size_t>(d_), /*add=*/true}},
+             map_input_, nullptr, thread);
+    barrier(thread, Phase::kDraftMaps);
     first = end;
   }
 }
@@ -151,33 +158,32 @@ void ForwardPass::attention(int layer, int thread) {
   const std::size_t query_size = config_.query_size();
   const std::size_t kv_size = config_.kv_size();
 
-  normalize(w.attention_norm, reads_codes(w.query) || reads_codes(w.key) || reads_codes(w.value),
-            thread);
-  barrier(thread);
+  normalize(w.attention_norm, {&w.query, &w.key, &w.value}, thread);
+  barrier(thread, Phase::kNorms);
   multiply({{&w.query, query_.data(), query_size},
             {&w.key, key_.data(), kv_size},
             {&w.value, value_.data(), kv_size}},
-           normed_, thread);
-  barrier(thread);
+           normed_, &w.output, thread);
+  barrier(thread, Phase::kQueryKeyValue);
 
   // Per row and KV head: its query heads, its key and its value get bias, norm and rotation; key
   // and value go to the row's scratch slot.
-  const int tasks = active * config_.kv_heads;
-  const auto [first_task, end_task] = share(tasks, thread, pool_.size());
+  const auto [first_task, end_task] = share(active * config_.kv_heads, thread, pool_.size());
   for (int task = first_task; task < end_task; ++task) {
     const int row = task / config_.kv_heads;
     const int kv_head = task % config_.kv_heads;
-    const float* const cosines = cosines_.data() + static_cast<std::size_t>(row) * pairs;
-    const float* const sines = sines_.data() + static_cast<std::size_t>(row) * pairs;
+    const std::size_t angles = static_cast<std::size_t>(rows_[row].position) * pairs;
     const auto finish = [&](float* head, int index, const std::vector<float>& bias,
                             const std::vector<float>& norm) {
       if (!bias.empty()) {
         add(std::span(bias).subspan(static_cast<std::size_t>(index) * head_size, head_size), head);
       }
       if (!norm.empty()) {
-        kernels_.rms_norm(head, norm.data(), config_.rms_norm_epsilon, head_size, head);
+        const float inverse = kernels_.inverse_rms(head, config_.rms_norm_epsilon, head_size);
+        kernels_.scale(head, inverse, norm.data(), head_size, head);
       }
-      kernels_.rope(head, cosines, sines, pairs, config_.rope.interleaved);
+      kernels_.rope(head, cosines_.data() + angles, sines_.data() + angles, 2 * pairs,
+                    config_.rope.interleaved);
     };
     for (int i = 0; i < group; ++i) {
       const int head = kv_head * group + i;
@@ -191,85 +197,133 @@ void ForwardPass::attention(int layer, int thread) {
           value_.data() + at);
     }
     kernels_.store_kv(key_.data() + at, value_.data() + at, head_size,
-                      cache_.scratch_page(row) + cache_.offset(layer, kv_head),
-                      row % kPagePositions);
+                      cache_.scratch_page(slot(row)) + cache_.offset(layer, kv_head),
+                      slot(row) % kPagePositions);
   }
-  barrier(thread);
+  barrier(thread, Phase::kRopeAndCache);
 
   // A row sees its sequence's committed context, its ancestors as far as they exist in this layer,
-  // and itself.
-  for (int task = first_task; task < end_task; ++task) {
-    const int row = task / config_.kv_heads;
-    const int kv_head = task % config_.kv_heads;
+  // and itself. The query heads of a KV head stay together where there are rows enough for all
+  // threads; tasks are dealt out in turn, as later rows of a prompt see more.
+  const int pieces = active * config_.kv_heads >= 4 * pool_.size() ? 1 : group;
+  const int piece_heads = group / pieces;
+  std::vector<std::int32_t>& slots = slots_[thread];
+  int slots_row = -1;
+  for (int task = thread; task < active * config_.kv_heads * pieces; task += pool_.size()) {
+    const int row = task / (config_.kv_heads * pieces);
+    const int first_head = task % (config_.kv_heads * pieces) * piece_heads;
     const PassRow& r = rows_[row];
-    std::vector<std::int32_t>& slots = slots_[thread];
-    slots.assign(r.path.begin(), r.path.end());
-    for (std::int32_t& slot : slots) {
-      if (rows_[slot].entry_layer > layer) slot = kNoSlot;
+    if (row != slots_row) {
+      slots.clear();
+      for (const std::int32_t other : r.path) {
+        slots.push_back(rows_[other].entry_layer > layer ? kNoSlot : slot(other));
+      }
+      slots_row = row;
     }
-    const std::size_t at = static_cast<std::size_t>(kv_head) * group * head_size;
+    const std::size_t at = static_cast<std::size_t>(first_head) * head_size;
     kernels_.attend({.query = query_.data() + row * query_size + at,
                      .out = attended_.values(row) + at,
-                     .group = group,
+                     .group = piece_heads,
                      .head_size = head_size,
                      .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
-                     .offset = cache_.offset(layer, kv_head),
+                     .offset = cache_.offset(layer, first_head / group),
                      .pages = cache_.pages(r.sequence),
                      .committed = cache_.length(r.sequence),
                      .scratch = cache_.scratch(),
                      .slots = slots});
   }
-  barrier(thread);
-  if (reads_codes(w.output)) {
-    const auto [begin, end] = share(active, thread, pool_.size());
-    for (int row = begin; row < end; ++row) kernels_.quantize(attended_, row);
-    barrier(thread);
+  barrier(thread, Phase::kAttention);
+  if (kernels_.form(w.output.format().kind) != ActivationForm::kValues) {
+    prepare(attended_, w.output, thread);
+    barrier(thread, Phase::kAttentionOutput);
   }
-  multiply({{&w.output, product_.data(), static_cast<std::size_t>(d_)}}, attended_, thread);
-  add_to_residual(w.output, thread);
-  barrier(thread);
+  multiply({{&w.output, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, attended_,
+           &w.gate, thread);
+  barrier(thread, Phase::kAttentionOutput);
 }
 
 void ForwardPass::feed_forward(int layer, int thread) {
   const LayerWeights& w = weights_.layers[layer];
-  const int active = active_rows_[layer];
   const std::size_t width = config_.feed_forward_size;
 
-  normalize(w.feed_forward_norm, reads_codes(w.gate) || reads_codes(w.up), thread);
-  barrier(thread);
+  normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
+  barrier(thread, Phase::kNorms);
 
-  // A thread makes the same outputs of gate and up, so it can combine them at once.
-  const auto [first_block, end_block] = share(w.gate.blocks(), thread, pool_.size());
-  kernels_.matmul(w.gate, first_block, end_block, normed_, gate_.data(), width);
-  kernels_.matmul(w.up, first_block, end_block, normed_, up_.data(), width);
-  const int begin = std::min(first_block * kBlockOutputs, config_.feed_forward_size);
-  const int end = std::min(end_block * kBlockOutputs, config_.feed_forward_size);
-  for (int row = 0; row < active; ++row) {
+  // A thread makes the same outputs of gate and up, whole groups of the next product's inputs, so
+  // it can combine and round them at once.
+  const auto [first_group, end_group] = share(gated_.group_count(), thread, pool_.size());
+  constexpr int kGroupBlocks = 32 / kBlockOutputs;
+  const int first_block = std::min(first_group * kGroupBlocks, w.gate.blocks());
+  const int end_block = std::min(end_group * kGroupBlocks, w.gate.blocks());
+  const auto [down_block, down_end] = share(w.down.blocks(), thread, pool_.size());
+  if (first_block < end_block) {
+    kernels_.matmul({.weights = w.gate,
+                     .first_block = first_block,
+                     .end_block = end_block,
+                     .y = gate_.data(),
+                     .y_stride = width,
+                     .next = w.up.block(first_block)},
+                    normed_);
+    kernels_.matmul({.weights = w.up,
+                     .first_block = first_block,
+                     .end_block = end_block,
+                     .y = up_.data(),
+                     .y_stride = width,
+                     .next = down_block < down_end ? w.down.block(down_block) : nullptr},
+                    normed_);
+  }
+  const int begin = std::min(first_group * 32, config_.feed_forward_size);
+  const int end = std::min(end_group * 32, config_.feed_forward_size);
+  const ActivationForm form = kernels_.form(w.down.format().kind);
+  for (int row = 0; row < active_rows_[layer]; ++row) {
     kernels_.silu_multiply(gate_.data() + row * width + begin, up_.data() + row * width + begin,
                            end - begin, gated_.values(row) + begin);
+    kernels_.prepare(gated_, row, first_group, end_group, form);
   }
-  barrier(thread);
-  if (reads_codes(w.down)) {
-    const auto [first_row, end_row] = share(active, thread, pool_.size());
-    for (int row = first_row; row < end_row; ++row) kernels_.quantize(gated_, row);
-    barrier(thread);
-  }
-  multiply({{&w.down, product_.data(), static_cast<std::size_t>(d_)}}, gated_, thread);
-  add_to_residual(w.down, thread);
-  barrier(thread);
+  barrier(thread, Phase::kGateUp);
+  multiply({{&w.down, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, gated_,
+           layer + 1 < config_.layers ? &weights_.layers[layer + 1].query : &weights_.head, thread);
+  barrier(thread, Phase::kDown);
 }
 
-void ForwardPass::normalize(const std::vector<float>& weight, bool codes, int thread) {
-  const auto [begin, end] = share(normed_.rows(), thread, pool_.size());
-  for (int row = begin; row < end; ++row) {
-    kernels_.rms_norm(residual(row), weight.data(), config_.rms_norm_epsilon, d_,
-                      normed_.values(row));
-    if (codes) kernels_.quantize(normed_, row);
+void ForwardPass::normalize(const std::vector<float>& weight,
+                            std::initializer_list<const PackedMatrix*> readers, int thread) {
+  const int groups = normed_.group_count();
+  const auto [begin, end] = share(normed_.rows() * groups, thread, pool_.size());
+  for (int unit = begin; unit < end;) {
+    const int row = unit / groups;
+    const int first = unit % groups;
+    const int last = std::min(groups, first + end - unit);
+    const int first_input = std::min(32 * first, d_);
+    const int end_input = std::min(32 * last, d_);
+    // Threads that share a row take its norm each for itself.
+    const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
+    kernels_.scale(residual(row) + first_input, inverse, weight.data() + first_input,
+                   end_input - first_input, normed_.values(row) + first_input);
+    ActivationForm done = ActivationForm::kValues;
+    for (const PackedMatrix* reader : readers) {
+      const ActivationForm form = kernels_.form(reader->format().kind);
+      if (form != done) kernels_.prepare(normed_, row, first, last, form);
+      if (form != ActivationForm::kValues) done = form;
+    }
+    unit += last - first;
+  }
+}
+
+void ForwardPass::prepare(Activations& x, const PackedMatrix& reader, int thread) const {
+  const ActivationForm form = kernels_.form(reader.format().kind);
+  const int groups = x.group_count();
+  const auto [begin, end] = share(x.rows() * groups, thread, pool_.size());
+  for (int unit = begin; unit < end;) {
+    const int first = unit % groups;
+    const int last = std::min(groups, first + end - unit);
+    kernels_.prepare(x, unit / groups, first, last, form);
+    unit += last - first;
   }
 }
 
 void ForwardPass::multiply(std::initializer_list<Product> products, const Activations& x,
-                           int thread) const {
+                           const PackedMatrix* next, int thread) const {
   int blocks = 0;
   for (const Product& product : products) blocks += product.weight->blocks();
   const auto [begin, end] = share(blocks, thread, pool_.size());
@@ -278,18 +332,23 @@ void ForwardPass::multiply(std::initializer_list<Product> products, const Activa
     const int count = product.weight->blocks();
     const int from = std::clamp(begin - first, 0, count);
     const int to = std::clamp(end - first, 0, count);
-    if (from < to) kernels_.matmul(*product.weight, from, to, x, product.y, product.stride);
     first += count;
-  }
-}
-
-void ForwardPass::add_to_residual(const PackedMatrix& weight, int thread) {
-  const auto [first_block, end_block] = share(weight.blocks(), thread, pool_.size());
-  const int begin = std::min(first_block * kBlockOutputs, d_);
-  const int end = std::min(end_block * kBlockOutputs, d_);
-  for (int row = 0; row < normed_.rows(); ++row) {
-    const float* const product = product_.data() + static_cast<std::size_t>(row) * d_;
-    add({product + begin, product + end}, residual(row) + begin);
+    if (from == to) continue;
+    // What follows in memory is the next product of these, or where this thread's share ends, its
+    // share of the next matrix.
+    const std::byte* follows = product.weight->block(to);
+    if (first >= end) {
+      follows = next == nullptr ? nullptr
+                                : next->block(share(next->blocks(), thread, pool_.size()).begin);
+    }
+    kernels_.matmul({.weights = *product.weight,
+                     .first_block = from,
+                     .end_block = to,
+                     .y = product.y,
+                     .y_stride = product.stride,
+                     .add = product.add,
+                     .next = follows},
+                    x);
   }
 }
 
@@ -299,20 +358,112 @@ const float* ForwardPass::captured(int row, int layer) const {
   return captured_[at - capture_layers_.begin()].data() + static_cast<std::size_t>(row) * d_;
 }
 
-void ForwardPass::run_head(std::span<const int> rows, std::span<float> logits) {
-  const int count = static_cast<int>(rows.size());
-  head_input_.resize(count, d_);
-  const bool codes = reads_codes(weights_.head);
+void ForwardPass::prepare_head(const PackedMatrix& head, std::span<const int> rows, int thread) {
+  const auto [begin, end] = share(static_cast<int>(rows.size()), thread, pool_.size());
+  for (int i = begin; i < end; ++i) {
+    std::ranges::copy(final_state(rows[i]), head_input_.values(i));
+    kernels_.prepare(head_input_, i, 0, head_input_.group_count(),
+                     kernels_.form(head.format().kind));
+  }
+}
+
+void ForwardPass::run_head(const PackedMatrix& head, std::span<const int> rows,
+                           std::span<float> logits) {
+  head_input_.resize(static_cast<int>(rows.size()), d_);
   pool_.run([&](int thread) {
-    const auto [begin, end] = share(count, thread, pool_.size());
-    for (int i = begin; i < end; ++i) {
-      std::ranges::copy(final_state(rows[i]), head_input_.values(i));
-      if (codes) kernels_.quantize(head_input_, i);
-    }
-    barrier(thread);
-    multiply({{&weights_.head, logits.data(), static_cast<std::size_t>(config_.vocabulary_size)}},
-             head_input_, thread);
+    begin_profile(thread);
+    prepare_head(head, rows, thread);
+    barrier(thread, Phase::kHead);
+    multiply({{&head, logits.data(), static_cast<std::size_t>(head.outputs())}}, head_input_,
+             nullptr, thread);
+    barrier(thread, Phase::kHead);
   });
+}
+
+void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> rows, int count,
+                               bool sums, std::span<BestTokens> best) {
+  const int row_count = static_cast<int>(rows.size());
+  const int chunks = (head.outputs() + kHeadChunk - 1) / kHeadChunk;
+  constexpr int kChunkBlocks = kHeadChunk / kBlockOutputs;
+  head_input_.resize(row_count, d_);
+  chunk_sums_.resize(static_cast<std::size_t>(sums ? chunks * row_count : 0));
+  pool_.run([&](int thread) {
+    begin_profile(thread);
+    prepare_head(head, rows, thread);
+    std::vector<BestTokens>& own = thread_best_[thread];
+    own.resize(row_count);
+    for (BestTokens& row : own) row.tokens.clear();
+    std::vector<float>& logits = chunk_logits_[thread];
+    logits.resize(static_cast<std::size_t>(row_count) * kHeadChunk);
+    barrier(thread, Phase::kHead);
+
+    const auto [begin, end] = share(chunks, thread, pool_.size());
+    for (int chunk = begin; chunk < end; ++chunk) {
+      const int first = chunk * kHeadChunk;
+      const int outputs = std::min(kHeadChunk, head.outputs() - first);
+      const int end_block = std::min((chunk + 1) * kChunkBlocks, head.blocks());
+      kernels_.matmul({.weights = head,
+                       .first_block = chunk * kChunkBlocks,
+                       .end_block = end_block,
+                       .y = logits.data() - first,
+                       .y_stride = kHeadChunk,
+                       .next = chunk + 1 < end ? head.block(end_block) : nullptr},
+                      head_input_);
+      for (int row = 0; row < row_count; ++row) {
+        const float* const of_row = logits.data() + static_cast<std::size_t>(row) * kHeadChunk;
+        std::vector<TokenLogit>& tokens = own[row].tokens;
+        int size = static_cast<int>(tokens.size());
+        tokens.resize(count);
+        kernels_.select_best(of_row, outputs, first, tokens.data(), size, count);
+        tokens.resize(size);
+        if (sums) {
+          chunk_sums_[static_cast<std::size_t>(chunk) * row_count + row] =
+              kernels_.sum_exp(of_row, outputs);
+        }
+      }
+    }
+    barrier(thread, Phase::kHead);
+  });
+
+  for (int row = 0; row < row_count; ++row) {
+    std::vector<TokenLogit>& tokens = best[row].tokens;
+    tokens.clear();
+    for (const std::vector<BestTokens>& own : thread_best_) {
+      tokens.insert(tokens.end(), own[row].tokens.begin(), own[row].tokens.end());
+    }
+    std::ranges::sort(tokens, [](const TokenLogit& a, const TokenLogit& b) {
+      return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+    });
+    tokens.resize(std::min<std::size_t>(tokens.size(), count));
+    best[row].log_sum = 0;
+    if (!sums || tokens.empty()) continue;
+    double sum = 0;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const ExpSum& part = chunk_sums_[static_cast<std::size_t>(chunk) * row_count + row];
+      sum += part.sum * std::exp(static_cast<double>(part.largest) - tokens.front().logit);
+    }
+    best[row].log_sum = static_cast<float>(tokens.front().logit + std::log(sum));
+  }
+}
+
+void ForwardPass::profile(bool on) {
+  profiling_ = on;
+  if (on) phase_seconds_.fill(0);
+}
+
+void ForwardPass::begin_profile(int thread) {
+  if (thread == 0 && profiling_) phase_begin_ = now_seconds();
+}
+
+void ForwardPass::barrier(int thread, Phase ended) {
+  const bool timed = thread == 0 && profiling_;
+  const double before = timed ? now_seconds() : 0;
+  pool_.barrier(thread);
+  if (!timed) return;
+  const double after = now_seconds();
+  phase_seconds_[static_cast<int>(ended)] += before - phase_begin_;
+  phase_seconds_[static_cast<int>(Phase::kBarriers)] += after - before;
+  phase_begin_ = after;
 }
 
 }  // namespace firp

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
+#include "engine/engine.h"
 #include "engine/kv_cache.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
@@ -20,8 +22,7 @@ struct PackedMap {
 };
 
 /// A row of the running pass. Token rows come first, then pseudo rows by the layer where they enter
-/// and by step, so that the rows that exist in a layer are always the first ones. A row's index is
-/// its scratch slot.
+/// and by step, so that the rows that exist in a layer are always the first ones.
 struct PassRow {
   int sequence = 0;
   int position = 0;
@@ -35,6 +36,22 @@ struct PassRow {
   std::vector<std::int32_t> path;
 };
 
+/// What a pass spends its time on, as thread 0 sees it.
+enum class Phase {
+  kEmbedding,
+  kDraftMaps,
+  kNorms,
+  kQueryKeyValue,
+  kRopeAndCache,
+  kAttention,
+  kAttentionOutput,
+  kGateUp,
+  kDown,
+  kHead,
+  kBarriers,  ///< waiting for the other threads
+};
+inline constexpr int kPhases = 11;
+
 /// The forward pass: what the model (and FIRP) computes, in the order of the equations.
 class ForwardPass {
  public:
@@ -46,6 +63,10 @@ class ForwardPass {
   void run(std::span<const PassRow> rows, std::span<const PackedMap> maps,
            std::span<const int> capture_layers);
 
+  /// Scratch slot of a row of the last pass. A prompt's chunk has its positions' lanes: slot and
+  /// position are equal modulo 64.
+  int slot(int row) const { return first_slot_ + row; }
+
   /// Final states of the last pass, after the output norm. [rows x d]
   std::span<const float> final_state(int row) const {
     return {final_states_.data() + static_cast<std::size_t>(row) * d_,
@@ -54,8 +75,16 @@ class ForwardPass {
   /// nullptr if that layer was not captured.
   const float* captured(int row, int layer) const;
 
-  /// logits [rows.size() x vocabulary] of rows of the last pass.
-  void run_head(std::span<const int> rows, std::span<float> logits);
+  /// `head` (the model's, or some rows of it) on rows of the last pass: all logits, [rows.size() x
+  /// head.outputs()].
+  void run_head(const PackedMatrix& head, std::span<const int> rows, std::span<float> logits);
+  /// The `count` best outputs of each row, with `sums` their log_sum, too. The logits are not kept.
+  void best_of_head(const PackedMatrix& head, std::span<const int> rows, int count, bool sums,
+                    std::span<BestTokens> best);
+
+  /// Seconds in each phase since profile(true).
+  void profile(bool on);
+  const std::array<double, kPhases>& phase_seconds() const { return phase_seconds_; }
 
  private:
   void run_thread(int thread);
@@ -63,21 +92,30 @@ class ForwardPass {
   void enter_rows(int layer, int thread);
   void attention(int layer, int thread);
   void feed_forward(int layer, int thread);
+  void prepare_head(const PackedMatrix& head, std::span<const int> rows, int thread);
 
   struct Product {
     const PackedMatrix* weight;
     float* y;
     std::size_t stride;
+    bool add = false;
   };
-  /// This thread's share of the outputs of all `products` of the same input rows.
-  void multiply(std::initializer_list<Product> products, const Activations& x, int thread) const;
-  /// Normalises this thread's share of the residual rows into `normed_`.
-  void normalize(const std::vector<float>& weight, bool codes, int thread);
-  /// product_ added to the residual stream, for this thread's share of `weight`'s outputs.
-  void add_to_residual(const PackedMatrix& weight, int thread);
+  /// This thread's share of the outputs of all `products` of the same input rows. `next`: the
+  /// matrix that it reads after them.
+  void multiply(std::initializer_list<Product> products, const Activations& x,
+                const PackedMatrix* next, int thread) const;
+  /// Normalises this thread's share of the residual rows into `normed_`, in the forms that
+  /// `readers` read.
+  void normalize(const std::vector<float>& weight,
+                 std::initializer_list<const PackedMatrix*> readers, int thread);
+  /// Makes the form of `reader` from this thread's share of the values.
+  void prepare(Activations& x, const PackedMatrix& reader, int thread) const;
+  void extend_rope_table(int positions);
 
   float* residual(int row) { return residual_.data() + static_cast<std::size_t>(row) * d_; }
-  void barrier(int thread) { pool_.barrier(thread); }
+  /// The phase that ends here is over when all threads have come.
+  void barrier(int thread, Phase ended);
+  void begin_profile(int thread);
 
   const Model& model_;
   const ModelConfig& config_;
@@ -93,14 +131,25 @@ class ForwardPass {
   std::vector<int> capture_layers_;
   std::vector<int> active_rows_;  ///< [layers]: rows that exist in a layer
   int first_layer_ = 0;
+  int first_slot_ = 0;
   int token_rows_ = 0;
 
+  std::vector<float> cosines_, sines_;  ///< [positions so far x RoPE pairs]
   // [max_rows x width] each
-  std::vector<float> residual_, query_, key_, value_, product_, gate_, up_, final_states_;
-  std::vector<float> cosines_, sines_;  ///< [max_rows x RoPE pairs]
+  std::vector<float> residual_, query_, key_, value_, gate_, up_, final_states_;
   std::vector<std::vector<float>> captured_;
   Activations normed_, attended_, gated_, map_input_, head_input_;
   std::vector<std::vector<std::int32_t>> slots_;  ///< of each thread
+
+  // The head's outputs are looked through in chunks of this many, as soon as they are made.
+  static constexpr int kHeadChunk = 512;
+  std::vector<std::vector<float>> chunk_logits_;      ///< of each thread: [rows x kHeadChunk]
+  std::vector<std::vector<BestTokens>> thread_best_;  ///< of each thread: [rows]
+  std::vector<ExpSum> chunk_sums_;                    ///< [chunks x rows]
+
+  bool profiling_ = false;
+  double phase_begin_ = 0;
+  std::array<double, kPhases> phase_seconds_{};
 };
 
 }  // namespace firp

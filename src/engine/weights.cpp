@@ -1,8 +1,6 @@
 #include "engine/weights.h"
 
-#include <atomic>
-#include <exception>
-#include <mutex>
+#include <algorithm>
 #include <utility>
 
 namespace firp {
@@ -16,7 +14,7 @@ std::vector<float> read_vector(const Tensor* tensor) {
 
 Weights::Weights(const Model& model, ThreadPool& pool)
     : layers(model.layers().size()), output_norm(dequantize(model.output_norm())) {
-  std::vector<std::pair<PackedMatrix*, const Tensor*>> matrices = {{&head, &model.head()}};
+  std::vector<std::pair<PackedMatrix*, const Tensor*>> matrices;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     LayerWeights& to = layers[i];
     const LayerTensors& from = model.layers()[i];
@@ -37,32 +35,27 @@ Weights::Weights(const Model& model, ThreadPool& pool)
       matrices.push_back(matrix);
     }
   }
+  matrices.push_back({&head, &model.head()});
 
-  std::atomic<std::size_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failure_mutex;
-  pool.run([&](int) {
-    for (std::size_t i; (i = next.fetch_add(1)) < matrices.size();) {
-      try {
-        *matrices[i].first = PackedMatrix(*matrices[i].second);
-      } catch (...) {
-        const std::scoped_lock lock(failure_mutex);
-        failure = std::current_exception();
-      }
+  std::size_t bytes = 0;
+  for (const auto& [matrix, tensor] : matrices) bytes += PackedMatrix::packed_bytes(*tensor);
+  memory_ = AlignedBytes(bytes);
+  std::byte* at = memory_.data();
+  for (const auto& [matrix, tensor] : matrices) {
+    *matrix = PackedMatrix(*tensor, at);
+    at += matrix->bytes();
+  }
+  pool.run([&](int thread) {
+    for (const auto& [matrix, tensor] : matrices) {
+      const auto [begin, end] = share(matrix->blocks(), thread, pool.size());
+      matrix->pack(*tensor, begin, end);
+      const std::size_t row_bytes = ggml_row_size(tensor->type, tensor->columns());
+      const std::size_t first = std::size_t{kBlockOutputs} * begin * row_bytes;
+      const std::size_t last =
+          std::min(std::size_t{kBlockOutputs} * end * row_bytes, tensor->data.size());
+      model.file().release(tensor->data.subspan(first, last - first));
     }
   });
-  if (failure) std::rethrow_exception(failure);
-}
-
-std::size_t Weights::bytes() const {
-  std::size_t sum = head.bytes();
-  for (const LayerWeights& layer : layers) {
-    for (const PackedMatrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output,
-                                       &layer.gate, &layer.up, &layer.down}) {
-      sum += matrix->bytes();
-    }
-  }
-  return sum;
 }
 
 }  // namespace firp

@@ -24,10 +24,14 @@ struct Weights {
   std::vector<float> output_norm;
   PackedMatrix head;
 
-  /// Packs all matrices, several at a time.
+  /// Packs all matrices, one behind the other in the order in which a pass reads them. Each thread
+  /// of the pool packs about what it will read in a pass, so that it lies in memory near its core.
   Weights(const Model& model, ThreadPool& pool);
 
-  std::size_t bytes() const;  ///< of all matrices
+  std::size_t bytes() const { return memory_.size(); }  ///< of all matrices
+
+ private:
+  AlignedBytes memory_;
 };
 
 }  // namespace firp

@@ -5,6 +5,7 @@
 namespace firp {
 
 /// One table an instruction set, each from a file that is compiled for it.
-extern const Kernels kKernelsPortable, kKernelsAvx2, kKernelsAvx512;
+extern const Kernels kKernelsPortable, kKernelsAvx2, kKernelsAvxVnni, kKernelsAvx512,
+    kKernelsAvx512Bf16;
 
 }  // namespace firp

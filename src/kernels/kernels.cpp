@@ -1,5 +1,8 @@
 #include "kernels/kernels.h"
 
+#ifdef FIRP_X86
+#include <cpuid.h>
+#endif
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -17,20 +20,32 @@ struct Isa {
   bool (*supported)();
 };
 
+#ifdef FIRP_X86
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+/// Not all compilers know its name: leaf 7, subleaf 1, EAX bit 4.
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
+
 /// Best first.
 constexpr Isa kIsas[] = {
 #ifdef FIRP_X86
-    {&kKernelsAvx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vnni");
-     }},
-    {&kKernelsAvx2,
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("f16c");
-     }},
+    {&kKernelsAvx512Bf16, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {&kKernelsAvx512, has_avx512},
+    {&kKernelsAvxVnni, [] { return has_avx2() && has_avx_vnni(); }},
+    {&kKernelsAvx2, has_avx2},
 #endif
     {&kKernelsPortable, [] { return true; }},
 };
@@ -43,9 +58,12 @@ std::size_t rounded(std::size_t n, std::size_t multiple) {
 
 Activations::Activations(int max_rows, int max_inputs) {
   const std::size_t values = static_cast<std::size_t>(max_rows) * rounded(max_inputs, 64);
-  memory_ = AlignedBytes(values * sizeof(float) + values / 32 * sizeof(ActivationGroup));
+  const std::size_t group_bytes = values / 32 * sizeof(ActivationGroup);
+  memory_ = AlignedBytes(values * sizeof(float) + group_bytes + values * sizeof(std::uint16_t));
   values_ = reinterpret_cast<float*>(memory_.data());
-  groups_ = reinterpret_cast<ActivationGroup*>(memory_.data() + values * sizeof(float));
+  std::byte* const groups = memory_.data() + values * sizeof(float);
+  groups_ = reinterpret_cast<ActivationGroup*>(groups);
+  bf16_ = reinterpret_cast<std::uint16_t*>(groups + group_bytes);
 }
 
 void Activations::resize(int rows, int inputs) {

@@ -27,10 +27,14 @@ struct ActivationGroup {
 };
 static_assert(sizeof(ActivationGroup) == 64, "a group is a cache line");
 
-/// Input rows of a product, in both forms that the packed formats read. Inputs are padded with
-/// zeros to a multiple of 64.
+/// The forms of a product's input rows. Which one a matrix reads is up to the instruction set.
+enum class ActivationForm { kValues, kGroups, kBf16 };
+
+/// Input rows of a product, in the forms that packed formats read. Inputs are padded with zeros to
+/// a multiple of 64; a group is 32 of them in every form.
 ///   values  [rows x stride]       F32
 ///   groups  [rows x stride / 32]
+///   bf16    [rows x stride]       bits of bfloat16
 class Activations {
  public:
   Activations(int max_rows, int max_inputs);
@@ -40,11 +44,14 @@ class Activations {
   int rows() const { return rows_; }
   int inputs() const { return inputs_; }
   int stride() const { return stride_; }
+  int group_count() const { return stride_ / 32; }  ///< of a row
 
   float* values(int row) { return values_ + offset(row); }
   const float* values(int row) const { return values_ + offset(row); }
   ActivationGroup* groups(int row) { return groups_ + offset(row) / 32; }
   const ActivationGroup* groups(int row) const { return groups_ + offset(row) / 32; }
+  std::uint16_t* bf16(int row) { return bf16_ + offset(row); }
+  const std::uint16_t* bf16(int row) const { return bf16_ + offset(row); }
 
  private:
   std::size_t offset(int row) const { return static_cast<std::size_t>(row) * stride_; }
@@ -52,6 +59,18 @@ class Activations {
   int rows_ = 0, inputs_ = 0, stride_ = 0;
   float* values_;
   ActivationGroup* groups_;
+  std::uint16_t* bf16_;
+};
+
+/// A run of a product's outputs, in blocks, and what becomes of them.
+struct ProductTask {
+  const PackedMatrix& weights;
+  int first_block, end_block;
+  float* y;  ///< [rows][y_stride], indexed by output from the matrix's output 0
+  std::size_t y_stride;
+  bool add = false;  ///< y += instead of y =
+  /// What this thread reads after this product: fetched to the cache in passing. nullptr: nothing.
+  const std::byte* next = nullptr;
 };
 
 /// What one row's attention in one layer reads, for the query heads that share one KV head.
@@ -78,26 +97,42 @@ struct AttentionTask {
 };
 inline constexpr std::int32_t kNoSlot = -1;
 
+/// An output of the head and its value.
+struct TokenLogit {
+  std::int32_t token;
+  float logit;
+};
+
+/// sum_i exp(x_i) = exp(largest) * sum
+struct ExpSum {
+  float largest, sum;
+};
+
 /// The arithmetic, for one instruction set. Every function gives bit-identical results for a row
 /// whatever rows are beside it, however the work is split over calls and threads, and whether a
 /// position's key and value lie in a page or in a scratch slot (docs/numerics.md).
 struct Kernels {
-  const char* isa;  ///< "avx512", "avx2", "portable"
+  const char* isa;  ///< "avx512_bf16", "avx512", "avx_vnni", "avx2", "portable"
 
-  /// y[r][o] = sum_i x[r][i] w[o][i] for the outputs of blocks first_block .. end_block - 1 and all
-  /// rows of `x` (w.inputs() == x.inputs()); y is [x.rows()][y_stride], indexed by output from the
-  /// matrix's output 0. Never writes beyond w.outputs().
-  void (*matmul)(const PackedMatrix& w, int first_block, int end_block, const Activations& x,
-                 float* y, std::size_t y_stride);
+  /// y[r][o] = sum_i x[r][i] w[o][i] for the outputs of the task's blocks and all rows of `x`
+  /// (inputs() equal). Never writes beyond the matrix's outputs.
+  void (*matmul)(const ProductTask& task, const Activations& x);
 
-  /// The groups of one row from its values (all `stride` of them).
-  void (*quantize)(Activations& x, int row);
+  /// The form that matmul reads with weights of this kind.
+  ActivationForm (*form)(WeightKind kind);
 
-  /// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]
-  void (*rms_norm)(const float* x, const float* weight, float epsilon, int n, float* out);
+  /// Makes a form of groups first .. end - 1 of a row from its values.
+  void (*prepare)(Activations& x, int row, int first, int end, ActivationForm form);
 
-  /// Turns the leading pairs of one head: angle k has cosine cosines[k] and sine sines[k].
-  void (*rope)(float* head, const float* cosines, const float* sines, int pairs, bool interleaved);
+  /// 1 / sqrt(mean(x^2) + epsilon)
+  float (*inverse_rms)(const float* x, float epsilon, int n);
+
+  /// out[i] = x[i] * scale * weight[i]; may be in place.
+  void (*scale)(const float* x, float scale, const float* weight, int n, float* out);
+
+  /// Turns the leading `n` elements of a head, pairs of neighbours (interleaved) or (k, k + n / 2).
+  /// cosines, sines: [n / 2].
+  void (*rope)(float* head, const float* cosines, const float* sines, int n, bool interleaved);
 
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_multiply)(const float* gate, const float* up, int n, float* out);
@@ -109,6 +144,14 @@ struct Kernels {
   /// Softmax attention over a row's visible positions, in ascending order, in blocks of 64 aligned
   /// to absolute position.
   void (*attend)(const AttentionTask& task);
+
+  /// Enters the logits of tokens first .. first + n - 1 into `best`, the most probable `count` so
+  /// far, in descending order (of equal ones the smaller token first). NaNs are left out.
+  void (*select_best)(const float* logits, int n, int first, TokenLogit* best, int& size,
+                      int count);
+
+  /// Of the logits that are numbers.
+  ExpSum (*sum_exp)(const float* logits, int n);
 };
 
 /// Instruction sets that this machine has, best first; "portable" is always the last.

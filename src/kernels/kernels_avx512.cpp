@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: one 512-bit register is 16 lanes.
+// AVX-512 with VNNI.
 
 #include <immintrin.h>
 
@@ -9,76 +9,11 @@
 namespace firp {
 namespace {
 
-using F32x16 = __m512;
-using I32x16 = __m512i;
-using Codes = __m512i;
-
-constexpr int kManyRows = 6;
-constexpr int kManyBlocks = 2;
-constexpr int kFloatBlocks = 4;
-constexpr int kDotZero = 128;
-
-inline F32x16 splat(float x) { return _mm512_set1_ps(x); }
-inline F32x16 load(const float* p) { return _mm512_loadu_ps(p); }
-inline void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x); }
-inline F32x16 load_half(const Half* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-inline F32x16 load_bf16(const std::uint16_t* p) {
-  const __m512i wide =
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-inline void store_half(Half* p, F32x16 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-inline F32x16 add(F32x16 a, F32x16 b) { return _mm512_add_ps(a, b); }
-inline F32x16 sub(F32x16 a, F32x16 b) { return _mm512_sub_ps(a, b); }
-inline F32x16 mul(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
-inline F32x16 div(F32x16 a, F32x16 b) { return _mm512_div_ps(a, b); }
-inline F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a, b); }
-inline F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a, b); }
-inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
-inline I32x16 splat_int(int x) { return _mm512_set1_epi32(x); }
-inline F32x16 to_float(I32x16 x) { return _mm512_cvtepi32_ps(x); }
-inline I32x16 to_int(F32x16 x) { return _mm512_cvtps_epi32(x); }
-inline F32x16 power_of_two(I32x16 n) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, splat_int(127)), 23));
-}
-inline F32x16 zero_where_below(F32x16 x, float limit, F32x16 value) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, splat(limit), _CMP_NLT_UQ), value);
-}
-inline float reduce_add(F32x16 x) { return _mm512_reduce_add_ps(x); }
-inline float reduce_max(F32x16 x) { return _mm512_reduce_max_ps(x); }
-/// Stores codes as bytes; returns their sum.
-inline int store_codes(std::int8_t* p, I32x16 x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x));
-  return _mm512_reduce_add_epi32(x);
-}
-
-inline Codes load_codes(const std::byte* p) { return _mm512_loadu_si512(p); }
-inline Codes low_nibbles(Codes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-inline Codes high_nibbles(Codes x) {
-  return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
-}
-/// The activations are broadcast by the instruction itself: the compiler would load them into
-/// registers that the accumulators need.
-inline I32x16 dot4(I32x16 sum, Codes codes, const std::int8_t* x) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0"
-      : "+v"(sum)
-      : "v"(codes), "m"(*reinterpret_cast<const int(*)>(x)));
-  return sum;
-}
-inline I32x16 dot4_small(I32x16 sum, Codes codes, const std::int8_t* x) {
-  return dot4(sum, codes, x);
-}
-
 #include "kernels/kernels_body.h"
+#include "kernels/vectors_avx512.h"
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = {"avx512", matmul,        quantize, rms_norm,
-                                rope,     silu_multiply, store_kv, attend};
+const Kernels kKernelsAvx512 = table("avx512");
 
 }  // namespace firp

@@ -38,13 +38,20 @@ void measure_matmul(benchmark::State& state, const Kernels& kernels, ggml_type t
   std::normal_distribution<float> normal;
   for (int row = 0; row < rows; ++row) {
     for (int i = 0; i < kSize; ++i) x.values(row)[i] = normal(generator);
-    kernels.quantize(x, row);
+    kernels.prepare(x, row, 0, x.group_count(), kernels.form(packed_format(type).kind));
   }
   std::vector<float> y(static_cast<std::size_t>(rows) * kSize);
   std::size_t next = 0;
   for (auto _ : state) {
     const PackedMatrix& w = rotated[next++ % rotated.size()];
-    kernels.matmul(w, 0, w.blocks(), x, y.data(), kSize);
+    const PackedMatrix& after = rotated[next % rotated.size()];
+    kernels.matmul({.weights = w,
+                    .first_block = 0,
+                    .end_block = w.blocks(),
+                    .y = y.data(),
+                    .y_stride = kSize,
+                    .next = after.block(0)},
+                   x);
     benchmark::ClobberMemory();
   }
   const auto iterations = static_cast<double>(state.iterations());

@@ -19,9 +19,11 @@ struct Codes {
   std::uint8_t byte[64];
 };
 
-constexpr int kManyRows = 1;
-constexpr int kManyBlocks = 1;
+constexpr int kWideRows = 1;
+constexpr int kWideBlocks = 1;
 constexpr int kFloatBlocks = 1;
+constexpr int kNarrowRows = 1;
+constexpr int kAttentionVectors = 1;
 constexpr int kDotZero = 128;
 
 template <typename Result, typename Function>
@@ -67,9 +69,8 @@ inline void store(float* p, F32x16 x) {
 inline F32x16 load_half(const Half* p) {
   return each<F32x16>([=](int i) { return half_to_float(p[i]); });
 }
-inline F32x16 load_bf16(const std::uint16_t* p) {
-  return each<F32x16>(
-      [=](int i) { return std::bit_cast<float>(static_cast<std::uint32_t>(p[i]) << 16); });
+inline F32x16 load_bytes(const std::byte* p) {
+  return each<F32x16>([=](int i) { return static_cast<float>(static_cast<std::int8_t>(p[i])); });
 }
 inline void store_half(Half* p, F32x16 x) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(x.lane[i]);
@@ -115,6 +116,12 @@ inline F32x16 power_of_two(I32x16 n) {
 inline F32x16 zero_where_below(F32x16 x, float limit, F32x16 value) {
   return each<F32x16>([&](int i) { return x.lane[i] < limit ? 0.0f : value.lane[i]; });
 }
+inline bool any_at_least(F32x16 x, float limit) {
+  for (const float lane : x.lane) {
+    if (lane >= limit) return true;
+  }
+  return false;
+}
 inline float reduce_add(F32x16 x) {
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) x.lane[i] += x.lane[i + width];
@@ -152,22 +159,55 @@ inline Codes high_nibbles(Codes x) {
   for (std::uint8_t& byte : x.byte) byte >>= 4;
   return x;
 }
-inline I32x16 dot4(I32x16 sum, const Codes& codes, const std::int8_t* x) {
-  for (int i = 0; i < 16; ++i) {
-    sum.lane[i] += codes.byte[4 * i] * x[0] + codes.byte[4 * i + 1] * x[1] +
-                   codes.byte[4 * i + 2] * x[2] + codes.byte[4 * i + 3] * x[3];
+inline Codes two_bits(Codes x, int s) {
+  for (std::uint8_t& byte : x.byte) byte = byte >> (2 * s) & 3;
+  return x;
+}
+template <int kValue>
+inline Codes add_bits(Codes x, const std::byte* bits) {
+  for (int i = 0; i < 64; ++i) {
+    if ((static_cast<int>(bits[i / 8]) >> (i % 8) & 1) != 0) x.byte[i] |= kValue;
   }
-  return sum;
+  return x;
 }
-inline I32x16 dot4_small(I32x16 sum, const Codes& codes, const std::int8_t* x) {
-  return dot4(sum, codes, x);
+inline Codes add_two_bits(Codes x, const Codes& planes, int s) {
+  for (int i = 0; i < 64; ++i) x.byte[i] |= (planes.byte[i] >> (2 * s) & 3) << 4;
+  return x;
 }
+inline F32x16 even_bf16(const Codes& pairs) {
+  return each<F32x16>([&](int i) {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(pairs.byte[4 * i]) << 16 |
+                                static_cast<std::uint32_t>(pairs.byte[4 * i + 1]) << 24);
+  });
+}
+inline F32x16 odd_bf16(const Codes& pairs) {
+  return each<F32x16>([&](int i) {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(pairs.byte[4 * i + 2]) << 16 |
+                                static_cast<std::uint32_t>(pairs.byte[4 * i + 3]) << 24);
+  });
+}
+
+template <int kBits>
+class DotSum {
+ public:
+  DotSum() = default;
+  explicit DotSum(int start) : lanes_(splat_int(start)) {}
+  void add(const Codes& codes, const std::int8_t* x) {
+    for (int i = 0; i < 16; ++i) {
+      lanes_.lane[i] += codes.byte[4 * i] * x[0] + codes.byte[4 * i + 1] * x[1] +
+                        codes.byte[4 * i + 2] * x[2] + codes.byte[4 * i + 3] * x[3];
+    }
+  }
+  const I32x16& sum(int /*start*/) const { return lanes_; }
+
+ private:
+  I32x16 lanes_;
+};
 
 #include "kernels/kernels_body.h"
 
 }  // namespace
 
-const Kernels kKernelsPortable = {"portable", matmul,        quantize, rms_norm,
-                                  rope,       silu_multiply, store_kv, attend};
+const Kernels kKernelsPortable = table("portable");
 
 }  // namespace firp

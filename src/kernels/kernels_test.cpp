@@ -6,7 +6,9 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -22,7 +24,7 @@ constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-bool reads_codes(ggml_type type) { return packed_format(type).group != 0; }
+bool reads_codes(ggml_type type) { return packed_format(type).kind == WeightKind::kCodes; }
 
 std::vector<float> random_values(std::size_t n, unsigned seed, float deviation = 1.0f) {
   std::mt19937 generator(seed);
@@ -54,14 +56,38 @@ class KernelsTest : public testing::TestWithParam<std::string> {
     x.resize(rows, inputs);
     for (int row = 0; row < rows; ++row) {
       std::ranges::copy(random_values(inputs, 1000 + first_row + row), x.values(row));
-      kernels_.quantize(x, row);
+      prepare(x, row);
     }
     return x;
   }
 
+  /// All forms of a row, from its values.
+  void prepare(Activations& x, int row) const {
+    kernels_.prepare(x, row, 0, x.group_count(), ActivationForm::kGroups);
+    kernels_.prepare(x, row, 0, x.group_count(), ActivationForm::kBf16);
+  }
+
+  /// An input as the product reads it, after its rounding.
+  double input_of(ggml_type type, const Activations& x, int row, int i) const {
+    const ActivationGroup& group = x.groups(row)[i / 32];
+    switch (kernels_.form(packed_format(type).kind)) {
+      case ActivationForm::kGroups:
+        return double{group.scale} * group.codes[i % 32];
+      case ActivationForm::kBf16:
+        return std::bit_cast<float>(std::uint32_t{x.bf16(row)[i]} << 16);
+      default:
+        return x.values(row)[i];
+    }
+  }
+
   std::vector<float> product(const PackedMatrix& w, const Activations& x) const {
     std::vector<float> y(static_cast<std::size_t>(x.rows()) * w.outputs(), kNan);
-    kernels_.matmul(w, 0, w.blocks(), x, y.data(), w.outputs());
+    kernels_.matmul({.weights = w,
+                     .first_block = 0,
+                     .end_block = w.blocks(),
+                     .y = y.data(),
+                     .y_stride = static_cast<std::size_t>(w.outputs())},
+                    x);
     return y;
   }
 };
@@ -91,9 +117,7 @@ TEST_P(KernelsTest, ProductIsWithinRoundingOfTheExactOne) {
           double exact = 0;
           double size = 0;
           for (int i = 0; i < inputs; ++i) {
-            const double input = reads_codes(type) ? double{x.groups(row)[i / 32].scale} *
-                                                         x.groups(row)[i / 32].codes[i % 32]
-                                                   : double{x.values(row)[i]};
+            const double input = input_of(type, x, row, i);
             exact += input * weights[static_cast<std::size_t>(output) * inputs + i];
             size += std::abs(input) * 4;  // the weights are normal
           }
@@ -124,7 +148,7 @@ TEST_P(KernelsTest, ProductOfExtremeCodesIsExact) {
         Activations x(1, 64);
         x.resize(1, 64);
         std::fill_n(x.values(0), 64, sign * 127.0f);
-        kernels_.quantize(x, 0);
+        prepare(x, 0);
         const std::vector<float> weights = dequantize(random.tensor());
         const float exact =
             127.0f * sign * std::accumulate(weights.begin(), weights.begin() + 64, 0.0f);
@@ -152,7 +176,13 @@ TEST_P(KernelsTest, ProductOfARowDependsOnNothingElse) {
       std::vector<float> y(static_cast<std::size_t>(rows) * kStride, 7.0f);
       for (int block = 0; block < w.blocks();) {
         const int end = block + 1 + static_cast<int>(generator() % (w.blocks() - block));
-        kernels_.matmul(w, block, end, x, y.data(), kStride);
+        kernels_.matmul({.weights = w,
+                         .first_block = block,
+                         .end_block = end,
+                         .y = y.data(),
+                         .y_stride = kStride,
+                         .next = generator() % 2 == 0 ? w.block(0) : nullptr},
+                        x);
         block = end;
       }
       for (int row = 0; row < rows; ++row) {
@@ -202,7 +232,7 @@ TEST_P(KernelsTest, QuantizeRoundsToTheNearestCode) {
   Activations x = activations(1, kInputs);
   std::fill_n(x.values(0) + 64, 32, 0.0f);
   std::fill_n(x.values(0) + 96, 32, 1e-42f);
-  kernels_.quantize(x, 0);
+  prepare(x, 0);
   ASSERT_EQ(x.stride() % 64, 0);
   for (int i = 0; i < x.stride(); ++i) {
     const int code = x.groups(0)[i / 32].codes[i % 32];
@@ -237,7 +267,7 @@ TEST_P(KernelsTest, QuantizeTakesWhatIsNotFinite) {
   x.values(0)[40] = kInfinity;
   x.values(0)[70] = -kInfinity;
   x.values(0)[100] = std::numeric_limits<float>::max();
-  kernels_.quantize(x, 0);
+  prepare(x, 0);
   for (int i = 0; i < 128; ++i) ASSERT_GE(x.groups(0)[i / 32].codes[i % 32], -127);
 }
 
@@ -247,17 +277,95 @@ TEST_P(KernelsTest, RmsNorm) {
     const std::vector<float> weight = random_values(n, 2);
     double squares = 0;
     for (const float value : x) squares += double{value} * value;
+    const double expected = 1 / std::sqrt(squares / n + 1e-5);
+    const float inverse = kernels_.inverse_rms(x.data(), 1e-5f, n);
+    ASSERT_NEAR(inverse, expected, 20 * kEpsilon * expected);
     std::vector<float> out(n + 1, 7.0f);
-    kernels_.rms_norm(x.data(), weight.data(), 1e-5f, n, out.data());
-    for (int i = 0; i < n; ++i) {
-      ASSERT_NEAR(out[i], x[i] / std::sqrt(squares / n + 1e-5) * weight[i],
-                  20 * kEpsilon * std::abs(out[i]));
-    }
+    kernels_.scale(x.data(), inverse, weight.data(), n, out.data());
+    for (int i = 0; i < n; ++i) ASSERT_EQ(out[i], x[i] * inverse * weight[i]);
     ASSERT_EQ(out[n], 7.0f);
     std::vector<float> in_place = x;
-    kernels_.rms_norm(in_place.data(), weight.data(), 1e-5f, n, in_place.data());
+    kernels_.scale(in_place.data(), inverse, weight.data(), n, in_place.data());
     ASSERT_TRUE(same_bits(in_place, std::span(out).first(n)));
   }
+}
+
+TEST_P(KernelsTest, MatmulAddsToWhatIsThere) {
+  const RandomTensor random(GGML_TYPE_Q4_0, 53, 128, 1);
+  const PackedMatrix w(random.tensor());
+  const Activations x = activations(7, 128);
+  const std::vector<float> alone = product(w, x);
+  std::vector<float> y = random_values(alone.size(), 9);
+  std::vector<float> expected = y;
+  for (std::size_t i = 0; i < y.size(); ++i) expected[i] += alone[i];
+  kernels_.matmul({.weights = w,
+                   .first_block = 0,
+                   .end_block = w.blocks(),
+                   .y = y.data(),
+                   .y_stride = 53,
+                   .add = true},
+                  x);
+  ASSERT_TRUE(same_bits(y, expected));
+}
+
+TEST_P(KernelsTest, PrepareOfAPartIsThatOfTheWhole) {
+  const Activations whole = activations(1, 320);
+  Activations parts(1, 320);
+  parts.resize(1, 320);
+  std::ranges::copy(std::span(whole.values(0), 320), parts.values(0));
+  for (const auto& [begin, end] : {std::pair{3, 10}, {0, 1}, {1, 3}}) {
+    kernels_.prepare(parts, 0, begin, end, ActivationForm::kGroups);
+    kernels_.prepare(parts, 0, begin, end, ActivationForm::kBf16);
+  }
+  ASSERT_EQ(std::memcmp(parts.groups(0), whole.groups(0), 10 * sizeof(ActivationGroup)), 0);
+  ASSERT_TRUE(std::ranges::equal(std::span(parts.bf16(0), 320), std::span(whole.bf16(0), 320)));
+}
+
+/// The best of all logits, whatever the parts they are looked through in.
+TEST_P(KernelsTest, SelectBestIsASort) {
+  std::vector<float> logits = random_values(1003, 3);
+  logits[7] = logits[900] = 9.0f;
+  logits[500] = kNan;
+  logits[501] = kInfinity;
+  logits[502] = -kInfinity;
+  std::vector<TokenLogit> sorted;
+  for (int i = 0; i < 1003; ++i) {
+    if (!std::isnan(logits[i])) sorted.push_back({i, logits[i]});
+  }
+  std::ranges::stable_sort(sorted, std::greater<>(), &TokenLogit::logit);
+  std::mt19937 generator(5);
+  for (const int count : {1, 2, 40, 1002}) {
+    std::vector<TokenLogit> best(count);
+    int size = 0;
+    for (int begin = 0; begin < 1003;) {
+      const int n = std::min<int>(1003 - begin, 1 + generator() % 300);
+      kernels_.select_best(logits.data() + begin, n, begin, best.data(), size, count);
+      begin += n;
+    }
+    ASSERT_EQ(size, count);
+    for (int i = 0; i < count; ++i) {
+      ASSERT_EQ(best[i].token, sorted[i].token) << i << " of " << count;
+      ASSERT_EQ(best[i].logit, sorted[i].logit);
+    }
+  }
+}
+
+TEST_P(KernelsTest, SumExpLeavesOutNans) {
+  for (const int n : {1, 15, 16, 100}) {
+    std::vector<float> logits = random_values(n, 4, 5.0f);
+    double sum = 0;
+    float largest = -kInfinity;
+    for (const float logit : logits) largest = std::max(largest, logit);
+    for (const float logit : logits) sum += std::exp(double{logit} - largest);
+    const ExpSum plain = kernels_.sum_exp(logits.data(), n);
+    ASSERT_EQ(plain.largest, largest);
+    ASSERT_NEAR(plain.sum, sum, 1e-5 * sum);
+    logits.insert(logits.begin() + n / 2, kNan);
+    const ExpSum with_nan = kernels_.sum_exp(logits.data(), n + 1);
+    ASSERT_EQ(with_nan.largest, largest);
+    ASSERT_NEAR(with_nan.sum, sum, 1e-5 * sum);
+  }
+  ASSERT_EQ(kernels_.sum_exp(&kNan, 1).sum, 0.0f);
 }
 
 TEST_P(KernelsTest, RopeTurnsNeighboursOrHalves) {
@@ -270,7 +378,7 @@ TEST_P(KernelsTest, RopeTurnsNeighboursOrHalves) {
   }
   for (const bool interleaved : {true, false}) {
     std::vector<float> turned = head;
-    kernels_.rope(turned.data(), cosines.data(), sines.data(), kPairs, interleaved);
+    kernels_.rope(turned.data(), cosines.data(), sines.data(), 2 * kPairs, interleaved);
     for (int i = 0; i < kPairs; ++i) {
       const int a = interleaved ? 2 * i : i;
       const int b = interleaved ? 2 * i + 1 : i + kPairs;

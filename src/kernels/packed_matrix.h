@@ -12,7 +12,9 @@ namespace firp {
 /// Outputs are packed in blocks of this many: a 512-bit vector of 32-bit lanes.
 inline constexpr int kBlockOutputs = 16;
 
-/// Memory for weights and activations: aligned to 64 bytes, huge pages asked for where large.
+/// Memory for weights and activations, all zero at first: aligned to 64 bytes, in huge pages where
+/// it is large and the system has them. A page is taken from the system when it is first written,
+/// near the core that writes it.
 class AlignedBytes {
  public:
   AlignedBytes() = default;
@@ -22,55 +24,101 @@ class AlignedBytes {
   std::size_t size() const { return size_; }
 
  private:
-  struct Free {
+  struct Unmap {
+    std::size_t bytes;
     void operator()(std::byte* pointer) const;
   };
-  std::unique_ptr<std::byte, Free> data_;
+  std::unique_ptr<std::byte, Unmap> data_;
   std::size_t size_ = 0;
 };
 
-/// How a packed matrix stores its weights. The value of a weight is scale * code + min, exactly the
-/// file's value; the product with an activation is what every instruction set computes from it.
-enum class CodeKind { kFourBit, kEightBit, kF16, kBF16, kF32 };
+enum class WeightKind { kCodes, kF16, kBF16, kF32 };
 
+/// How a packed matrix stores its weights. The value of a weight is scale * (code - zero) + min,
+/// exactly the file's value; the product with an activation is what every instruction set computes
+/// from it. docs/kernels.md draws the layout.
 struct PackedFormat {
-  CodeKind codes;
-  int group = 0;             ///< inputs that share a scale: 16 or 32; 0 for floats
-  bool wide_scales = false;  ///< scales (and mins) are F32 instead of F16
+  ggml_type type;
+  WeightKind kind;
+  int bits = 0;   ///< of a code: 2, 3, 4, 5, 6 or 8
+  int group = 0;  ///< inputs that share a scale (and min): 16 or 32
+  /// Scales are an F16 of 256 inputs times a signed byte of the group; else they are F16.
+  bool sub_scales = false;
   bool has_min = false;
-  int zero = 0;  ///< code that means 0 (kFourBit; kEightBit always stores code + 128)
+  int zero = 0;  ///< the code that means 0
 
-  std::size_t cell_bytes() const;  ///< bytes of one cell: 16 outputs x 64 inputs with their scales
+  constexpr int cell_inputs() const { return sub_scales ? 256 : 64; }
+  /// The parts of a quarter, 16 outputs x 64 inputs. Low codes and high bits are those of two
+  /// halves of 32 inputs.
+  constexpr int low_bytes() const { return bits == 8 ? 1024 : bits >= 4 ? 512 : 256; }
+  constexpr int high_bytes() const { return bits == 6 ? 256 : bits == 5 || bits == 3 ? 128 : 0; }
+  constexpr int scale_bytes() const { return kBlockOutputs * (sub_scales ? 1 : 2); }  ///< a group's
+  constexpr int quarter_bytes() const {
+    return low_bytes() + high_bytes() + 64 / group * (has_min ? 2 : 1) * scale_bytes();
+  }
+  /// Sub-scaled cells begin with their 16 F16 scales and 16 F16 mins.
+  constexpr int header_bytes() const { return sub_scales ? 64 : 0; }
+  constexpr int cell_bytes() const {
+    if (kind == WeightKind::kCodes) return header_bytes() + cell_inputs() / 64 * quarter_bytes();
+    return kBlockOutputs * 64 * (kind == WeightKind::kF32 ? 4 : 2);
+  }
+};
+
+inline constexpr PackedFormat kPackedFormats[] = {
+    {GGML_TYPE_F32, WeightKind::kF32},
+    {GGML_TYPE_F16, WeightKind::kF16},
+    {GGML_TYPE_BF16, WeightKind::kBF16},
+    {GGML_TYPE_Q4_0, WeightKind::kCodes, 4, 32, false, false, 8},
+    {GGML_TYPE_Q4_1, WeightKind::kCodes, 4, 32, false, true, 0},
+    {GGML_TYPE_Q5_0, WeightKind::kCodes, 5, 32, false, false, 16},
+    {GGML_TYPE_Q5_1, WeightKind::kCodes, 5, 32, false, true, 0},
+    {GGML_TYPE_Q8_0, WeightKind::kCodes, 8, 32, false, false, 128},
+    {GGML_TYPE_Q2_K, WeightKind::kCodes, 2, 16, true, true, 0},
+    {GGML_TYPE_Q3_K, WeightKind::kCodes, 3, 16, true, false, 4},
+    {GGML_TYPE_Q4_K, WeightKind::kCodes, 4, 32, true, true, 0},
+    {GGML_TYPE_Q5_K, WeightKind::kCodes, 5, 32, true, true, 0},
+    {GGML_TYPE_Q6_K, WeightKind::kCodes, 6, 16, true, false, 32},
 };
 
 /// The packed form of every GGUF type that we accept; an Error that lists them for any other.
 PackedFormat packed_format(ggml_type type);
 
 /// A weight matrix, repacked so that a product reads one stream front to back: blocks of 16
-/// outputs, each a run of cells along the inputs, each cell its codes and then their scales and
-/// mins. The number of outputs is padded to a multiple of 16 and inputs to one of 64, with zero
-/// weights.
+/// outputs, each a run of cells along the inputs, each cell its codes and their scales and mins.
+/// The number of outputs is padded to a multiple of 16 and inputs to one of 64, with zero weights.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  /// `tensor`: [rows() outputs x columns() inputs].
+
+  /// Packs `tensor`, [outputs() x inputs()], into memory of its own. An Error where it cannot be a
+  /// matrix.
   explicit PackedMatrix(const Tensor& tensor);
+  /// A matrix to be packed, by pack(), into `memory`: packed_bytes(tensor) zero bytes, aligned to
+  /// 64, that outlive it.
+  PackedMatrix(const Tensor& tensor, std::byte* memory);
+
+  static std::size_t packed_bytes(const Tensor& tensor);
+
+  /// Packs the blocks begin .. end - 1, read from the tensor that the matrix was made of. Calls for
+  /// different blocks may run at once.
+  void pack(const Tensor& tensor, int begin, int end);
 
   const PackedFormat& format() const { return format_; }
   int outputs() const { return outputs_; }
   int inputs() const { return inputs_; }
   int blocks() const { return (outputs_ + kBlockOutputs - 1) / kBlockOutputs; }
-  int cells() const { return (inputs_ + 63) / 64; }  ///< per block
-  std::size_t bytes() const { return data_.size(); }
-  const std::byte* block(int index) const {
-    return data_.data() + static_cast<std::size_t>(index) * cells() * format_.cell_bytes();
-  }
+  int cells() const { return (inputs_ + format_.cell_inputs() - 1) / format_.cell_inputs(); }
+  std::size_t block_bytes() const { return block_bytes_; }
+  std::size_t bytes() const { return blocks() * block_bytes_; }
+  const std::byte* block(int index) const { return bytes_ + index * block_bytes_; }
 
  private:
   PackedFormat format_{};
   int outputs_ = 0;
   int inputs_ = 0;
-  AlignedBytes data_;
+  std::size_t block_bytes_ = 0;
+  std::byte* bytes_ = nullptr;
+  AlignedBytes own_;
 };
 
 }  // namespace firp

@@ -23,39 +23,60 @@ T read(const std::byte* at, std::size_t index = 0) {
 /// Weight (output, input) as docs/kernels.md describes the layout, written apart from the packer.
 float unpack(const PackedMatrix& w, int output, int input) {
   const PackedFormat& f = w.format();
-  const std::byte* const cell =
-      w.block(output / 16) + static_cast<std::size_t>(input / 64) * f.cell_bytes();
   const int lane = output % 16;
+  const std::byte* const cell =
+      w.block(output / 16) +
+      static_cast<std::size_t>(input / (f.sub_scales ? 256 : 64)) * f.cell_bytes();
   const int i = input % 64;
-  switch (f.codes) {
-    case CodeKind::kF32:
+  switch (f.kind) {
+    case WeightKind::kF32:
       return read<float>(cell, 16 * i + lane);
-    case CodeKind::kF16:
+    case WeightKind::kF16:
       return ggml_fp16_to_fp32(read<ggml_fp16_t>(cell, 16 * i + lane));
-    case CodeKind::kBF16:
-      return std::bit_cast<float>(std::uint32_t{read<std::uint16_t>(cell, 16 * i + lane)} << 16);
+    case WeightKind::kBF16:
+      return std::bit_cast<float>(
+          std::uint32_t{read<std::uint16_t>(cell, 32 * (i / 2) + 2 * lane + i % 2)} << 16);
     default:
       break;
   }
-  const bool four = f.codes == CodeKind::kFourBit;
+  const std::byte* quarter = cell;
+  if (f.sub_scales) quarter += 64 + input % 256 / 64 * f.quarter_bytes();
   const int half = i / 32;
-  const int k = i % 32;
+  const int v = i % 32 / 4;
+  const int b = i % 4;
+  const auto byte = [](const std::byte* at) { return read<std::uint8_t>(at); };
+  const auto two_bits = [&](const std::byte* planes) {
+    return byte(planes + 64 * (v / 4) + 4 * lane + b) >> (2 * (v % 4)) & 3;
+  };
+  const int low_bytes = f.bits == 8 ? 512 : f.bits >= 4 ? 256 : 128;
+  const std::byte* const low = quarter + half * low_bytes;
   int code;
-  if (four) {
-    const int byte = read<std::uint8_t>(cell, 256 * half + 64 * (k % 16 / 4) + 4 * lane + k % 4);
-    code = (k < 16 ? byte & 15 : byte >> 4) - f.zero;
+  if (f.bits == 8) {
+    code = byte(low + 64 * v + 4 * lane + b);
+  } else if (f.bits >= 4) {
+    const int pair = byte(low + 64 * (v % 4) + 4 * lane + b);
+    code = v < 4 ? pair & 15 : pair >> 4;
   } else {
-    code = read<std::uint8_t>(cell, 512 * half + 64 * (k / 4) + 4 * lane + k % 4) - 128;
+    code = two_bits(low);
+  }
+  const std::byte* at = quarter + 2 * low_bytes;
+  if (f.bits == 6) {
+    code |= two_bits(at + 128 * half) << 4;
+    at += 256;
+  } else if (f.bits % 2 != 0) {
+    const int bit = 4 * lane + b;
+    code |= (byte(at + 64 * half + 8 * v + bit / 8) >> (bit % 8) & 1) << (f.bits - 1);
+    at += 128;
   }
   const int groups = 64 / f.group;
-  const auto number = [&](int index) {
-    const std::byte* const scales = cell + (four ? 512 : 1024);
-    return f.wide_scales ? read<float>(scales, index)
-                         : ggml_fp16_to_fp32(read<ggml_fp16_t>(scales, index));
+  const auto number = [&](int index, int header) {
+    return f.sub_scales ? ggml_fp16_to_fp32(read<ggml_fp16_t>(cell, header + lane)) *
+                              static_cast<float>(read<std::int8_t>(at, index))
+                        : ggml_fp16_to_fp32(read<ggml_fp16_t>(at, index));
   };
   const int group = i / f.group;
-  const float product = number(16 * group + lane) * static_cast<float>(code);
-  return f.has_min ? product + number(16 * (groups + group) + lane) : product;
+  const float product = number(16 * group + lane, 0) * static_cast<float>(code - f.zero);
+  return f.has_min ? product + number(16 * (groups + group) + lane, 16) : product;
 }
 
 void expect_same_weights(const Tensor& tensor) {
@@ -64,7 +85,7 @@ void expect_same_weights(const Tensor& tensor) {
   ASSERT_EQ(packed.inputs(), tensor.columns());
   const std::vector<float> expected = dequantize(tensor);
   for (int output = 0; output < packed.blocks() * 16; ++output) {
-    for (int input = 0; input < packed.cells() * 64; ++input) {
+    for (int input = 0; input < packed.cells() * packed.format().cell_inputs(); ++input) {
       const bool real = output < packed.outputs() && input < packed.inputs();
       const float want =
           real ? expected[static_cast<std::size_t>(output) * packed.inputs() + input] : 0.0f;
@@ -117,9 +138,36 @@ TEST(PackedMatrix, RefusesWhatItCannotPack) {
   refuses([](Tensor& t) { t.shape = {64, std::int64_t{1} << 33, 1, 1}; });
 }
 
+/// The packed formats hardly add to the file's: what a product of one row costs.
+TEST(PackedMatrix, IsAsSmallAsTheFile) {
+  for (const ggml_type type : kMatrixTypes) {
+    const RandomTensor random(type, 64, 1024, 1);
+    const double ratio = static_cast<double>(PackedMatrix(random.tensor()).bytes()) /
+                         static_cast<double>(random.tensor().data.size());
+    EXPECT_LE(ratio, type == GGML_TYPE_Q2_K ? 1.2 : 1.06) << ggml_type_name(type);
+  }
+}
+
+TEST(PackedMatrix, PacksTheSameInParts) {
+  for (const ggml_type type : kMatrixTypes) {
+    const RandomTensor random(type, 16 * 5 + 3, 512, 1);
+    const PackedMatrix whole(random.tensor());
+    AlignedBytes memory(PackedMatrix::packed_bytes(random.tensor()));
+    PackedMatrix parts(random.tensor(), memory.data());
+    for (const auto& [begin, end] : {std::pair{3, 6}, {0, 1}, {1, 3}}) {
+      parts.pack(random.tensor(), begin, end);
+    }
+    ASSERT_EQ(parts.bytes(), whole.bytes());
+    EXPECT_EQ(std::memcmp(parts.block(0), whole.block(0), whole.bytes()), 0)
+        << ggml_type_name(type);
+  }
+}
+
 TEST(AlignedBytes, AreAligned) {
   for (const std::size_t size : {1u, 100u, 3u << 20}) {
-    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(AlignedBytes(size).data()) % 64, 0u);
+    AlignedBytes memory(size);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory.data()) % 64, 0u);
+    std::memset(memory.data(), 1, size);
   }
 }
 

@@ -368,6 +368,17 @@ const Tensor& GgufFile::get_tensor(std::string_view name) const {
   return *tensor;
 }
 
+void GgufFile::release(std::span<const std::byte> bytes) const {
+  const std::byte* const end = bytes.data() + bytes.size();
+  if (bytes.data() < mapping_->data || end > mapping_->data + mapping_->size) return;
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+  const auto at = reinterpret_cast<std::uintptr_t>(bytes.data());
+  const std::size_t skip = (page - at % page) % page;
+  if (bytes.size() < skip + page) return;
+  const std::size_t whole = (bytes.size() - skip) / page * page;
+  madvise(const_cast<std::byte*>(bytes.data()) + skip, whole, MADV_DONTNEED);
+}
+
 namespace {
 
 void dequantize_elements(const Tensor& tensor, const std::byte* from, std::span<float> out) {

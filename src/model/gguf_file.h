@@ -61,6 +61,11 @@ class GgufFile {
   const Tensor* find_tensor(std::string_view name) const;
   const Tensor& get_tensor(std::string_view name) const;
 
+  /// Says that these bytes of the mapping are not needed for now: the whole pages among them leave
+  /// the process's memory, and come back from the file when they are read again. Bytes that are not
+  /// in the mapping are left alone.
+  void release(std::span<const std::byte> bytes) const;
+
  private:
   struct Mapping;
   struct Metadata;

@@ -1,0 +1,416 @@
+// Products of packed weights with a few rows. See kernels_body.h.
+//
+// An output's operations and their order depend on the matrix's inputs alone: never on the number
+// of rows, the tile, or the range of blocks.
+
+/// What a tile reads and writes.
+struct TileTask {
+  const std::byte* weights;  ///< the first block
+  std::size_t block_bytes;   ///< from a block to the next
+  int cells;                 ///< of a block
+  /// Bytes that the tile prefetches while it runs: its part of the weights that come next.
+  const std::byte* next;
+  std::size_t next_bytes;
+  const Activations& x;
+  int first_row;
+  float* y;
+  std::size_t y_stride;
+  bool add;
+  int first_output, outputs;
+};
+
+/// Fetches a tile's `next` bytes, a few lines with each of its steps: all at once would make the
+/// tile wait, and the memory then idle.
+class Prefetch {
+ public:
+  Prefetch(const TileTask& task, int steps)
+      : at_(task.next), due_(task.next), step_bytes_(task.next_bytes / steps) {}
+  void step() {
+    for (due_ += step_bytes_; at_ < due_; at_ += 64) __builtin_prefetch(at_, 0, 3);
+  }
+
+ private:
+  const std::byte* at_;
+  const std::byte* due_;
+  std::size_t step_bytes_;
+};
+
+/// Stores 16 outputs from `first` on, of which there are `outputs`; or adds them to what is there.
+inline void store_outputs(float* y, int first, int outputs, bool add_to, F32x16 values) {
+  if (first + kBlockOutputs <= outputs) {
+    store(y + first, add_to ? add(load(y + first), values) : values);
+  } else {
+    float tail[kBlockOutputs];
+    store(tail, values);
+    for (int i = 0; first + i < outputs; ++i) {
+      y[first + i] = add_to ? y[first + i] + tail[i] : tail[i];
+    }
+  }
+}
+
+template <int kRows, int kBlocks>
+inline void store_tile(const TileTask& task, const F32x16 (&result)[kRows][kBlocks]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int b = 0; b < kBlocks; ++b) {
+      store_outputs(task.y + (task.first_row + r) * task.y_stride,
+                    task.first_output + b * kBlockOutputs, task.outputs, task.add, result[r][b]);
+    }
+  }
+}
+
+constexpr PackedFormat format_of(ggml_type type) {
+  for (const PackedFormat& format : kPackedFormats) {
+    if (format.type == type) return format;
+  }
+  return {};
+}
+
+/// Code vector v of half a quarter: inputs 4 v .. 4 v + 3 of 16 outputs. `low`, `high`: where the
+/// half's low codes and high bits begin.
+template <int kBits>
+inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
+  if constexpr (kBits == 8) return load_codes(low + 64 * v);
+  Codes codes;
+  if constexpr (kBits >= 4) {
+    const Codes bytes = load_codes(low + 64 * (v % 4));
+    codes = v < 4 ? low_nibbles(bytes) : high_nibbles(bytes);
+  } else {
+    codes = two_bits(load_codes(low + 64 * (v / 4)), v % 4);
+  }
+  if constexpr (kBits == 5) codes = add_bits<16>(codes, high + 8 * v);
+  if constexpr (kBits == 3) codes = add_bits<4>(codes, high + 8 * v);
+  if constexpr (kBits == 6) codes = add_two_bits(codes, load_codes(high + 64 * (v / 4)), v % 4);
+  return codes;
+}
+
+/// kRows rows times kBlocks blocks of 16 outputs, over all inputs: for each group an exact integer
+/// dot product, one fma with its scale, and one with its min.
+template <ggml_type kType, int kRows, int kBlocks>
+void codes_tile(const TileTask& task) {
+  constexpr PackedFormat kFormat = format_of(kType);
+  constexpr int kBits = kFormat.bits;
+  constexpr int kZero = kBits == 8 ? kDotZero : kFormat.zero;
+  constexpr int kGroups = 32 / kFormat.group;  // in a half
+  constexpr int kVectors = 8 / kGroups;        // of codes in a group
+  constexpr int kQuarters = kFormat.cell_inputs() / 64;
+  constexpr int kMins = 64 / kFormat.group * kFormat.scale_bytes();  // from scales to mins
+  using Sum = DotSum<kBits>;
+  const std::size_t block_bytes = task.block_bytes;
+
+  const ActivationGroup* in[kRows];
+  F32x16 result[kRows][kBlocks];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    in[r] = task.x.groups(task.first_row + r);
+#pragma GCC unroll 16
+    for (int b = 0; b < kBlocks; ++b) result[r][b] = splat(0.0f);
+  }
+
+  Prefetch prefetch(task, 2 * kQuarters * task.cells);
+  const std::byte* cell = task.weights;
+  for (int c = 0; c < task.cells; ++c, cell += kFormat.cell_bytes()) {
+    const std::byte* quarter = cell + kFormat.header_bytes();
+    for (int q = 0; q < kQuarters; ++q, quarter += kFormat.quarter_bytes()) {
+#pragma GCC unroll 1
+      for (int half = 0; half < 2; ++half) {
+        prefetch.step();
+        const std::byte* const low = quarter + half * (kFormat.low_bytes() / 2);
+        const std::byte* const high =
+            quarter + kFormat.low_bytes() + half * (kFormat.high_bytes() / 2);
+        const std::byte* const scales = quarter + kFormat.low_bytes() + kFormat.high_bytes() +
+                                        half * (kGroups * kFormat.scale_bytes());
+#pragma GCC unroll 2
+        for (int g = 0; g < kGroups; ++g) {
+          const int part = kGroups == 1 ? 2 : g;  // the sums of all 32 inputs, or of 16
+          Sum dot[kRows][kBlocks];
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            const Sum start(kZero == 0 ? 0 : -kZero * in[r]->sums[part]);
+#pragma GCC unroll 16
+            for (int b = 0; b < kBlocks; ++b) dot[r][b] = start;
+          }
+#pragma GCC unroll 8
+          for (int i = 0; i < kVectors; ++i) {
+            // Both nibbles of a byte one after the other: it is loaded once.
+            const int v = kGroups == 1 ? i / 2 + 4 * (i % 2) : g * kVectors + i;
+#pragma GCC unroll 16
+            for (int b = 0; b < kBlocks; ++b) {
+              const Codes codes =
+                  load_code<kBits>(low + b * block_bytes, high + b * block_bytes, v);
+#pragma GCC unroll 16
+              for (int r = 0; r < kRows; ++r) dot[r][b].add(codes, in[r]->codes + 4 * v);
+            }
+          }
+#pragma GCC unroll 16
+          for (int b = 0; b < kBlocks; ++b) {
+            const std::byte* const at = scales + b * block_bytes + g * kFormat.scale_bytes();
+            const Half* const header = reinterpret_cast<const Half*>(cell + b * block_bytes);
+            const F32x16 scale = kFormat.sub_scales ? mul(load_half(header), load_bytes(at))
+                                                    : load_half(reinterpret_cast<const Half*>(at));
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; ++r) {
+              result[r][b] =
+                  fma(to_float(dot[r][b].sum(kZero == 0 ? 0 : -kZero * in[r]->sums[part])),
+                      mul(scale, splat(in[r]->scale)), result[r][b]);
+            }
+            if constexpr (kFormat.has_min) {
+              const F32x16 min =
+                  kFormat.sub_scales
+                      ? mul(load_half(header + kBlockOutputs), load_bytes(at + kMins))
+                      : load_half(reinterpret_cast<const Half*>(at + kMins));
+#pragma GCC unroll 16
+              for (int r = 0; r < kRows; ++r) {
+                result[r][b] = fma(min, splat(in[r]->scaled_sums[part]), result[r][b]);
+              }
+            }
+          }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) ++in[r];
+      }
+    }
+  }
+  store_tile(task, result);
+}
+
+/// The same for weights that are floats: one chain of fma an output, in ascending order of inputs.
+template <WeightKind kKind, int kRows, int kBlocks>
+void float_tile(const TileTask& task) {
+  constexpr int kPairBytes = kBlockOutputs * 2 * (kKind == WeightKind::kF32 ? 4 : 2);
+  const float* values[kRows];
+  F32x16 result[kRows][kBlocks];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    values[r] = task.x.values(task.first_row + r);
+#pragma GCC unroll 16
+    for (int b = 0; b < kBlocks; ++b) result[r][b] = splat(0.0f);
+  }
+  const std::byte* weights = task.weights;
+  const int inputs = 64 * task.cells;
+  Prefetch prefetch(task, inputs / 4);
+  for (int i = 0; i < inputs;) {
+    prefetch.step();
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair, i += 2, weights += kPairBytes) {
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+#pragma GCC unroll 16
+        for (int b = 0; b < kBlocks; ++b) {
+          const std::byte* const at = weights + b * task.block_bytes;
+          F32x16 w;
+          if constexpr (kKind == WeightKind::kF32) {
+            w = load(reinterpret_cast<const float*>(at) + k * kBlockOutputs);
+          } else if constexpr (kKind == WeightKind::kF16) {
+            w = load_half(reinterpret_cast<const Half*>(at) + k * kBlockOutputs);
+          } else {
+            w = k == 0 ? even_bf16(load_codes(at)) : odd_bf16(load_codes(at));
+          }
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            result[r][b] = fma(w, splat(values[r][i + k]), result[r][b]);
+          }
+        }
+      }
+    }
+  }
+  store_tile(task, result);
+}
+
+#ifdef FIRP_DOT_BF16
+/// BF16 weights times BF16 activations, two inputs an instruction.
+template <int kRows, int kBlocks>
+void bf16_tile(const TileTask& task) {
+  const std::uint16_t* values[kRows];
+  F32x16 result[kRows][kBlocks];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    values[r] = task.x.bf16(task.first_row + r);
+#pragma GCC unroll 16
+    for (int b = 0; b < kBlocks; ++b) result[r][b] = splat(0.0f);
+  }
+  const std::byte* weights = task.weights;
+  const int inputs = 64 * task.cells;
+  Prefetch prefetch(task, inputs / 8);
+  for (int i = 0; i < inputs;) {
+    prefetch.step();
+#pragma GCC unroll 4
+    for (int pair = 0; pair < 4; ++pair, i += 2, weights += 64) {
+#pragma GCC unroll 16
+      for (int b = 0; b < kBlocks; ++b) {
+        const Codes w = load_codes(weights + b * task.block_bytes);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) result[r][b] = dot_bf16(result[r][b], w, values[r] + i);
+      }
+    }
+  }
+  store_tile(task, result);
+}
+#endif
+
+using Tile = void (*)(const TileTask&);
+
+/// Tiles of one block, and of several: of 1 .. kRows rows each.
+struct Tiles {
+  static constexpr int kMostRows = 8;
+  Tile narrow[kMostRows];
+  int narrow_rows;
+  Tile wide[kMostRows];
+  int wide_rows, wide_blocks;
+};
+
+template <ggml_type kType, int... kNarrow, int... kWide>
+constexpr Tiles codes_tiles(std::integer_sequence<int, kNarrow...>,
+                            std::integer_sequence<int, kWide...>) {
+  return {{codes_tile<kType, kNarrow + 1, 1>...},
+          sizeof...(kNarrow),
+          {codes_tile<kType, kWide + 1, kWideBlocks>...},
+          sizeof...(kWide),
+          kWideBlocks};
+}
+
+template <WeightKind kKind, int... kRows>
+constexpr Tiles float_tiles(std::integer_sequence<int, kRows...>) {
+  return {{float_tile<kKind, kRows + 1, 1>...},
+          sizeof...(kRows),
+          {float_tile<kKind, kRows + 1, kFloatBlocks>...},
+          sizeof...(kRows),
+          kFloatBlocks};
+}
+
+#ifdef FIRP_DOT_BF16
+template <int... kRows>
+constexpr Tiles bf16_tiles(std::integer_sequence<int, kRows...>) {
+  return {{bf16_tile<kRows + 1, 1>...},
+          sizeof...(kRows),
+          {bf16_tile<kRows + 1, 2>...},
+          sizeof...(kRows),
+          2};
+}
+#endif
+
+template <ggml_type kType>
+inline constexpr Tiles kTiles = [] {
+  constexpr std::make_integer_sequence<int, kNarrowRows> kNarrow;
+  constexpr std::make_integer_sequence<int, kWideRows> kWide;
+  constexpr WeightKind kKind = format_of(kType).kind;
+  if constexpr (kKind == WeightKind::kCodes) {
+    return codes_tiles<kType>(kNarrow, kWide);
+#ifdef FIRP_DOT_BF16
+  } else if constexpr (kKind == WeightKind::kBF16) {
+    return bf16_tiles(std::make_integer_sequence<int, 8>());
+#endif
+  } else {
+    return float_tiles<kKind>(kWide);
+  }
+}();
+
+inline const Tiles& tiles_of(ggml_type type) {
+  switch (type) {
+    case GGML_TYPE_F32:
+      return kTiles<GGML_TYPE_F32>;
+    case GGML_TYPE_F16:
+      return kTiles<GGML_TYPE_F16>;
+    case GGML_TYPE_BF16:
+      return kTiles<GGML_TYPE_BF16>;
+    case GGML_TYPE_Q4_0:
+      return kTiles<GGML_TYPE_Q4_0>;
+    case GGML_TYPE_Q4_1:
+      return kTiles<GGML_TYPE_Q4_1>;
+    case GGML_TYPE_Q5_0:
+      return kTiles<GGML_TYPE_Q5_0>;
+    case GGML_TYPE_Q5_1:
+      return kTiles<GGML_TYPE_Q5_1>;
+    case GGML_TYPE_Q8_0:
+      return kTiles<GGML_TYPE_Q8_0>;
+    case GGML_TYPE_Q2_K:
+      return kTiles<GGML_TYPE_Q2_K>;
+    case GGML_TYPE_Q3_K:
+      return kTiles<GGML_TYPE_Q3_K>;
+    case GGML_TYPE_Q4_K:
+      return kTiles<GGML_TYPE_Q4_K>;
+    case GGML_TYPE_Q5_K:
+      return kTiles<GGML_TYPE_Q5_K>;
+    default:
+      return kTiles<GGML_TYPE_Q6_K>;
+  }
+}
+
+void matmul(const ProductTask& product, const Activations& x) {
+  const PackedMatrix& w = product.weights;
+  const Tiles& tiles = tiles_of(w.format().type);
+  const std::size_t block_bytes = w.block_bytes();
+  const int rows = x.rows();
+  // Few rows of codes: one block at a time keeps the stream of weights sequential and unpacks them
+  // once, and the rows alone fill the registers. Floats have one chain of fma an output and need
+  // several outputs to hide its latency.
+  const bool narrow = w.format().kind == WeightKind::kCodes && rows <= tiles.narrow_rows;
+  for (int block = product.first_block; block < product.end_block;) {
+    const bool wide = !narrow && product.end_block - block >= tiles.wide_blocks;
+    const int blocks = wide ? tiles.wide_blocks : 1;
+    const int most_rows = wide ? tiles.wide_rows : tiles.narrow_rows;
+    const Tile* const table = wide ? tiles.wide : tiles.narrow;
+    const int chunks = (rows + most_rows - 1) / most_rows;
+    const std::size_t group_bytes = blocks * block_bytes;
+    const bool last = block + blocks == product.end_block;
+    const std::byte* const next = last ? product.next : w.block(block) + group_bytes;
+    TileTask task = {.weights = w.block(block),
+                     .block_bytes = block_bytes,
+                     .cells = w.cells(),
+                     .next = next,
+                     .next_bytes = next == nullptr ? 0 : group_bytes / chunks,
+                     .x = x,
+                     .first_row = 0,
+                     .y = product.y,
+                     .y_stride = product.y_stride,
+                     .add = product.add,
+                     .first_output = block * kBlockOutputs,
+                     .outputs = w.outputs()};
+    for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
+      const int end_row = rows * (chunk + 1) / chunks;
+      table[end_row - task.first_row - 1](task);
+      task.first_row = end_row;
+      if (task.next != nullptr) task.next += task.next_bytes;
+    }
+    block += blocks;
+  }
+}
+
+ActivationForm form(WeightKind kind) {
+  if (kind == WeightKind::kCodes) return ActivationForm::kGroups;
+#ifdef FIRP_DOT_BF16
+  if (kind == WeightKind::kBF16) return ActivationForm::kBf16;
+#endif
+  return ActivationForm::kValues;
+}
+
+inline void quantize(const float* values, ActivationGroup& group) {
+  const F32x16 a = load(values);
+  const F32x16 b = load(values + 16);
+  const float largest = reduce_max(max(max(a, sub(splat(0.0f), a)), max(b, sub(splat(0.0f), b))));
+  group.scale = largest / 127.0f;
+  const F32x16 inverse = splat(largest > 0.0f ? 127.0f / largest : 0.0f);
+  for (int half = 0; half < 2; ++half) {
+    // The bounds only matter where a value is not finite.
+    const F32x16 code = max(min(mul(half == 0 ? a : b, inverse), splat(127.0f)), splat(-127.0f));
+    group.sums[half] = store_codes(group.codes + 16 * half, to_int(code));
+  }
+  group.sums[2] = group.sums[0] + group.sums[1];
+  for (int part = 0; part < 3; ++part) {
+    group.scaled_sums[part] = group.scale * static_cast<float>(group.sums[part]);
+  }
+}
+
+void prepare(Activations& x, int row, int first, int end, ActivationForm wanted) {
+  if (wanted == ActivationForm::kGroups) {
+    for (int i = first; i < end; ++i) quantize(x.values(row) + 32 * i, x.groups(row)[i]);
+  }
+#ifdef FIRP_DOT_BF16
+  if (wanted == ActivationForm::kBf16) {
+    for (int i = 2 * first; i < 2 * end; ++i) {
+      store_bf16(x.bf16(row) + 16 * i, load(x.values(row) + 16 * i));
+    }
+  }
+#endif
+}

@@ -1,0 +1,134 @@
+// Norms, activations, positions, and the choice of tokens. See kernels_body.h.
+
+/// 16 values from p, of which `n` are there; the rest is zero.
+inline F32x16 load_tail(const float* p, int n) {
+  float padded[16] = {};
+  for (int i = 0; i < n; ++i) padded[i] = p[i];
+  return load(padded);
+}
+
+inline void store_tail(float* p, F32x16 x, int n) {
+  float padded[16];
+  store(padded, x);
+  for (int i = 0; i < n; ++i) p[i] = padded[i];
+}
+
+float inverse_rms(const float* x, float epsilon, int n) {
+  // Four sums, so that they do not wait for each other.
+  F32x16 squares[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  int i = 0;
+  for (int k = 0; i < n; i += 16, k = (k + 1) % 4) {
+    const F32x16 part = i + 16 <= n ? load(x + i) : load_tail(x + i, n - i);
+    squares[k] = fma(part, part, squares[k]);
+  }
+  const float sum = reduce_add(add(add(squares[0], squares[1]), add(squares[2], squares[3])));
+  return 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + epsilon);
+}
+
+void scale(const float* x, float factor, const float* weight, int n, float* out) {
+  const F32x16 all = splat(factor);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, mul(mul(load(x + i), all), load(weight + i)));
+  if (i < n) {
+    store_tail(out + i, mul(mul(load_tail(x + i, n - i), all), load_tail(weight + i, n - i)),
+               n - i);
+  }
+}
+
+void rope(float* head, const float* cosines, const float* sines, int n, bool interleaved) {
+  const int pairs = n / 2;
+  const int step = interleaved ? 2 : 1;
+  const int other = interleaved ? 1 : pairs;
+  for (int pair = 0; pair < pairs; ++pair) {
+    float& a = head[step * pair];
+    float& b = head[step * pair + other];
+    const float turned = a * cosines[pair] - b * sines[pair];
+    b = a * sines[pair] + b * cosines[pair];
+    a = turned;
+  }
+}
+
+/// e^x to about 2 units in the last place; 0 for x < -87 (and for -infinity).
+inline F32x16 exp(F32x16 x) {
+  const F32x16 bounded = min(max(x, splat(-87.0f)), splat(88.0f));
+  const I32x16 power = to_int(mul(bounded, splat(1.44269504f)));
+  const F32x16 n = to_float(power);
+  // ln 2 in two parts, so that the remainder is exact to the last bits.
+  F32x16 r = fma(n, splat(-0.693359375f), bounded);
+  r = fma(n, splat(2.12194440e-4f), r);
+  F32x16 p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, mul(r, r), add(r, splat(1.0f)));
+  return zero_where_below(x, -87.0f, mul(p, power_of_two(power)));
+}
+
+void silu_multiply(const float* gate, const float* up, int n, float* out) {
+  const auto one = [](F32x16 g, F32x16 u) {
+    return mul(div(g, add(splat(1.0f), exp(sub(splat(0.0f), g)))), u);
+  };
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, one(load(gate + i), load(up + i)));
+  if (i < n) {
+    store_tail(out + i, one(load_tail(gate + i, n - i), load_tail(up + i, n - i)), n - i);
+  }
+}
+
+void store_kv(const float* key, const float* value, int head_size, Half* page_part, int lane) {
+  Half* const values = page_part + kPagePositions * head_size + lane * head_size;
+  for (int i = 0; i < head_size; i += 16) {
+    const int n = head_size - i < 16 ? head_size - i : 16;
+    Half halves[16];
+    store_half(halves, load_tail(key + i, n));
+    for (int k = 0; k < n; ++k) page_part[(i + k) * kPagePositions + lane] = halves[k];
+    store_half(halves, load_tail(value + i, n));
+    for (int k = 0; k < n; ++k) values[i + k] = halves[k];
+  }
+}
+
+void select_best(const float* logits, int n, int first, TokenLogit* best, int& size, int count) {
+  const auto better = [](float logit, int token, const TokenLogit& other) {
+    return logit > other.logit || (logit == other.logit && token < other.token);
+  };
+  for (int i = 0; i < n; i += 16) {
+    const bool whole = i + 16 <= n;
+    // Most of the time none of 16 is good enough; NaNs never are.
+    if (whole && size == count && !any_at_least(load(logits + i), best[size - 1].logit)) continue;
+    for (int k = i; k < n && k < i + 16; ++k) {
+      const float logit = logits[k];
+      if (!(logit == logit)) continue;
+      if (size == count && !better(logit, first + k, best[size - 1])) continue;
+      int at = size < count ? size++ : size - 1;
+      for (; at > 0 && better(logit, first + k, best[at - 1]); --at) best[at] = best[at - 1];
+      best[at] = {first + k, logit};
+    }
+  }
+}
+
+ExpSum sum_exp(const float* logits, int n) {
+  // max() takes the second argument where the first is NaN, and e^-infinity is 0.
+  const F32x16 least = splat(-__builtin_inff());
+  F32x16 most = least;
+  for (int i = 0; i < n; i += 16) {
+    float tail[16];
+    for (int k = 0; n - i < 16 && k < 16; ++k) tail[k] = logits[i + k < n ? i + k : i];
+    most = max(load(n - i < 16 ? tail : logits + i), most);
+  }
+  const float largest = reduce_max(most);
+  if (!(largest > -__builtin_inff())) return {largest, 0.0f};
+  F32x16 sum = splat(0.0f);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    sum = add(sum, exp(max(sub(load(logits + i), splat(largest)), least)));
+  }
+  float rest = 0.0f;
+  for (; i < n; ++i) {
+    float one[16];
+    store(one, exp(max(sub(splat(logits[i]), splat(largest)), least)));
+    rest += one[0];
+  }
+  return {largest, reduce_add(sum) + rest};
+}

@@ -1,0 +1,155 @@
+// AVX2 with FMA and F16C: 16 lanes are two 256-bit registers. Included by kernels_avx2.cpp and
+// kernels_avx_vnni.cpp, inside their anonymous namespaces (kernels_body.h says what for).
+
+struct F32x16 {
+  __m256 low, high;
+};
+struct I32x16 {
+  __m256i low, high;
+};
+using Codes = I32x16;
+
+constexpr int kFloatBlocks = 2;
+constexpr int kAttentionVectors = 1;
+
+inline F32x16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F32x16 x) {
+  _mm256_storeu_ps(p, x.low);
+  _mm256_storeu_ps(p + 8, x.high);
+}
+inline F32x16 load_half(const Half* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+inline F32x16 load_bytes(const std::byte* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+inline void store_half(Half* p, F32x16 x) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.low, kNearest));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.high, kNearest));
+}
+inline F32x16 add(F32x16 a, F32x16 b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+inline F32x16 sub(F32x16 a, F32x16 b) {
+  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+inline F32x16 mul(F32x16 a, F32x16 b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+inline F32x16 div(F32x16 a, F32x16 b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+inline F32x16 min(F32x16 a, F32x16 b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+inline I32x16 splat_int(int x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline F32x16 to_float(I32x16 x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+inline I32x16 to_int(F32x16 x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+inline __m256 power_of_two_half(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+inline F32x16 power_of_two(I32x16 n) {
+  return {power_of_two_half(n.low), power_of_two_half(n.high)};
+}
+inline F32x16 zero_where_below(F32x16 x, float limit, F32x16 value) {
+  const __m256 l = _mm256_set1_ps(limit);
+  return {_mm256_and_ps(_mm256_cmp_ps(x.low, l, _CMP_NLT_UQ), value.low),
+          _mm256_and_ps(_mm256_cmp_ps(x.high, l, _CMP_NLT_UQ), value.high)};
+}
+inline bool any_at_least(F32x16 x, float limit) {
+  const __m256 l = _mm256_set1_ps(limit);
+  return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.low, l, _CMP_GE_OQ),
+                                         _mm256_cmp_ps(x.high, l, _CMP_GE_OQ))) != 0;
+}
+inline float reduce_add(F32x16 x) {
+  const __m256 eight = _mm256_add_ps(x.low, x.high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float reduce_max(F32x16 x) {
+  const __m256 eight = _mm256_max_ps(x.low, x.high);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+/// Stores codes as bytes; returns their sum.
+inline int store_codes(std::int8_t* p, I32x16 x) {
+  std::int32_t codes[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), x.low);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 8), x.high);
+  int sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    p[i] = static_cast<std::int8_t>(codes[i]);
+    sum += codes[i];
+  }
+  return sum;
+}
+
+inline Codes load_codes(const std::byte* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+inline Codes low_nibbles(Codes x) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
+}
+inline Codes high_nibbles(Codes x) {
+  return low_nibbles({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
+}
+inline Codes shift_right(Codes x, int bits) {
+  const __m128i count = _mm_cvtsi32_si128(bits);
+  return {_mm256_srl_epi16(x.low, count), _mm256_srl_epi16(x.high, count)};
+}
+inline Codes two_bits(Codes x, int s) {
+  const __m256i mask = _mm256_set1_epi8(3);
+  const Codes shifted = shift_right(x, 2 * s);
+  return {_mm256_and_si256(shifted.low, mask), _mm256_and_si256(shifted.high, mask)};
+}
+/// kValue in each of 32 bytes whose bit is set.
+template <int kValue>
+inline __m256i bits_to_bytes(const std::byte* bits) {
+  int four;
+  __builtin_memcpy(&four, bits, 4);
+  const __m256i spread = _mm256_shuffle_epi8(
+      _mm256_set1_epi32(four),
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+  return _mm256_and_si256(set, _mm256_set1_epi8(kValue));
+}
+template <int kValue>
+inline Codes add_bits(Codes x, const std::byte* bits) {
+  return {_mm256_or_si256(x.low, bits_to_bytes<kValue>(bits)),
+          _mm256_or_si256(x.high, bits_to_bytes<kValue>(bits + 4))};
+}
+inline Codes add_two_bits(Codes x, Codes planes, int s) {
+  const Codes two = two_bits(planes, s);
+  return {_mm256_or_si256(x.low, _mm256_slli_epi16(two.low, 4)),
+          _mm256_or_si256(x.high, _mm256_slli_epi16(two.high, 4))};
+}
+inline F32x16 even_bf16(Codes pairs) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs.low, 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(pairs.high, 16))};
+}
+inline F32x16 odd_bf16(Codes pairs) {
+  const __m256i mask = _mm256_set1_epi32(-65536);
+  return {_mm256_castsi256_ps(_mm256_and_si256(pairs.low, mask)),
+          _mm256_castsi256_ps(_mm256_and_si256(pairs.high, mask))};
+}
+inline __m256i broadcast4(const std::int8_t* x) {
+  int four;
+  __builtin_memcpy(&four, x, 4);
+  return _mm256_set1_epi32(four);
+}
