@@ -66,19 +66,29 @@ class OurProducts {
     y_.assign(static_cast<std::size_t>(rows) * copies_.front().outputs(), 0.0f);
   }
 
-  /// As a chain of layers does it: no product begins before the one before has ended.
+  /// As a chain of layers does it: no product begins before the one before has ended, and each
+  /// fetches ahead what its thread reads next.
   void compute() {
-    const bool has_codes = copies_.front().format().group > 0;
+    const ActivationForm form = kernels_.form(copies_.front().format().kind);
     pool_.run([&](int thread) {
       const Share rows = share(x_.rows(), thread, pool_.size());
       const Share blocks = share(copies_.front().blocks(), thread, pool_.size());
       for (int i = 0; i < products_; ++i) {
         const PackedMatrix& w = copies_[i % copies_.size()];
-        if (has_codes) {
-          for (int row = rows.begin; row < rows.end; ++row) kernels_.quantize(x_, row);
+        const PackedMatrix& after = copies_[(i + 1) % copies_.size()];
+        if (form != ActivationForm::kValues) {
+          for (int row = rows.begin; row < rows.end; ++row) {
+            kernels_.prepare(x_, row, 0, x_.group_count(), form);
+          }
           pool_.barrier(thread);
         }
-        kernels_.matmul(w, blocks.begin, blocks.end, x_, y_.data(), w.outputs());
+        kernels_.matmul({.weights = w,
+                         .first_block = blocks.begin,
+                         .end_block = blocks.end,
+                         .y = y_.data(),
+                         .y_stride = static_cast<std::size_t>(w.outputs()),
+                         .next = after.block(blocks.begin)},
+                        x_);
         pool_.barrier(thread);
       }
     });
