@@ -46,6 +46,7 @@ struct KernelResult {
   std::size_t file_bytes = 0;        ///< of one matrix in the file
   double read_bytes_per_second = 0;  ///< the best read of memory beside these samples
   ProductLimit limit;                ///< of a sample, with that
+  double other_load_cores = 0;       ///< that other programs took meanwhile
 
   double ratio() const { return ggml.best / ours.best; }
   double bytes_per_second() const {

@@ -32,7 +32,7 @@ class Samples {
 };
 
 /// What other programs, and other guests of the same host, took of the processors since this was
-/// made: above some hundredths of a core the times beside it are not this machine's best.
+/// made: above kNegligibleLoadCores the times beside it may not be this machine's best.
 class OtherLoad {
  public:
   OtherLoad();
@@ -42,5 +42,7 @@ class OtherLoad {
   const std::chrono::steady_clock::time_point start_;
   const double seconds_at_start_;
 };
+
+inline constexpr double kNegligibleLoadCores = 0.05;
 
 }  // namespace firp

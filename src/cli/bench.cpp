@@ -102,8 +102,7 @@ void require_rows(const std::vector<int>& rows, int most) {
 
 /// Times that were taken while others worked are no measure of this machine.
 void tell_of_other_load(double cores) {
-  constexpr double kNegligibleCores = 0.05;
-  if (cores < kNegligibleCores) return;
+  if (cores < kNegligibleLoadCores) return;
   fmt::print("Other programs took {:.2f} cores meanwhile: on a quiet machine it is faster.\n",
              cores);
 }

@@ -203,15 +203,10 @@ void ForwardPass::attention(int layer, int thread) {
   barrier(thread, Phase::kRopeAndCache);
 
   // A row sees its sequence's committed context, its ancestors as far as they exist in this layer,
-  // and itself. The query heads of a KV head stay together where there are rows enough for all
-  // threads; tasks are dealt out in turn, as later rows of a prompt see more.
-  const int pieces = active * config_.kv_heads >= 4 * pool_.size() ? 1 : group;
-  const int piece_heads = group / pieces;
+  // and itself.
   std::vector<std::int32_t>& slots = slots_[thread];
   int slots_row = -1;
-  for (int task = thread; task < active * config_.kv_heads * pieces; task += pool_.size()) {
-    const int row = task / (config_.kv_heads * pieces);
-    const int first_head = task % (config_.kv_heads * pieces) * piece_heads;
+  const auto attend = [&](int row, int first_head, int heads) {
     const PassRow& r = rows_[row];
     if (row != slots_row) {
       slots.clear();
@@ -223,7 +218,7 @@ void ForwardPass::attention(int layer, int thread) {
     const std::size_t at = static_cast<std::size_t>(first_head) * head_size;
     kernels_.attend({.query = query_.data() + row * query_size + at,
                      .out = attended_.values(row) + at,
-                     .group = piece_heads,
+                     .group = heads,
                      .head_size = head_size,
                      .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
                      .offset = cache_.offset(layer, first_head / group),
@@ -231,6 +226,21 @@ void ForwardPass::attention(int layer, int thread) {
                      .committed = cache_.length(r.sequence),
                      .scratch = cache_.scratch(),
                      .slots = slots});
+  };
+  if (active * config_.kv_heads >= 4 * pool_.size()) {
+    // Dealt out in turn, as the later rows of a prompt see more.
+    for (int task = thread; task < active * config_.kv_heads; task += pool_.size()) {
+      attend(task / config_.kv_heads, task % config_.kv_heads * group, group);
+    }
+  } else {
+    // Few rows: even the query heads of one KV head are divided.
+    const auto [begin, end] = share(active * config_.query_heads, thread, pool_.size());
+    for (int task = begin; task < end;) {
+      const int head = task % config_.query_heads;
+      const int heads = std::min(group - head % group, end - task);
+      attend(task / config_.query_heads, head, heads);
+      task += heads;
+    }
   }
   barrier(thread, Phase::kAttention);
   if (kernels_.form(w.output.format().kind) != ActivationForm::kValues) {

@@ -53,7 +53,7 @@ Weights::Weights(const Model& model, ThreadPool& pool)
       const std::size_t first = std::size_t{kBlockOutputs} * begin * row_bytes;
       const std::size_t last =
           std::min(std::size_t{kBlockOutputs} * end * row_bytes, tensor->data.size());
-      model.file().release(tensor->data.subspan(first, last - first));
+      if (model.has_file()) model.file().release(tensor->data.subspan(first, last - first));
     }
   });
 }

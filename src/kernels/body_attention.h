@@ -5,12 +5,18 @@
 
 constexpr int kMostHeadSize = 1024;
 
+/// Fetches halves first .. first + count - 1 of `part`; nullptr: nothing.
+inline void fetch(const Half* part, int first, int count) {
+  if (part == nullptr) return;
+  for (int i = 0; i < count; i += 32) __builtin_prefetch(part + first + i, 0, 3);
+}
+
 /// Scores of kHeads query heads with the positions first .. end - 1 of the page part whose
 /// transposed keys begin at `keys`; `first` is a multiple of 16, and what lies between `end` and
-/// the next such number is written, too.
+/// the next such number is written, too. Fetches the page part at `ahead`, as large as the keys.
 template <int kHeads, int kVectors = kAttentionVectors>
 void score(const float* query, int head_size, const Half* keys, int first, int end,
-           float (*scores)[kPagePositions]) {
+           float (*scores)[kPagePositions], const Half* ahead) {
   for (; first + 16 * (kVectors - 1) < end; first += 16 * kVectors) {
     F32x16 sum[kHeads][kVectors];
 #pragma GCC unroll 4
@@ -19,6 +25,7 @@ void score(const float* query, int head_size, const Half* keys, int first, int e
       for (int v = 0; v < kVectors; ++v) sum[h][v] = splat(0.0f);
     }
     for (int i = 0; i < head_size; ++i) {
+      fetch(ahead, i * kPagePositions, kPagePositions);
       F32x16 key[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
@@ -38,15 +45,17 @@ void score(const float* query, int head_size, const Half* keys, int first, int e
     }
   }
   if constexpr (kVectors > 1) {
-    if (first < end) score<kHeads, kVectors - 1>(query, head_size, keys, first, end, scores);
+    if (first < end) score<kHeads, kVectors - 1>(query, head_size, keys, first, end, scores, ahead);
   }
 }
 
 /// result[h][i] = result[h][i] * correction[h] + sum over positions of weights[h][position] * its
-/// value, from element i to the end of the head; positions without a value are not seen.
+/// value, from element i to the end of the head; positions without a value are not seen. Fetches
+/// the page part at `ahead`.
 template <int kHeads, int kVectors = kAttentionVectors>
 void add_values(const float (*weights)[kPagePositions], const Half* const* values, int positions,
-                int i, int head_size, const float* correction, float (*result)[kMostHeadSize]) {
+                int i, int head_size, const float* correction, float (*result)[kMostHeadSize],
+                const Half* ahead) {
   for (; i + 16 * kVectors <= head_size; i += 16 * kVectors) {
     F32x16 sum[kHeads][kVectors];
 #pragma GCC unroll 4
@@ -57,6 +66,7 @@ void add_values(const float (*weights)[kPagePositions], const Half* const* value
       }
     }
     for (int position = 0; position < positions; ++position) {
+      fetch(ahead, position * head_size, head_size);
       const Half* const at = values[position];
       if (at == nullptr) continue;
       F32x16 value[kVectors];
@@ -76,7 +86,8 @@ void add_values(const float (*weights)[kPagePositions], const Half* const* value
     }
   }
   if constexpr (kVectors > 1) {
-    add_values<kHeads, kVectors - 1>(weights, values, positions, i, head_size, correction, result);
+    add_values<kHeads, kVectors - 1>(weights, values, positions, i, head_size, correction, result,
+                                     ahead);
   } else if (i < head_size) {
     F32x16 sum[kHeads];
     for (int h = 0; h < kHeads; ++h) sum[h] = mul(load(result[h] + i), splat(correction[h]));
@@ -129,7 +140,7 @@ void attend_heads(const AttentionTask& task, const float* query, float* out) {
       const std::int32_t* const here = slots + (begin + in_page - task.committed);
       if (in_their_lanes(here, positions - in_page, in_page)) {
         const Half* const keys = scratch[here[0] / kPagePositions] + task.offset;
-        score<kHeads>(query, head_size, keys, in_page / 16 * 16, positions, scores);
+        score<kHeads>(query, head_size, keys, in_page / 16 * 16, positions, scores, nullptr);
         for (int i = in_page; i < positions; ++i) values[i] = keys + keys_halves + i * head_size;
       } else {
         // Scores come 16 slots at a time, too.
@@ -146,7 +157,7 @@ void attend_heads(const AttentionTask& task, const float* query, float* out) {
           const int lane = slot % kPagePositions;
           if (slot / 16 != scored) {
             scored = slot / 16;
-            score<kHeads>(query, head_size, keys, lane / 16 * 16, lane + 1, slot_scores);
+            score<kHeads>(query, head_size, keys, lane / 16 * 16, lane + 1, slot_scores, nullptr);
           }
           for (int h = 0; h < kHeads; ++h) scores[h][i] = slot_scores[h][lane];
           values[i] = keys + keys_halves + lane * head_size;
@@ -157,10 +168,10 @@ void attend_heads(const AttentionTask& task, const float* query, float* out) {
       // The scores behind them, in the same 16 lanes, must not be lost.
       const Half* const keys = pages[begin / kPagePositions] + task.offset;
       const int whole = in_page / 16 * 16;
-      score<kHeads>(query, head_size, keys, 0, whole, scores);
+      score<kHeads>(query, head_size, keys, 0, whole, scores, keys + keys_halves);
       if (whole < in_page) {
         float lanes[kHeads][kPagePositions];
-        score<kHeads>(query, head_size, keys, whole, in_page, lanes);
+        score<kHeads>(query, head_size, keys, whole, in_page, lanes, nullptr);
         for (int h = 0; h < kHeads; ++h) {
           for (int i = whole; i < in_page; ++i) scores[h][i] = lanes[h][i];
         }
@@ -189,7 +200,10 @@ void attend_heads(const AttentionTask& task, const float* query, float* out) {
       sum[h] = sum[h] * correction[h] + reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
       largest[h] = new_largest;
     }
-    add_values<kHeads>(scores, values, positions, 0, head_size, correction, result);
+    const int next = begin + kPagePositions;
+    add_values<kHeads>(
+        scores, values, positions, 0, head_size, correction, result,
+        next < task.committed ? pages[next / kPagePositions] + task.offset : nullptr);
   }
   for (int h = 0; h < kHeads; ++h) {
     const float inverse_sum = 1.0f / sum[h];
