@@ -84,21 +84,19 @@ std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo
 }
 
 /// The mean seconds of each phase of a pass, added to `phases`. Apart from the timed samples:
-/// looking at the clock between phases takes time. For engines that have profile().
-template <typename AnyEngine>
-void profile_pass(AnyEngine& engine, const Pass& pass, std::vector<PhaseResult>& phases) {
-  if constexpr (requires { engine.profile(true); }) {
-    constexpr int kRuns = 7;
-    engine.profile(true);
-    for (int run = 0; run < kRuns; ++run) run_pass(engine, pass);
-    engine.profile(false);
-    const auto& times = engine.phase_times();
-    phases.resize(times.size());
-    for (std::size_t i = 0; i < times.size(); ++i) {
-      phases[i].name = times[i].name;
-      phases[i].weight_bytes = times[i].weight_bytes;
-      phases[i].seconds.push_back(times[i].seconds / kRuns);
-    }
+/// looking at the clock between phases takes time.
+void profile_pass(Engine& engine, const Pass& pass, std::vector<PhaseResult>& phases) {
+  constexpr int kRuns = 7;
+  run_pass(engine, pass);  // wakes the threads
+  engine.profile(true);
+  for (int run = 0; run < kRuns; ++run) run_pass(engine, pass);
+  engine.profile(false);
+  const std::vector<PhaseTime> times = engine.phase_times();
+  phases.resize(times.size());
+  for (std::size_t i = 0; i < times.size(); ++i) {
+    phases[i].name = times[i].name;
+    phases[i].weight_bytes = times[i].weight_bytes;
+    phases[i].seconds.push_back(times[i].seconds / kRuns);
   }
 }
 
@@ -194,6 +192,7 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
   }
   while (!samples.enough()) {
     read_memory();
+    run_pass(engine, passes.front());  // wakes the threads that slept meanwhile
     for (std::size_t i = 0; i < count; ++i) {
       samples.measure(i, [&] { run_pass(engine, passes[i]); });
     }

@@ -134,6 +134,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
     result.tokens.push_back(kNoToken);
     if (stop) break;
   }
+  ggml_threadpool_pause(state_->threads.get());
   return result;
 }
 

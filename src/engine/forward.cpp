@@ -170,8 +170,8 @@ void ForwardPass::attention(int layer, int thread) {
   // and value go to the row's scratch slot.
   const auto [first_task, end_task] = share(active * config_.kv_heads, thread, pool_.size());
   for (int task = first_task; task < end_task; ++task) {
-    const int row = task / config_.kv_heads;
-    const int kv_head = task % config_.kv_heads;
+    const int row = task % active;  // keys of neighbouring rows share cache lines
+    const int kv_head = task / active;
     const std::size_t angles = static_cast<std::size_t>(rows_[row].position) * pairs;
     const auto finish = [&](float* head, int index, const std::vector<float>& bias,
                             const std::vector<float>& norm) {

@@ -189,9 +189,12 @@ void attend_heads(const AttentionTask& task, const float* query, float* out) {
       const float new_largest = largest[h] > block_largest ? largest[h] : block_largest;
       // Nothing seen so far (a block of missing pseudo rows): no scale to bring it to yet.
       const float shift = new_largest == -__builtin_inff() ? 0.0f : new_largest;
-      float shrink[16];
-      store(shrink, exp(splat(largest[h] - shift)));
-      correction[h] = shrink[0];
+      correction[h] = 1.0f;  // e^0, exactly
+      if (largest[h] != shift) {
+        float shrink[16];
+        store(shrink, exp(splat(largest[h] - shift)));
+        correction[h] = shrink[0];
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
         s[v] = exp(sub(s[v], splat(shift)));

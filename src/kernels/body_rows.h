@@ -37,14 +37,30 @@ void scale(const float* x, float factor, const float* weight, int n, float* out)
 
 void rope(float* head, const float* cosines, const float* sines, int n, bool interleaved) {
   const int pairs = n / 2;
-  const int step = interleaved ? 2 : 1;
-  const int other = interleaved ? 1 : pairs;
-  for (int pair = 0; pair < pairs; ++pair) {
-    float& a = head[step * pair];
-    float& b = head[step * pair + other];
-    const float turned = a * cosines[pair] - b * sines[pair];
-    b = a * sines[pair] + b * cosines[pair];
-    a = turned;
+  int pair = 0;
+  if (interleaved) {
+    for (; pair + 8 <= pairs; pair += 8) {
+      store(head + 2 * pair, turn_neighbours(load(head + 2 * pair), cosines + pair, sines + pair));
+    }
+    for (; pair < pairs; ++pair) {
+      float* const a = head + 2 * pair;
+      const float turned = a[0] * cosines[pair] - a[1] * sines[pair];
+      a[1] = a[0] * sines[pair] + a[1] * cosines[pair];
+      a[0] = turned;
+    }
+    return;
+  }
+  float* const other = head + pairs;
+  for (; pair + 16 <= pairs; pair += 16) {
+    const F32x16 a = load(head + pair), b = load(other + pair);
+    const F32x16 cosine = load(cosines + pair), sine = load(sines + pair);
+    store(head + pair, sub(mul(a, cosine), mul(b, sine)));
+    store(other + pair, add(mul(a, sine), mul(b, cosine)));
+  }
+  for (; pair < pairs; ++pair) {
+    const float turned = head[pair] * cosines[pair] - other[pair] * sines[pair];
+    other[pair] = head[pair] * sines[pair] + other[pair] * cosines[pair];
+    head[pair] = turned;
   }
 }
 

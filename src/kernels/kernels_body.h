@@ -11,6 +11,7 @@
 //   zero_where_below(x, limit, value): 0 in the lanes where x < limit, else value
 //   any_at_least(x, limit): whether a lane is >= limit
 //   reduce_add, reduce_max: a fixed tree
+//   turn_neighbours(x, cosines, sines): (a c - b s, a s + b c) of 8 pairs (a, b) of neighbours
 //   store_codes(std::int8_t*, I32x16): as bytes; returns their sum
 //   Codes, load_codes(const std::byte*): 64 bytes
 //     low_nibbles, high_nibbles, two_bits(Codes, s): bits 2 s, 2 s + 1 of each byte

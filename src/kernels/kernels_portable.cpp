@@ -136,6 +136,13 @@ inline float reduce_max(F32x16 x) {
   }
   return x.lane[0];
 }
+inline F32x16 turn_neighbours(F32x16 x, const float* cosines, const float* sines) {
+  return each<F32x16>([&](int i) {
+    const float along = x.lane[i] * cosines[i / 2];
+    const float across = x.lane[i ^ 1] * sines[i / 2];
+    return i % 2 == 0 ? along - across : along + across;
+  });
+}
 /// Stores codes as bytes; returns their sum.
 inline int store_codes(std::int8_t* p, I32x16 x) {
   int sum = 0;

@@ -84,6 +84,17 @@ inline float reduce_max(F32x16 x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+inline __m256 turn_four(__m256 x, const float* cosines, const float* sines) {
+  const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  const __m256 cosine =
+      _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(cosines)), twice);
+  const __m256 sine = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(sines)), twice);
+  return _mm256_addsub_ps(_mm256_mul_ps(x, cosine),
+                          _mm256_mul_ps(_mm256_permute_ps(x, 0xB1), sine));
+}
+inline F32x16 turn_neighbours(F32x16 x, const float* cosines, const float* sines) {
+  return {turn_four(x.low, cosines, sines), turn_four(x.high, cosines + 4, sines + 4)};
+}
 /// Stores codes as bytes; returns their sum.
 inline int store_codes(std::int8_t* p, I32x16 x) {
   std::int32_t codes[16];

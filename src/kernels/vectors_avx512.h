@@ -47,6 +47,17 @@ inline bool any_at_least(F32x16 x, float limit) {
 }
 inline float reduce_add(F32x16 x) { return _mm512_reduce_add_ps(x); }
 inline float reduce_max(F32x16 x) { return _mm512_reduce_max_ps(x); }
+/// Each of 8 numbers twice.
+inline F32x16 load_twice(const float* p) {
+  return _mm512_permutexvar_ps(
+      _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+      _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+}
+inline F32x16 turn_neighbours(F32x16 x, const float* cosines, const float* sines) {
+  const F32x16 along = mul(x, load_twice(cosines));
+  const F32x16 across = mul(_mm512_permute_ps(x, 0xB1), load_twice(sines));
+  return _mm512_mask_sub_ps(add(along, across), 0x5555, along, across);
+}
 /// Stores codes as bytes; returns their sum.
 inline int store_codes(std::int8_t* p, I32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x));
