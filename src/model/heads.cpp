@@ -145,6 +145,7 @@ TrainingRecord read_training(const GgufFile& file) {
           .rows = file.find_int("firp.training.rows").value_or(0),
           .top1 = read_rates(file, "firp.training.top1"),
           .top5 = read_rates(file, "firp.training.top5"),
+          .sequence_top1 = read_rates(file, "firp.training.sequence_top1"),
           .tokens_per_forward_chain = static_cast<float>(
               file.find_float("firp.training.tokens_per_forward_chain").value_or(0)),
           .tokens_per_forward_tree32 = static_cast<float>(
@@ -185,6 +186,9 @@ std::vector<char> to_gguf(const Heads& heads) {
   gguf_set_val_i64(gguf.get(), "firp.training.rows", training.rows);
   set_float_array("firp.training.top1", training.top1);
   set_float_array("firp.training.top5", training.top5);
+  if (!training.sequence_top1.empty()) {
+    set_float_array("firp.training.sequence_top1", training.sequence_top1);
+  }
   gguf_set_val_f32(gguf.get(), "firp.training.tokens_per_forward_chain",
                    training.tokens_per_forward_chain);
   gguf_set_val_f32(gguf.get(), "firp.training.tokens_per_forward_tree32",

@@ -39,8 +39,11 @@ struct DraftMap {
 struct TrainingRecord {
   std::string command;
   double minutes = 0;
-  long long rows = 0;             ///< pseudo rows that the training saw
-  std::vector<float> top1, top5;  ///< held-out agreement per step, 0..1
+  long long rows = 0;  ///< pseudo rows that the training saw
+  /// Held-out agreement per step, 0..1: of the rows, and of the sequential head's ranking behind
+  /// the true token (empty without one).
+  std::vector<float> top1, top5, sequence_top1 = {};
+  /// With the sequential head where there is one.
   float tokens_per_forward_chain = 0;
   float tokens_per_forward_tree32 = 0;
 };

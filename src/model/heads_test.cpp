@@ -61,6 +61,7 @@ class HeadsFile : public testing::Test {
                        .rows = 5'000'000'000,
                        .top1 = {0.5f, 0.25f, 0.125f, 0.1f},
                        .top5 = {0.75f, 0.5f, 0.25f, 0.2f},
+                       .sequence_top1 = {0.6f, 0.4f, 0.3f, 0.25f},
                        .tokens_per_forward_chain = 1.6f,
                        .tokens_per_forward_tree32 = 2.24f};
   }
@@ -103,6 +104,7 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
   EXPECT_EQ(read.training.rows, heads_.training.rows);
   EXPECT_EQ(read.training.top1, heads_.training.top1);
   EXPECT_EQ(read.training.top5, heads_.training.top5);
+  EXPECT_EQ(read.training.sequence_top1, heads_.training.sequence_top1);
   EXPECT_EQ(read.training.tokens_per_forward_chain, heads_.training.tokens_per_forward_chain);
   EXPECT_EQ(read.training.tokens_per_forward_tree32, heads_.training.tokens_per_forward_tree32);
   EXPECT_EQ(files(), (std::vector<std::string>{"h.gguf", "tiny.gguf"}));

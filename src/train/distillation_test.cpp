@@ -105,7 +105,7 @@ TEST(AnchorBatch, DependsOnSeedAndNumberAlone) {
 TextDrafts drafts_with_truth_at(const TeacherText& text, const std::vector<int>& ranks) {
   TextDrafts drafts;
   for (int anchor = text.first_anchor; anchor < text.end_anchor; ++anchor) {
-    drafts.emplace_back();
+    drafts.candidates.emplace_back();
     for (std::size_t step = 0; step < ranks.size(); ++step) {
       std::vector<Candidate> candidates;
       for (int rank = 0; rank < 3; ++rank) {
@@ -113,7 +113,7 @@ TextDrafts drafts_with_truth_at(const TeacherText& text, const std::vector<int>&
         candidates.push_back(
             {rank == ranks[step] ? truth : Token{rank}, rank == 0 ? -0.5f : -1.2f - 0.8f * rank});
       }
-      drafts.back().push_back(std::move(candidates));
+      drafts.candidates.back().push_back(std::move(candidates));
     }
   }
   return drafts;
@@ -126,7 +126,8 @@ TEST(Replay, CountsThePassesOfDecoding) {
   for (int i = 0; i < 65; ++i) text.tokens.push_back(100 + i);
   const auto tokens_per_pass = [&](const std::vector<int>& ranks, int nodes) {
     long long passes = 0, tokens = 0;
-    replay(text, drafts_with_truth_at(text, ranks), nodes, passes, tokens);
+    const TextDrafts drafts = drafts_with_truth_at(text, ranks);
+    replay(text, trees_of_rows(drafts, nodes), passes, tokens);
     return static_cast<double>(tokens) / static_cast<double>(passes);
   };
   constexpr int kMissing = 3;

@@ -42,6 +42,7 @@ class TrainingTest : public ::testing::Test {
     out.model = directory_ / "tiny.gguf";
     out.output = directory_ / "heads.gguf";
     out.draft_steps = 2;
+    out.sequence_rank = 8;
     out.updates = updates;
     out.seed = seed;
     return out;
@@ -68,6 +69,9 @@ class TrainingTest : public ::testing::Test {
     for (int step = 0; step < a.count(); ++step) {
       EXPECT_EQ(a.steps[step].weight, b.steps[step].weight) << "step " << step + 1;
       EXPECT_EQ(a.steps[step].bias, b.steps[step].bias) << "step " << step + 1;
+      ASSERT_TRUE(a.steps[step].sequence && b.steps[step].sequence);
+      EXPECT_EQ(a.steps[step].sequence->state, b.steps[step].sequence->state);
+      EXPECT_EQ(a.steps[step].sequence->output, b.steps[step].sequence->output);
     }
   }
 
@@ -132,11 +136,16 @@ TEST_F(TrainingTest, ACheckpointHoldsEverything) {
   checkpoint.phase_minutes[2] = 1.5;
   torch::manual_seed(3);
   const int d = model_.config().hidden_size;
-  const Maps maps = {1, torch::randn(d), torch::rand(d) + 1, torch::randn({2, d, d}),
-                     torch::randn({2, d})};
+  const Maps maps = {1,
+                     torch::randn(d),
+                     torch::rand(d) + 1,
+                     torch::randn({2, d, d}),
+                     torch::randn({2, d}),
+                     SequentialHeads::initial(2, 8, d, 0.5, 2, 4)};
+  checkpoint.options.sequence_rank = 8;
   checkpoint.state = Distillation::initial_state(maps);
-  checkpoint.state->weight_mean.normal_();
-  checkpoint.state->bias_square.normal_();
+  for (torch::Tensor& moment : checkpoint.state->means) moment.normal_();
+  for (torch::Tensor& moment : checkpoint.state->squares) moment.normal_();
   checkpoint.state->updates = 7;
   write_checkpoint(checkpoint, checkpoint_file());
   const Checkpoint read = read_checkpoint(checkpoint_file(), model_.identity());
@@ -157,8 +166,15 @@ TEST_F(TrainingTest, ACheckpointHoldsEverything) {
   EXPECT_EQ(read.state->updates, 7);
   EXPECT_TRUE(torch::equal(read.state->maps.weight, maps.weight));
   EXPECT_TRUE(torch::equal(read.state->maps.deviation, maps.deviation));
-  EXPECT_TRUE(torch::equal(read.state->weight_mean, checkpoint.state->weight_mean));
-  EXPECT_TRUE(torch::equal(read.state->bias_square, checkpoint.state->bias_square));
+  ASSERT_TRUE(read.state->maps.sequence);
+  EXPECT_EQ(read.state->maps.sequence->state_scale, 0.5);
+  EXPECT_EQ(read.state->maps.sequence->token_scale, 2);
+  EXPECT_TRUE(torch::equal(read.state->maps.sequence->token, maps.sequence->token));
+  ASSERT_EQ(read.state->means.size(), 6u);
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_TRUE(torch::equal(read.state->means[i], checkpoint.state->means[i]));
+    EXPECT_TRUE(torch::equal(read.state->squares[i], checkpoint.state->squares[i]));
+  }
 }
 
 TEST_F(TrainingTest, CheckpointsThatCannotBeUsedAreRefused) {

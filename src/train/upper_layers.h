@@ -36,7 +36,9 @@ class UpperLayers {
   torch::Tensor forward(int layer, const torch::Tensor& rows, const torch::Tensor& anchors,
                         const torch::Tensor& context) const;
 
-  const torch::Tensor& head() const { return head_; }  ///< [vocabulary, d]
+  const torch::Tensor& head() const { return head_; }                ///< [vocabulary, d]
+  const torch::Tensor& embedding() const { return embedding_; }      ///< of tokens: [vocabulary, d]
+  const torch::Tensor& output_norm() const { return output_norm_; }  ///< its weights [d]
 
  private:
   struct Layer {
@@ -54,7 +56,7 @@ class UpperLayers {
   torch::ScalarType type_;
   torch::Tensor frequencies_;  ///< [rope dimensions / 2]
   std::vector<Layer> layers_;
-  torch::Tensor output_norm_, head_;
+  torch::Tensor output_norm_, head_, embedding_;
 };
 
 /// CUDA if there is any, else the CPU.
