@@ -96,6 +96,10 @@ int inspect_heads(const std::filesystem::path& path, const std::filesystem::path
   line("sequential head", "{}",
        heads.has_sequential_head() ? fmt::format("rank {}", heads.steps.front().sequence->rank)
                                    : "none");
+  line("adapters", "{}",
+       heads.adapters.empty() ? "none"
+                              : fmt::format("rank {}, before {} layers",
+                                            heads.adapters.front().rank, heads.adapters.size()));
   line("draft vocabulary", "{}",
        heads.draft_vocabulary.empty() ? "all tokens"
                                       : fmt::format("{} tokens", heads.draft_vocabulary.size()));

@@ -154,6 +154,9 @@ Examples:
   app->add_option("--sequence-rank", options.sequence_rank,
                   "Width of the sequential head; 0: maps alone")
       ->capture_default_str();
+  app->add_option("--adapter-rank", options.adapter_rank,
+                  "Width of the adapters on pseudo rows; 0: none")
+      ->capture_default_str();
   app->add_option("--layer", options.layer, "Layer where pseudo rows enter (default: by a scan)");
   app->add_option("--sequences", options.sequences, "Texts to write at most")
       ->capture_default_str();

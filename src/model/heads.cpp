@@ -118,6 +118,30 @@ std::optional<SequentialHead> read_sequence(const GgufFile& file, int step, int 
                         .output = read("output", GGML_TYPE_F16, rank, d)};
 }
 
+/// All layers' adapters from layer `first` on, or none where that one has none.
+std::vector<Adapter> read_adapters(const GgufFile& file, int first, int layers, int d) {
+  std::vector<Adapter> adapters;
+  const auto name = [](int layer, std::string_view part) {
+    return fmt::format("adapter.{}.{}", layer, part);
+  };
+  if (file.find_tensor(name(first, "down")) == nullptr) {
+    return adapters;
+  }
+  for (int layer = first; layer < layers; ++layer) {
+    const std::int64_t rank = file.get_tensor(name(layer, "down")).shape[1];
+    adapters.push_back(
+        {.layer = layer,
+         .rank = static_cast<int>(rank),
+         .down = read_finite(file, get_tensor(file, name(layer, "down"), GGML_TYPE_F16, d, rank)),
+         .up = read_finite(file, get_tensor(file, name(layer, "up"), GGML_TYPE_F16, rank, d))});
+  }
+  return adapters;
+}
+
+int earliest_layer(const Heads& heads) {
+  return std::ranges::min_element(heads.steps, {}, &DraftMap::layer)->layer;
+}
+
 std::vector<std::int32_t> read_draft_vocabulary(const GgufFile& file, int vocabulary_size) {
   const Tensor* const found = file.find_tensor("draft_vocabulary");
   if (found == nullptr) {
@@ -195,10 +219,11 @@ std::vector<char> to_gguf(const Heads& heads) {
                    training.tokens_per_forward_tree32);
 
   // gguf takes tensors from a ggml context; the data follows the metadata, each tensor padded.
-  const std::unique_ptr<ggml_context, FreeGgml> ggml(
-      ggml_init({.mem_size = (6 * heads.steps.size() + 1) * ggml_tensor_overhead() + 1024,
-                 .mem_buffer = nullptr,
-                 .no_alloc = true}));
+  const std::unique_ptr<ggml_context, FreeGgml> ggml(ggml_init(
+      {.mem_size =
+           (6 * heads.steps.size() + 2 * heads.adapters.size() + 1) * ggml_tensor_overhead() + 1024,
+       .mem_buffer = nullptr,
+       .no_alloc = true}));
   std::vector<char> data;
   const auto add_tensor = [&](const std::string& name, ggml_tensor* tensor, const void* values) {
     ggml_set_name(tensor, name.c_str());
@@ -231,6 +256,10 @@ std::vector<char> to_gguf(const Heads& heads) {
       add_vector(prefix + "sequence.bias", GGML_TYPE_F32, sequence->bias);
       add_matrix(prefix + "sequence.output", sequence->output, sequence->rank);
     }
+  }
+  for (const Adapter& adapter : heads.adapters) {
+    add_matrix(fmt::format("adapter.{}.down", adapter.layer), adapter.down, d);
+    add_matrix(fmt::format("adapter.{}.up", adapter.layer), adapter.up, adapter.rank);
   }
   if (!heads.draft_vocabulary.empty()) {
     add_vector("draft_vocabulary", GGML_TYPE_I32, heads.draft_vocabulary);
@@ -279,6 +308,20 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
         check_values(*matrix, sequence->bias);
       }
     }
+  }
+  for (std::size_t i = 0; i < heads.adapters.size(); ++i) {
+    const Adapter& adapter = heads.adapters[i];
+    const std::size_t size = static_cast<std::size_t>(adapter.rank) * d;
+    if (adapter.layer != earliest_layer(heads) + static_cast<int>(i) ||
+        heads.adapters.size() !=
+            static_cast<std::size_t>(heads.base.layers - earliest_layer(heads)) ||
+        adapter.rank < 1 || adapter.rank > kMostRank || adapter.down.size() != size ||
+        adapter.up.size() != size) {
+      fail(path,
+           fmt::format("cannot write heads: the adapter of layer {} does not fit", adapter.layer));
+    }
+    check_values(adapter.down, {});
+    check_values(adapter.up, {});
   }
   if (const std::string problem =
           draft_vocabulary_problem(heads.draft_vocabulary, heads.base.vocabulary_size);
@@ -376,10 +419,11 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
       fail(path, fmt::format("steps 1 and {}: one has a sequential head, the other none", step));
     }
   }
+  heads.adapters = read_adapters(file, earliest_layer(heads), heads.base.layers, d);
   heads.draft_vocabulary = read_draft_vocabulary(file, heads.base.vocabulary_size);
   const std::size_t known =
       static_cast<std::size_t>(count) * (heads.has_sequential_head() ? 6 : 2) +
-      (heads.draft_vocabulary.empty() ? 0 : 1);
+      2 * heads.adapters.size() + (heads.draft_vocabulary.empty() ? 0 : 1);
   if (file.tensors().size() != known) {
     fail(path, fmt::format("{} tensors where {} belong to heads of {} steps", file.tensors().size(),
                            known, count));

@@ -26,6 +26,17 @@ struct SequentialHead {
 };
 inline constexpr int kRankedCandidates = 32;
 
+/// What is added to a pseudo row, and only to pseudo rows, before it enters layer `layer` (`layer`
+/// layers done): with x = h / sqrt(mean(h^2) + kAdapterEpsilon), h becomes h + up SiLU(down x).
+/// Matrices are [output * columns + input], values exact in F16.
+struct Adapter {
+  int layer = 0;            ///< t .. layers - 1
+  int rank = 0;             ///< r
+  std::vector<float> down;  ///< [r x d]
+  std::vector<float> up;    ///< [d x r]
+};
+inline constexpr float kAdapterEpsilon = 1e-5f;
+
 /// W_j and b_j of one step: p_{i,j} = W_j h_i^t + b_j enters the residual stream after `layer`
 /// layers.
 struct DraftMap {
@@ -52,6 +63,8 @@ struct TrainingRecord {
 struct Heads {
   ModelIdentity base;
   std::vector<DraftMap> steps;  ///< j = 1 .. K; all of them or none have a sequential head
+  /// None, or one for each layer from the earliest step's on, in this order.
+  std::vector<Adapter> adapters = {};
   /// The tokens that pseudo rows may propose, those that the model writes most often first: a
   /// shorter vocabulary is a prefix. Empty: all tokens.
   std::vector<std::int32_t> draft_vocabulary = {};

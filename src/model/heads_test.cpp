@@ -55,6 +55,14 @@ class HeadsFile : public testing::Test {
       map.sequence = std::move(sequence);
       heads_.steps.push_back(std::move(map));
     }
+    for (const int layer : {1, 2}) {
+      Adapter adapter{.layer = layer, .rank = 3, .down = {}, .up = {}};
+      for (int i = 0; i < 3 * 32; ++i) {
+        adapter.down.push_back(static_cast<float>(i % 5 + layer));
+        adapter.up.push_back(static_cast<float>(i % 9 - layer));
+      }
+      heads_.adapters.push_back(std::move(adapter));
+    }
     heads_.draft_vocabulary = {7, 3, 15, 0};
     heads_.training = {.command = "firp train -m tiny.gguf",
                        .minutes = 3.25,
@@ -98,6 +106,13 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
     EXPECT_EQ(read.steps[i].sequence->bias, heads_.steps[i].sequence->bias);
     EXPECT_EQ(read.steps[i].sequence->output, heads_.steps[i].sequence->output);
   }
+  ASSERT_EQ(read.adapters.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(read.adapters[i].layer, heads_.adapters[i].layer);
+    EXPECT_EQ(read.adapters[i].rank, 3);
+    EXPECT_EQ(read.adapters[i].down, heads_.adapters[i].down);
+    EXPECT_EQ(read.adapters[i].up, heads_.adapters[i].up);
+  }
   EXPECT_EQ(read.draft_vocabulary, heads_.draft_vocabulary);
   EXPECT_EQ(read.training.command, heads_.training.command);
   EXPECT_EQ(read.training.minutes, heads_.training.minutes);
@@ -113,6 +128,7 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
 /// Maps alone, as version 1 had them.
 Heads maps_alone(Heads heads) {
   for (DraftMap& step : heads.steps) step.sequence.reset();
+  heads.adapters.clear();
   heads.draft_vocabulary.clear();
   return heads;
 }
@@ -127,6 +143,7 @@ TEST_F(HeadsFile, MapsAloneAreHeadsTooAlsoOfVersion1) {
     const Heads read = read_heads(path, nullptr);
     ASSERT_EQ(read.count(), 4);
     EXPECT_FALSE(read.has_sequential_head());
+    EXPECT_TRUE(read.adapters.empty());
     EXPECT_TRUE(read.draft_vocabulary.empty());
     EXPECT_EQ(read.steps[3].weight, heads_.steps[3].weight);
   }
@@ -170,6 +187,10 @@ TEST_F(HeadsFile, ImpossibleHeadsAreNotWritten) {
               HasSubstr("F16"));
   EXPECT_THAT(message([&](Heads& heads) { heads.steps[2].sequence->bias[0] = nan; }),
               HasSubstr("finite"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters.pop_back(); }), HasSubstr("adapter"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters[1].layer = 1; }), HasSubstr("layer 1"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters[1].up.pop_back(); }), HasSubstr("layer 2"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters[1].up[0] = 7e4f; }), HasSubstr("F16"));
   EXPECT_THAT(message([](Heads& heads) { heads.draft_vocabulary[1] = 16; }), HasSubstr("16 of 16"));
   EXPECT_THAT(message([](Heads& heads) { heads.draft_vocabulary[1] = 7; }), HasSubstr("7 twice"));
   EXPECT_EQ(files(), (std::vector<std::string>{"tiny.gguf"}));
@@ -205,7 +226,9 @@ TEST_F(HeadsFile, DamagedPartsOfTheSequentialHeadAreNamed) {
               HasSubstr("step.2.sequence.output is missing"));
   EXPECT_THAT(message("step.2.sequence.bias", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
   EXPECT_THAT(message("step.1.sequence.bias", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
-  EXPECT_THAT(message("draft_vocabulary", std::size_t(-1), 'x'), HasSubstr("25 tensors where 24"));
+  EXPECT_THAT(message("draft_vocabulary", std::size_t(-1), 'x'), HasSubstr("29 tensors where 28"));
+  EXPECT_THAT(message("adapter.2.up", std::size_t(-1), 'x'), HasSubstr("adapter.2.up is missing"));
+  EXPECT_THAT(message("adapter.1.down", std::size_t(-1), 'x'), HasSubstr("29 tensors where 25"));
   std::string bytes = good;
   bytes[bytes.size() - 32] = 16;  // the draft vocabulary's data come last, padded to 32
   write_bytes(path, bytes);

@@ -26,6 +26,7 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
   put("base", describe(checkpoint.base));
   put("draft_steps", static_cast<std::int64_t>(checkpoint.options.draft_steps));
   put("sequence_rank", static_cast<std::int64_t>(checkpoint.options.sequence_rank));
+  put("adapter_rank", static_cast<std::int64_t>(checkpoint.options.adapter_rank));
   put("updates", static_cast<std::int64_t>(checkpoint.options.updates));
   put("minutes", checkpoint.options.minutes);
   put("learning_rate", static_cast<double>(checkpoint.options.learning_rate));
@@ -120,6 +121,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
     out.base = base;
     out.options.draft_steps = get_int("draft_steps");
     out.options.sequence_rank = get_int("sequence_rank");
+    out.options.adapter_rank = get_int("adapter_rank");
     out.options.updates = get_int("updates");
     out.options.minutes = get("minutes").toDouble();
     out.options.learning_rate = static_cast<float>(get("learning_rate").toDouble());
@@ -152,7 +154,8 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
     }
     if (out.layer < 0 || out.layer >= base.layers || out.options.draft_steps < 1 ||
         out.options.draft_steps > kMaxDraftSteps || out.options.sequence_rank < 0 ||
-        out.options.sequence_rank > kMaxSequenceRank || out.texts.empty()) {
+        out.options.sequence_rank > kMaxSequenceRank || out.options.adapter_rank < 0 ||
+        out.options.adapter_rank > kMaxAdapterRank || out.texts.empty()) {
       throw damaged();
     }
     if (get("has_state").toBool()) {
@@ -166,6 +169,11 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
             SequentialHeads{get("state_scale").toDouble(),  get("token_scale").toDouble(),
                             torch::empty({steps, rank, d}), torch::empty({steps, rank, d}),
                             torch::empty({steps, rank}),    torch::empty({steps, d, rank})};
+      }
+      if (const int rank = out.options.adapter_rank; rank > 0) {
+        const int layers = base.layers - out.layer;
+        state.maps.adapters =
+            Adapters{torch::empty({layers, rank, d}), torch::empty({layers, d, rank})};
       }
       const std::vector<torch::Tensor*> parameters = state.maps.parameters();
       for (std::size_t i = 0; i < parameters.size(); ++i) {

@@ -211,7 +211,7 @@ double Distillation::update(int planned_updates) {
   const torch::Tensor pseudo = maps.rows(torch::cat(hidden).to(device))
                                    .reshape({kSequencesAnUpdate, kAnchorsASequence, steps, d});
   const torch::Tensor states =
-      upper_.forward(maps.layer, pseudo, anchors, context.to(device)).flatten(0, 2);
+      upper_.forward(maps.layer, pseudo, anchors, context.to(device), maps.adapters).flatten(0, 2);
   const auto loss_of = [&](const torch::Tensor& final_states) {
     return head_loss(final_states, head_, batch_targets, batch_probabilities, weights);
   };

@@ -119,6 +119,52 @@ TextDrafts drafts_with_truth_at(const TeacherText& text, const std::vector<int>&
   return drafts;
 }
 
+// The heads file's formula, with its scales folded in and its values rounded, against what training
+// computes; and the parts that drafting takes it in.
+TEST(SequentialHeads, AreTheFilesFormula) {
+  torch::manual_seed(2);
+  constexpr int kSteps = 2, kRank = 6, kSize = 16;
+  Maps maps{1,
+            torch::zeros(kSize),
+            torch::ones(kSize),
+            torch::zeros({kSteps, kSize, kSize}),
+            torch::zeros({kSteps, kSize}),
+            SequentialHeads::initial(kSteps, kRank, kSize, 0.25, 8, 3)};
+  EXPECT_EQ(maps.sequence->output.abs().max().item<float>(), 0);
+  EXPECT_GT(maps.sequence->token.abs().max().item<float>(), 0.1);
+  maps.sequence->output.normal_();
+  maps.sequence->bias.normal_();
+  const torch::Tensor states = torch::randn({3, kSteps, kSize});
+  const torch::Tensor embeddings = torch::randn({3, kSteps, kSize});
+  const torch::Tensor correction = maps.sequence->correction(states, embeddings);
+
+  const Heads heads = to_heads(maps, {});
+  const auto dot = [&](const std::vector<float>& matrix, int row, const torch::Tensor& x) {
+    double sum = 0;
+    for (int i = 0; i < x.size(0); ++i) sum += matrix[row * x.size(0) + i] * x[i].item<float>();
+    return sum;
+  };
+  const SequentialHead& second = *heads.steps[1].sequence;
+  torch::Tensor inner = torch::empty(kRank);
+  for (int i = 0; i < kRank; ++i) {
+    inner[i] = dot(second.state, i, states[2][1]) + dot(second.token, i, embeddings[2][1]) +
+               second.bias[i];
+  }
+  const torch::Tensor activated = inner / (1 + torch::exp(-inner));
+  for (int i = 0; i < kSize; ++i) {
+    EXPECT_NEAR(correction[2][1][i].item<float>(), dot(second.output, i, activated), 2e-2);
+  }
+  EXPECT_GT(correction.abs().max().item<float>(), 1);
+
+  const SequentialHeads read = *from_heads(heads).sequence;
+  const torch::Tensor of_states = read.inner_of_states(states);
+  for (int step = 0; step < kSteps; ++step) {
+    const torch::Tensor behind =
+        read.correction_behind(step, of_states[2][step].unsqueeze(0), embeddings.select(1, step));
+    EXPECT_LT((behind[2] - correction[2][step]).abs().max().item<float>(), 2e-2);
+  }
+}
+
 TEST(Replay, CountsThePassesOfDecoding) {
   TeacherText text;
   text.first_anchor = 3;

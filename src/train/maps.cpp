@@ -58,6 +58,18 @@ torch::Tensor SequentialHeads::correction_behind(int step, const torch::Tensor& 
   return torch::mm(torch::silu(inner + of_token), output[step].t());
 }
 
+Adapters Adapters::initial(int layers, int rank, std::int64_t d, std::uint64_t seed) {
+  torch::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  const double bound = 1 / std::sqrt(static_cast<double>(d));
+  return {torch::rand({layers, rank, d}, generator).mul_(2 * bound).sub_(bound),
+          torch::zeros({layers, d, rank})};
+}
+
+torch::Tensor Adapters::adapt(const torch::Tensor& rows, int index) const {
+  const torch::Tensor scaled = rows * rows.square().mean(-1, true).add(kAdapterEpsilon).rsqrt();
+  return rows + torch::linear(torch::silu(torch::linear(scaled, down[index])), up[index]);
+}
+
 torch::Tensor Maps::rows(const torch::Tensor& hidden) const {
   const torch::Tensor input = ((hidden - mean) / deviation).expand({steps(), -1, -1});
   const torch::Tensor output = torch::baddbmm(bias.unsqueeze(1), input, weight.transpose(1, 2));
@@ -68,6 +80,9 @@ std::vector<torch::Tensor*> Maps::parameters() {
   std::vector<torch::Tensor*> all = {&weight, &bias};
   if (sequence) {
     all.insert(all.end(), {&sequence->state, &sequence->token, &sequence->bias, &sequence->output});
+  }
+  if (adapters) {
+    all.insert(all.end(), {&adapters->down, &adapters->up});
   }
   return all;
 }
@@ -103,6 +118,14 @@ Heads to_heads(const Maps& maps, const ModelIdentity& base) {
     }
     heads.steps.push_back(std::move(map));
   }
+  if (maps.adapters) {
+    for (int i = 0; i < maps.adapters->down.size(0); ++i) {
+      heads.adapters.push_back({.layer = maps.layer + i,
+                                .rank = static_cast<int>(maps.adapters->down.size(1)),
+                                .down = values(rounded(exact(maps.adapters->down[i]))),
+                                .up = values(rounded(exact(maps.adapters->up[i])))});
+    }
+  }
   return heads;
 }
 
@@ -126,6 +149,14 @@ Maps from_heads(const Heads& heads) {
         stack([](const DraftMap& s) { return matrix(s.sequence->token, s.sequence->rank); }),
         stack([](const DraftMap& s) { return torch::tensor(s.sequence->bias); }),
         stack([&](const DraftMap& s) { return matrix(s.sequence->output, d); })};
+  }
+  if (!heads.adapters.empty()) {
+    std::vector<torch::Tensor> down, up;
+    for (const Adapter& adapter : heads.adapters) {
+      down.push_back(matrix(adapter.down, adapter.rank));
+      up.push_back(matrix(adapter.up, d));
+    }
+    maps.adapters = Adapters{torch::stack(down), torch::stack(up)};
   }
   return maps;
 }

@@ -33,6 +33,18 @@ struct SequentialHeads {
                                   const torch::Tensor& embeddings) const;
 };
 
+/// The adapters of the upper layers while they are trained (Adapter of model/heads.h), one a layer
+/// from the maps' on: h += up_l SiLU(down_l (h / rms(h))).
+struct Adapters {
+  torch::Tensor down;  ///< [layers, r, d]
+  torch::Tensor up;    ///< [layers, d, r]
+
+  /// Fresh ones change nothing: up is 0.
+  static Adapters initial(int layers, int rank, std::int64_t d, std::uint64_t seed);
+  /// Pseudo rows [R, d] before the layer `index` (0: the first), adapted; F32, with gradients.
+  torch::Tensor adapt(const torch::Tensor& rows, int index) const;
+};
+
 /// Draft maps while they are trained. Input and output are standardised per dimension, because the
 /// residual stream's dimensions differ by a factor of fifty:
 ///   p_{i,j} = mean + deviation * (weight_j ((h_i - mean) / deviation) + bias_j)
@@ -42,6 +54,7 @@ struct Maps {
   torch::Tensor weight;           ///< [K, d, d], weight[j][output][input]
   torch::Tensor bias;             ///< [K, d]
   std::optional<SequentialHeads> sequence = {};
+  std::optional<Adapters> adapters = {};
 
   int steps() const { return static_cast<int>(weight.size(0)); }
   /// [N, d] hidden states to [N, K, d] pseudo rows; F32, with gradients to weight and bias.

@@ -99,6 +99,8 @@ void check_options(const TrainOptions& options) {
           fmt::format("draft steps must be 1 to {}", kMaxDraftSteps));
   require(options.sequence_rank >= 0 && options.sequence_rank <= kMaxSequenceRank,
           fmt::format("the sequential head's rank must be 0 to {}", kMaxSequenceRank));
+  require(options.adapter_rank >= 0 && options.adapter_rank <= kMaxAdapterRank,
+          fmt::format("the adapters' rank must be 0 to {}", kMaxAdapterRank));
   require(options.sequences >= 40,
           "at least 40 sequences are needed to train on and to measure with");
   require(options.answer_tokens >= 1000, "at least 1000 answer tokens are needed");
@@ -290,6 +292,10 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     Maps maps = warm_start(train_texts, checkpoint.layer, planned.draft_steps, phase);
     if (planned.sequence_rank > 0) {
       maps.sequence = fresh_sequence(upper, planned);
+    }
+    if (planned.adapter_rank > 0) {
+      maps.adapters = Adapters::initial(upper.layers(), planned.adapter_rank, upper.head().size(1),
+                                        planned.seed);
     }
     checkpoint.state = Distillation::initial_state(std::move(maps));
   }

@@ -20,6 +20,7 @@ struct TrainOptions {
 
   int draft_steps = 4;         ///< K: maps to train, 1 .. kMaxDraftSteps
   int sequence_rank = 256;     ///< r of the sequential head, 0 .. kMaxSequenceRank; 0: maps alone
+  int adapter_rank = 16;       ///< r of the adapters, 0 .. kMaxAdapterRank; 0: none
   int layer = 0;               ///< t of all maps, 1 .. layers - 1; 0: the ridge scan chooses
   int sequences = 1200;        ///< texts to synthesise, at most
   int answer_tokens = 180000;  ///< tokens of the model's own answers to synthesise, at most
@@ -42,6 +43,7 @@ struct TrainOptions {
 
 inline constexpr int kMaxDraftSteps = 8;
 inline constexpr int kMaxSequenceRank = 4096;
+inline constexpr int kMaxAdapterRank = 1024;
 
 /// OUTPUT.checkpoint: what --resume goes on from. Removed when training has ended.
 std::filesystem::path checkpoint_path(const TrainOptions& options);
