@@ -98,6 +98,16 @@ int inspect_heads(const std::filesystem::path& path, const std::filesystem::path
     layers += fmt::format("{}{}", layers.empty() ? "" : ", ", map.layer);
   }
   line("heads", "{} draft steps, entering after layers {}", heads.count(), layers);
+  line("sequential head", "{}",
+       heads.has_sequential_head() ? fmt::format("rank {}", heads.steps.front().sequence->rank)
+                                   : "none");
+  line("adapters", "{}",
+       heads.adapters.empty() ? "none"
+                              : fmt::format("rank {}, before {} layers",
+                                            heads.adapters.front().rank, heads.adapters.size()));
+  line("draft vocabulary", "{}",
+       heads.draft_vocabulary.empty() ? "all tokens"
+                                      : fmt::format("{} tokens", heads.draft_vocabulary.size()));
   line("for", "{}, {} layers, d {}, {} tokens, identity {}", base.architecture, base.layers,
        base.hidden_size, base.vocabulary_size, base.tensor_hash);
   const TrainingRecord& training = heads.training;
@@ -107,6 +117,9 @@ int inspect_heads(const std::filesystem::path& path, const std::filesystem::path
        training.tokens_per_forward_chain, training.tokens_per_forward_tree32);
   line("  top-1 % by step", "{}", percent(training.top1));
   line("  top-5 % by step", "{}", percent(training.top5));
+  if (heads.has_sequential_head()) {
+    line("  top-1 %, ranked", "{}", percent(training.sequence_top1));
+  }
   if (model_path.empty()) return 0;
   const Model model(model_path);
   const bool fits = model.identity() == base;

@@ -34,7 +34,8 @@ std::string progress_text(const TrainProgress& progress) {
                                  progress.done, progress.total, phase_unit(progress.phase));
   if (progress.phase == TrainPhase::kDistillation) {
     text += fmt::format(", loss {:.3f}, {:.0f} rows/s", progress.loss, progress.rows_per_second);
-    if (progress.chain > 0) text += fmt::format(", held-out chain {:.2f}", progress.chain);
+    const float chain = progress.evaluation.best().chain;
+    if (chain > 0) text += fmt::format(", held-out chain {:.2f}", chain);
   }
   if (progress.done == progress.total) {
     text += fmt::format(", {}", duration(progress.elapsed_seconds));
@@ -45,14 +46,23 @@ std::string progress_text(const TrainProgress& progress) {
 }
 
 void print_report(const TrainReport& report, const TrainOptions& options) {
-  fmt::print("\n{:<6}{:>8}{:>8}\n", "step", "top-1 %", "top-5 %");
-  for (std::size_t step = 0; step < report.top1.size(); ++step) {
-    fmt::print("{:<6}{:>8.1f}{:>8.1f}\n", step + 1, 100 * report.top1[step],
-               100 * report.top5[step]);
+  const Evaluation& evaluation = report.evaluation;
+  const bool sequence = !evaluation.sequence_top1.empty();
+  fmt::print("\n{:<6}{:>8}{:>8}{}\n", "step", "top-1 %", "top-5 %",
+             sequence ? "   top-1 % behind the true token" : "");
+  for (std::size_t step = 0; step < evaluation.top1.size(); ++step) {
+    fmt::print("{:<6}{:>8.1f}{:>8.1f}", step + 1, 100 * evaluation.top1[step],
+               100 * evaluation.top5[step]);
+    if (sequence) fmt::print("{:>10.1f}", 100 * evaluation.sequence_top1[step]);
+    fmt::print("\n");
   }
-  fmt::print(
-      "\ntokens per forward pass: chain {:.2f}, tree of 8 {:.2f}, of 16 {:.2f}, of 32 {:.2f}\n",
-      report.chain, report.tree8, report.tree16, report.tree32);
+  const auto print_rates = [](const char* what, const TokensPerForward& rates) {
+    fmt::print("{}chain {:.2f}, tree of 8 {:.2f}, of 16 {:.2f}, of 32 {:.2f}\n", what, rates.chain,
+               rates.tree8, rates.tree16, rates.tree32);
+  };
+  fmt::print("\ntokens per forward pass:\n");
+  print_rates("  maps alone           ", evaluation.maps);
+  if (sequence) print_rates("  with sequential head ", evaluation.sequence);
   fmt::print(
       "measured on {} of {} texts that the training did not see; maps enter after layer {}\n",
       report.held_out_texts, report.texts, report.layer);
@@ -140,6 +150,12 @@ Examples:
   app->add_option("--prompts", options.prompts,
                   "User turns to answer beside the model's own, JSONL with \"turns\"");
   app->add_option("--steps", options.draft_steps, "Tokens to look ahead: maps to train")
+      ->capture_default_str();
+  app->add_option("--sequence-rank", options.sequence_rank,
+                  "Width of the sequential head; 0: maps alone")
+      ->capture_default_str();
+  app->add_option("--adapter-rank", options.adapter_rank,
+                  "Width of the adapters on pseudo rows; 0: none")
       ->capture_default_str();
   app->add_option("--layer", options.layer, "Layer where pseudo rows enter (default: by a scan)");
   app->add_option("--sequences", options.sequences, "Texts to write at most")

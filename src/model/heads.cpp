@@ -18,8 +18,9 @@
 namespace firp {
 namespace {
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // version 1 holds maps alone and nothing else that differs
 constexpr int kMostSteps = 64;
+constexpr int kMostRank = 1 << 16;
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& reason) {
   throw Error(fmt::format("{}: {}", path.string(), reason));
@@ -41,9 +42,9 @@ ModelIdentity read_base(const GgufFile& file) {
          fmt::format("not a FIRP heads file (its architecture is '{}')", one_line(architecture)));
   }
   const std::int64_t version = file.get_int("firp.version");
-  if (version != kVersion) {
+  if (version < 1 || version > kVersion) {
     fail(file.path(),
-         fmt::format("heads of version {}: this program reads version {}", version, kVersion));
+         fmt::format("heads of version {}: this program reads 1 to {}", version, kVersion));
   }
   return {.architecture = one_line(file.get_string("firp.base.architecture")),
           .layers = read_size(file, "firp.base.layers", 2, 1024),
@@ -57,9 +58,8 @@ std::string describe(const ModelIdentity& model) {
                      model.hidden_size, model.vocabulary_size, model.tensor_hash);
 }
 
-const Tensor& get_step_tensor(const GgufFile& file, int step, std::string_view part, ggml_type type,
-                              std::int64_t columns, std::int64_t rows) {
-  const std::string name = fmt::format("step.{}.{}", step, part);
+const Tensor& get_tensor(const GgufFile& file, const std::string& name, ggml_type type,
+                         std::int64_t columns, std::int64_t rows) {
   const Tensor& tensor = file.get_tensor(name);
   if (tensor.type != type || tensor.shape != std::array<std::int64_t, 4>{columns, rows, 1, 1}) {
     fail(file.path(),
@@ -70,12 +70,92 @@ const Tensor& get_step_tensor(const GgufFile& file, int step, std::string_view p
   return tensor;
 }
 
+/// What is wrong with it, or "".
+std::string draft_vocabulary_problem(const std::vector<std::int32_t>& tokens, int vocabulary_size) {
+  std::vector<bool> seen(static_cast<std::size_t>(vocabulary_size));
+  for (const std::int32_t token : tokens) {
+    if (token < 0 || token >= vocabulary_size) {
+      return fmt::format("the draft vocabulary holds token {} of {}", token, vocabulary_size);
+    }
+    if (seen[static_cast<std::size_t>(token)]) {
+      return fmt::format("the draft vocabulary holds token {} twice", token);
+    }
+    seen[static_cast<std::size_t>(token)] = true;
+  }
+  return "";
+}
+
 std::vector<float> read_finite(const GgufFile& file, const Tensor& tensor) {
   std::vector<float> values = dequantize(tensor);
   if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) {
     fail(file.path(), fmt::format("tensor {} holds a value that is not finite", tensor.name));
   }
   return values;
+}
+
+/// The sequential head of a step, or nothing where none of its four tensors is there.
+std::optional<SequentialHead> read_sequence(const GgufFile& file, int step, int d) {
+  const auto name = [&](std::string_view part) {
+    return fmt::format("step.{}.sequence.{}", step, part);
+  };
+  const Tensor* const bias = file.find_tensor(name("bias"));
+  if (bias == nullptr) {
+    return std::nullopt;  // a part that stands alone is one tensor too many
+  }
+  const std::int64_t rank = bias->shape[0];
+  if (rank < 1 || rank > kMostRank) {
+    fail(file.path(),
+         fmt::format("tensor {} has {} values, not 1..{}", bias->name, rank, kMostRank));
+  }
+  const auto read = [&](std::string_view part, ggml_type type, std::int64_t columns,
+                        std::int64_t rows) {
+    return read_finite(file, get_tensor(file, name(part), type, columns, rows));
+  };
+  return SequentialHead{.rank = static_cast<int>(rank),
+                        .state = read("state", GGML_TYPE_F16, d, rank),
+                        .token = read("token", GGML_TYPE_F16, d, rank),
+                        .bias = read("bias", GGML_TYPE_F32, rank, 1),
+                        .output = read("output", GGML_TYPE_F16, rank, d)};
+}
+
+/// All layers' adapters from layer `first` on, or none where that one has none.
+std::vector<Adapter> read_adapters(const GgufFile& file, int first, int layers, int d) {
+  std::vector<Adapter> adapters;
+  const auto name = [](int layer, std::string_view part) {
+    return fmt::format("adapter.{}.{}", layer, part);
+  };
+  if (file.find_tensor(name(first, "down")) == nullptr) {
+    return adapters;
+  }
+  for (int layer = first; layer < layers; ++layer) {
+    const std::int64_t rank = file.get_tensor(name(layer, "down")).shape[1];
+    adapters.push_back(
+        {.layer = layer,
+         .rank = static_cast<int>(rank),
+         .down = read_finite(file, get_tensor(file, name(layer, "down"), GGML_TYPE_F16, d, rank)),
+         .up = read_finite(file, get_tensor(file, name(layer, "up"), GGML_TYPE_F16, rank, d))});
+  }
+  return adapters;
+}
+
+int earliest_layer(const Heads& heads) {
+  return std::ranges::min_element(heads.steps, {}, &DraftMap::layer)->layer;
+}
+
+std::vector<std::int32_t> read_draft_vocabulary(const GgufFile& file, int vocabulary_size) {
+  const Tensor* const found = file.find_tensor("draft_vocabulary");
+  if (found == nullptr) {
+    return {};
+  }
+  const std::int64_t size = found->shape[0];
+  const Tensor& tensor = get_tensor(file, found->name, GGML_TYPE_I32, size, 1);
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(size));
+  std::memcpy(tokens.data(), tensor.data.data(), tokens.size() * sizeof(std::int32_t));
+  if (const std::string problem = draft_vocabulary_problem(tokens, vocabulary_size);
+      !problem.empty()) {
+    fail(file.path(), problem);
+  }
+  return tokens;
 }
 
 std::vector<float> read_rates(const GgufFile& file, std::string_view key) {
@@ -89,6 +169,7 @@ TrainingRecord read_training(const GgufFile& file) {
           .rows = file.find_int("firp.training.rows").value_or(0),
           .top1 = read_rates(file, "firp.training.top1"),
           .top5 = read_rates(file, "firp.training.top5"),
+          .sequence_top1 = read_rates(file, "firp.training.sequence_top1"),
           .tokens_per_forward_chain = static_cast<float>(
               file.find_float("firp.training.tokens_per_forward_chain").value_or(0)),
           .tokens_per_forward_tree32 = static_cast<float>(
@@ -129,16 +210,20 @@ std::vector<char> to_gguf(const Heads& heads) {
   gguf_set_val_i64(gguf.get(), "firp.training.rows", training.rows);
   set_float_array("firp.training.top1", training.top1);
   set_float_array("firp.training.top5", training.top5);
+  if (!training.sequence_top1.empty()) {
+    set_float_array("firp.training.sequence_top1", training.sequence_top1);
+  }
   gguf_set_val_f32(gguf.get(), "firp.training.tokens_per_forward_chain",
                    training.tokens_per_forward_chain);
   gguf_set_val_f32(gguf.get(), "firp.training.tokens_per_forward_tree32",
                    training.tokens_per_forward_tree32);
 
   // gguf takes tensors from a ggml context; the data follows the metadata, each tensor padded.
-  const std::unique_ptr<ggml_context, FreeGgml> ggml(
-      ggml_init({.mem_size = 2 * heads.steps.size() * ggml_tensor_overhead() + 1024,
-                 .mem_buffer = nullptr,
-                 .no_alloc = true}));
+  const std::unique_ptr<ggml_context, FreeGgml> ggml(ggml_init(
+      {.mem_size =
+           (6 * heads.steps.size() + 2 * heads.adapters.size() + 1) * ggml_tensor_overhead() + 1024,
+       .mem_buffer = nullptr,
+       .no_alloc = true}));
   std::vector<char> data;
   const auto add_tensor = [&](const std::string& name, ggml_tensor* tensor, const void* values) {
     ggml_set_name(tensor, name.c_str());
@@ -147,15 +232,37 @@ std::vector<char> to_gguf(const Heads& heads) {
     data.insert(data.end(), bytes, bytes + ggml_nbytes(tensor));
     data.resize(GGML_PAD(data.size(), GGUF_DEFAULT_ALIGNMENT));
   };
+  const auto add_matrix = [&](const std::string& name, const std::vector<float>& values,
+                              std::int64_t columns) {
+    std::vector<ggml_fp16_t> half(values.size());
+    const auto count = static_cast<std::int64_t>(values.size());
+    ggml_fp32_to_fp16_row(values.data(), half.data(), count);
+    add_tensor(name, ggml_new_tensor_2d(ggml.get(), GGML_TYPE_F16, columns, count / columns),
+               half.data());
+  };
+  const auto add_vector = [&](const std::string& name, ggml_type type, const auto& values) {
+    add_tensor(name, ggml_new_tensor_1d(ggml.get(), type, static_cast<std::int64_t>(values.size())),
+               values.data());
+  };
   const std::int64_t d = heads.base.hidden_size;
-  std::vector<ggml_fp16_t> half(static_cast<std::size_t>(d * d));
   for (std::size_t i = 0; i < heads.steps.size(); ++i) {
     const DraftMap& step = heads.steps[i];
-    ggml_fp32_to_fp16_row(step.weight.data(), half.data(), d * d);
-    add_tensor(fmt::format("step.{}.weight", i + 1),
-               ggml_new_tensor_2d(ggml.get(), GGML_TYPE_F16, d, d), half.data());
-    add_tensor(fmt::format("step.{}.bias", i + 1), ggml_new_tensor_1d(ggml.get(), GGML_TYPE_F32, d),
-               step.bias.data());
+    const std::string prefix = fmt::format("step.{}.", i + 1);
+    add_matrix(prefix + "weight", step.weight, d);
+    add_vector(prefix + "bias", GGML_TYPE_F32, step.bias);
+    if (const std::optional<SequentialHead>& sequence = step.sequence) {
+      add_matrix(prefix + "sequence.state", sequence->state, d);
+      add_matrix(prefix + "sequence.token", sequence->token, d);
+      add_vector(prefix + "sequence.bias", GGML_TYPE_F32, sequence->bias);
+      add_matrix(prefix + "sequence.output", sequence->output, sequence->rank);
+    }
+  }
+  for (const Adapter& adapter : heads.adapters) {
+    add_matrix(fmt::format("adapter.{}.down", adapter.layer), adapter.down, d);
+    add_matrix(fmt::format("adapter.{}.up", adapter.layer), adapter.up, adapter.rank);
+  }
+  if (!heads.draft_vocabulary.empty()) {
+    add_vector("draft_vocabulary", GGML_TYPE_I32, heads.draft_vocabulary);
   }
   std::vector<char> file(gguf_get_meta_size(gguf.get()));
   gguf_get_meta_data(gguf.get(), file.data());
@@ -169,6 +276,13 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
   if (heads.count() < 1 || heads.count() > kMostSteps) {
     fail(path, fmt::format("cannot write heads of {} steps (1..{})", heads.count(), kMostSteps));
   }
+  const auto check_values = [&](const std::vector<float>& matrix,
+                                const std::vector<float>& vector) {
+    if (!std::ranges::all_of(matrix, [](float value) { return std::abs(value) <= kLargestF16; }) ||
+        !std::ranges::all_of(vector, [](float value) { return std::isfinite(value); })) {
+      fail(path, "cannot write heads: a weight is not finite or too large for F16");
+    }
+  };
   for (const DraftMap& step : heads.steps) {
     if (step.layer < 1 || step.layer >= heads.base.layers || step.weight.size() != d * d ||
         step.bias.size() != d) {
@@ -177,11 +291,42 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
                        "does not fit {}",
                        step.layer, step.weight.size(), step.bias.size(), describe(heads.base)));
     }
-    if (!std::ranges::all_of(step.weight,
-                             [](float value) { return std::abs(value) <= kLargestF16; }) ||
-        !std::ranges::all_of(step.bias, [](float value) { return std::isfinite(value); })) {
-      fail(path, "cannot write heads: a weight is not finite or too large for F16");
+    check_values(step.weight, step.bias);
+    if (step.sequence.has_value() != heads.has_sequential_head()) {
+      fail(path, "cannot write heads: some steps have a sequential head, others none");
     }
+    if (const std::optional<SequentialHead>& sequence = step.sequence) {
+      const std::size_t size = static_cast<std::size_t>(sequence->rank) * d;
+      if (sequence->rank < 1 || sequence->rank > kMostRank || sequence->state.size() != size ||
+          sequence->token.size() != size || sequence->output.size() != size ||
+          sequence->bias.size() != static_cast<std::size_t>(sequence->rank)) {
+        fail(path, fmt::format("cannot write heads: a sequential head of rank {} has parts of "
+                               "other sizes",
+                               sequence->rank));
+      }
+      for (const auto* matrix : {&sequence->state, &sequence->token, &sequence->output}) {
+        check_values(*matrix, sequence->bias);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < heads.adapters.size(); ++i) {
+    const Adapter& adapter = heads.adapters[i];
+    const std::size_t size = static_cast<std::size_t>(adapter.rank) * d;
+    if (adapter.layer != earliest_layer(heads) + static_cast<int>(i) ||
+        heads.adapters.size() !=
+            static_cast<std::size_t>(heads.base.layers - earliest_layer(heads)) ||
+        adapter.rank < 1 || adapter.rank > kMostRank || adapter.down.size() != size ||
+        adapter.up.size() != size) {
+      fail(path,
+           fmt::format("cannot write heads: the adapter of layer {} does not fit", adapter.layer));
+    }
+    check_values(adapter.down, {});
+    check_values(adapter.up, {});
+  }
+  if (const std::string problem =
+          draft_vocabulary_problem(heads.draft_vocabulary, heads.base.vocabulary_size);
+      !problem.empty()) {
+    fail(path, "cannot write heads: " + problem);
   }
 }
 
@@ -256,9 +401,6 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
   if (layers.size() != static_cast<std::size_t>(count)) {
     fail(path, fmt::format("firp.step_layers has {} elements for {} steps", layers.size(), count));
   }
-  if (file.tensors().size() != 2 * static_cast<std::size_t>(count)) {
-    fail(path, fmt::format("{} tensors for {} steps", file.tensors().size(), count));
-  }
   const int d = heads.base.hidden_size;
   for (int step = 1; step <= count; ++step) {
     const std::int64_t layer = layers[static_cast<std::size_t>(step - 1)];
@@ -268,8 +410,23 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
     }
     heads.steps.push_back(
         {.layer = static_cast<int>(layer),
-         .weight = read_finite(file, get_step_tensor(file, step, "weight", GGML_TYPE_F16, d, d)),
-         .bias = read_finite(file, get_step_tensor(file, step, "bias", GGML_TYPE_F32, d, 1))});
+         .weight = read_finite(
+             file, get_tensor(file, fmt::format("step.{}.weight", step), GGML_TYPE_F16, d, d)),
+         .bias = read_finite(
+             file, get_tensor(file, fmt::format("step.{}.bias", step), GGML_TYPE_F32, d, 1)),
+         .sequence = read_sequence(file, step, d)});
+    if (heads.steps.back().sequence.has_value() != heads.has_sequential_head()) {
+      fail(path, fmt::format("steps 1 and {}: one has a sequential head, the other none", step));
+    }
+  }
+  heads.adapters = read_adapters(file, earliest_layer(heads), heads.base.layers, d);
+  heads.draft_vocabulary = read_draft_vocabulary(file, heads.base.vocabulary_size);
+  const std::size_t known =
+      static_cast<std::size_t>(count) * (heads.has_sequential_head() ? 6 : 2) +
+      2 * heads.adapters.size() + (heads.draft_vocabulary.empty() ? 0 : 1);
+  if (file.tensors().size() != known) {
+    fail(path, fmt::format("{} tensors where {} belong to heads of {} steps", file.tensors().size(),
+                           known, count));
   }
   heads.training = read_training(file);
   return heads;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -9,20 +10,51 @@
 
 namespace firp {
 
+/// What a drafted token changes about the next: with n the final state of the step's pseudo row
+/// (after the output norm) and e the model's embedding of the token drafted one step before (for
+/// step 1: the token that the model itself decoded),
+///   c = output SiLU(state n + token e + bias)
+/// and the logit of a candidate becomes its head row . (n + c). Only for ranking the row's own best
+/// candidates, kRankedCandidates of them, anew. Matrices are [output * columns + input]; values of
+/// state, token and output are exact in F16.
+struct SequentialHead {
+  int rank = 0;               ///< r
+  std::vector<float> state;   ///< [r x d]
+  std::vector<float> token;   ///< [r x d]
+  std::vector<float> bias;    ///< [r]
+  std::vector<float> output;  ///< [d x r]
+};
+inline constexpr int kRankedCandidates = 32;
+
+/// What is added to a pseudo row, and only to pseudo rows, before it enters layer `layer` (`layer`
+/// layers done): with x = h / sqrt(mean(h^2) + kAdapterEpsilon), h becomes h + up SiLU(down x).
+/// Matrices are [output * columns + input], values exact in F16.
+struct Adapter {
+  int layer = 0;            ///< t .. layers - 1
+  int rank = 0;             ///< r
+  std::vector<float> down;  ///< [r x d]
+  std::vector<float> up;    ///< [d x r]
+};
+inline constexpr float kAdapterEpsilon = 1e-5f;
+
 /// W_j and b_j of one step: p_{i,j} = W_j h_i^t + b_j enters the residual stream after `layer`
 /// layers.
 struct DraftMap {
   int layer = 0;              ///< t_j, 1 .. layers - 1
   std::vector<float> weight;  ///< [d x d], weight[output * d + input]; values exact in F16
   std::vector<float> bias;    ///< [d]
+  std::optional<SequentialHead> sequence = {};
 };
 
 /// How the maps were made and what they showed; for people, and for `firp inspect`.
 struct TrainingRecord {
   std::string command;
   double minutes = 0;
-  long long rows = 0;             ///< pseudo rows that the training saw
-  std::vector<float> top1, top5;  ///< held-out agreement per step, 0..1
+  long long rows = 0;  ///< pseudo rows that the training saw
+  /// Held-out agreement per step, 0..1: of the rows, and of the sequential head's ranking behind
+  /// the true token (empty without one).
+  std::vector<float> top1, top5, sequence_top1 = {};
+  /// With the sequential head where there is one.
   float tokens_per_forward_chain = 0;
   float tokens_per_forward_tree32 = 0;
 };
@@ -30,13 +62,20 @@ struct TrainingRecord {
 /// The draft maps of one model (`MODEL.firp.gguf`; docs/heads-format.md).
 struct Heads {
   ModelIdentity base;
-  std::vector<DraftMap> steps;  ///< j = 1 .. K
-  TrainingRecord training;
+  std::vector<DraftMap> steps;  ///< j = 1 .. K; all of them or none have a sequential head
+  /// None, or one for each layer from the earliest step's on, in this order.
+  std::vector<Adapter> adapters = {};
+  /// The tokens that pseudo rows may propose, those that the model writes most often first: a
+  /// shorter vocabulary is a prefix. Empty: all tokens.
+  std::vector<std::int32_t> draft_vocabulary = {};
+  TrainingRecord training = {};
 
   int count() const { return static_cast<int>(steps.size()); }
+  bool has_sequential_head() const { return !steps.empty() && steps.front().sequence.has_value(); }
 };
 
-/// Reads heads. With `model`, an Error where they were made for another one (says which).
+/// Reads heads, of version 1 (maps alone) or 2. With `model`, an Error where they were made for
+/// another one (says which).
 Heads read_heads(const std::filesystem::path& path, const Model* model);
 
 /// Writes to a temporary file beside `path` and renames it, so that a full disk or Ctrl-C never

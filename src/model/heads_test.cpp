@@ -45,13 +45,31 @@ class HeadsFile : public testing::Test {
       for (int i = 0; i < 32; ++i) {
         map.bias.push_back(std::cos(static_cast<float>(i * step)));
       }
+      SequentialHead sequence{.rank = 5, .state = {}, .token = {}, .bias = {}, .output = {}};
+      for (int i = 0; i < 5 * 32; ++i) {
+        sequence.state.push_back(static_cast<float>(i % 7 + step));
+        sequence.token.push_back(static_cast<float>(i % 11 - step));
+        sequence.output.push_back(static_cast<float>(i % 13) / 4);
+      }
+      for (int i = 0; i < 5; ++i) sequence.bias.push_back(0.1f * static_cast<float>(i + step));
+      map.sequence = std::move(sequence);
       heads_.steps.push_back(std::move(map));
     }
+    for (const int layer : {1, 2}) {
+      Adapter adapter{.layer = layer, .rank = 3, .down = {}, .up = {}};
+      for (int i = 0; i < 3 * 32; ++i) {
+        adapter.down.push_back(static_cast<float>(i % 5 + layer));
+        adapter.up.push_back(static_cast<float>(i % 9 - layer));
+      }
+      heads_.adapters.push_back(std::move(adapter));
+    }
+    heads_.draft_vocabulary = {7, 3, 15, 0};
     heads_.training = {.command = "firp train -m tiny.gguf",
                        .minutes = 3.25,
                        .rows = 5'000'000'000,
                        .top1 = {0.5f, 0.25f, 0.125f, 0.1f},
                        .top5 = {0.75f, 0.5f, 0.25f, 0.2f},
+                       .sequence_top1 = {0.6f, 0.4f, 0.3f, 0.25f},
                        .tokens_per_forward_chain = 1.6f,
                        .tokens_per_forward_tree32 = 2.24f};
   }
@@ -81,15 +99,54 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
     EXPECT_EQ(read.steps[i].layer, heads_.steps[i].layer);
     EXPECT_EQ(read.steps[i].weight, heads_.steps[i].weight);
     EXPECT_EQ(read.steps[i].bias, heads_.steps[i].bias);
+    ASSERT_TRUE(read.steps[i].sequence);
+    EXPECT_EQ(read.steps[i].sequence->rank, 5);
+    EXPECT_EQ(read.steps[i].sequence->state, heads_.steps[i].sequence->state);
+    EXPECT_EQ(read.steps[i].sequence->token, heads_.steps[i].sequence->token);
+    EXPECT_EQ(read.steps[i].sequence->bias, heads_.steps[i].sequence->bias);
+    EXPECT_EQ(read.steps[i].sequence->output, heads_.steps[i].sequence->output);
   }
+  ASSERT_EQ(read.adapters.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(read.adapters[i].layer, heads_.adapters[i].layer);
+    EXPECT_EQ(read.adapters[i].rank, 3);
+    EXPECT_EQ(read.adapters[i].down, heads_.adapters[i].down);
+    EXPECT_EQ(read.adapters[i].up, heads_.adapters[i].up);
+  }
+  EXPECT_EQ(read.draft_vocabulary, heads_.draft_vocabulary);
   EXPECT_EQ(read.training.command, heads_.training.command);
   EXPECT_EQ(read.training.minutes, heads_.training.minutes);
   EXPECT_EQ(read.training.rows, heads_.training.rows);
   EXPECT_EQ(read.training.top1, heads_.training.top1);
   EXPECT_EQ(read.training.top5, heads_.training.top5);
+  EXPECT_EQ(read.training.sequence_top1, heads_.training.sequence_top1);
   EXPECT_EQ(read.training.tokens_per_forward_chain, heads_.training.tokens_per_forward_chain);
   EXPECT_EQ(read.training.tokens_per_forward_tree32, heads_.training.tokens_per_forward_tree32);
   EXPECT_EQ(files(), (std::vector<std::string>{"h.gguf", "tiny.gguf"}));
+}
+
+/// Maps alone, as version 1 had them.
+Heads maps_alone(Heads heads) {
+  for (DraftMap& step : heads.steps) step.sequence.reset();
+  heads.adapters.clear();
+  heads.draft_vocabulary.clear();
+  return heads;
+}
+
+TEST_F(HeadsFile, MapsAloneAreHeadsTooAlsoOfVersion1) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  write_heads(maps_alone(heads_), path);
+  std::string bytes = read_bytes(path);
+  for (const char version : {'\2', '\1'}) {
+    bytes[bytes.find("firp.version") + 12 + 4] = version;
+    write_bytes(path, bytes);
+    const Heads read = read_heads(path, nullptr);
+    ASSERT_EQ(read.count(), 4);
+    EXPECT_FALSE(read.has_sequential_head());
+    EXPECT_TRUE(read.adapters.empty());
+    EXPECT_TRUE(read.draft_vocabulary.empty());
+    EXPECT_EQ(read.steps[3].weight, heads_.steps[3].weight);
+  }
 }
 
 TEST_F(HeadsFile, OfAnotherModelIsRefused) {
@@ -121,12 +178,69 @@ TEST_F(HeadsFile, ImpossibleHeadsAreNotWritten) {
   EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].weight[5] = nan; }), HasSubstr("finite"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[3].weight[5] = 7e4f; }), HasSubstr("F16"));
   EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].bias[5] = nan; }), HasSubstr("finite"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].sequence.reset(); }), HasSubstr("others"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].sequence->rank = 6; }),
+              HasSubstr("rank 6"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].sequence->token.pop_back(); }),
+              HasSubstr("rank 5"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].sequence->output[0] = 7e4f; }),
+              HasSubstr("F16"));
+  EXPECT_THAT(message([&](Heads& heads) { heads.steps[2].sequence->bias[0] = nan; }),
+              HasSubstr("finite"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters.pop_back(); }), HasSubstr("adapter"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters[1].layer = 1; }), HasSubstr("layer 1"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters[1].up.pop_back(); }), HasSubstr("layer 2"));
+  EXPECT_THAT(message([](Heads& heads) { heads.adapters[1].up[0] = 7e4f; }), HasSubstr("F16"));
+  EXPECT_THAT(message([](Heads& heads) { heads.draft_vocabulary[1] = 16; }), HasSubstr("16 of 16"));
+  EXPECT_THAT(message([](Heads& heads) { heads.draft_vocabulary[1] = 7; }), HasSubstr("7 twice"));
   EXPECT_EQ(files(), (std::vector<std::string>{"tiny.gguf"}));
+}
+
+TEST_F(HeadsFile, DamagedPartsOfTheSequentialHeadAreNamed) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  write_heads(heads_, path);
+  const std::string good = read_bytes(path);
+  // Of a tensor's entry: its name, the number of its extents, the extents, its type.
+  const auto message = [&](const std::string& tensor, std::size_t skip, char value) {
+    std::string bytes = good;
+    bytes[bytes.find(tensor) + tensor.size() + skip] = value;
+    write_bytes(path, bytes);
+    return error_of([&] { read_heads(path, nullptr); });
+  };
+  constexpr std::size_t kFirstExtent = 4, kSecondExtent = 12, kTypeOfMatrix = 20;
+  for (const std::string part : {"state", "token", "output"}) {  // turned: [r, d] for [d, r]
+    const std::string name = "step.2.sequence." + part;
+    std::string bytes = good;
+    const std::size_t entry = bytes.find(name) + name.size();
+    std::swap(bytes[entry + kFirstExtent], bytes[entry + kSecondExtent]);
+    write_bytes(path, bytes);
+    EXPECT_THAT(error_of([&] { read_heads(path, nullptr); }),
+                HasSubstr("tensor " + name + " is f16"));
+  }
+  // 5 and 6 values take the same room in the file.
+  EXPECT_THAT(message("step.2.sequence.bias", kFirstExtent, 6),
+              HasSubstr("step.2.sequence.state is f16 [32, 5, 1, 1], expected f16 [32, 6]"));
+  EXPECT_THAT(message("step.2.sequence.output", kTypeOfMatrix, GGML_TYPE_BF16),
+              HasSubstr("step.2.sequence.output"));
+  EXPECT_THAT(message("step.2.sequence.output", std::size_t(-1), 'x'),
+              HasSubstr("step.2.sequence.output is missing"));
+  EXPECT_THAT(message("step.2.sequence.bias", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
+  EXPECT_THAT(message("step.1.sequence.bias", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
+  EXPECT_THAT(message("draft_vocabulary", std::size_t(-1), 'x'), HasSubstr("29 tensors where 28"));
+  EXPECT_THAT(message("adapter.2.up", std::size_t(-1), 'x'), HasSubstr("adapter.2.up is missing"));
+  EXPECT_THAT(message("adapter.1.down", std::size_t(-1), 'x'), HasSubstr("29 tensors where 25"));
+  std::string bytes = good;
+  bytes[bytes.size() - 32] = 16;  // the draft vocabulary's data come last, padded to 32
+  write_bytes(path, bytes);
+  EXPECT_THAT(error_of([&] { read_heads(path, nullptr); }), HasSubstr("token 16 of 16"));
+  bytes[bytes.size() - 32] = 3;
+  write_bytes(path, bytes);
+  EXPECT_THAT(error_of([&] { read_heads(path, nullptr); }), HasSubstr("token 3 twice"));
 }
 
 TEST_F(HeadsFile, DamagedValuesAreNamed) {
   const std::filesystem::path path = directory_ / "h.gguf";
-  write_heads(heads_, path);
+  write_heads(maps_alone(heads_), path);
   const std::string good = read_bytes(path);
   const auto message = [&](const std::string& key, std::size_t skip, std::uint32_t value) {
     std::string bytes = good;
@@ -135,7 +249,7 @@ TEST_F(HeadsFile, DamagedValuesAreNamed) {
     write_bytes(path, bytes);
     return error_of([&] { read_heads(path, nullptr); });
   };
-  EXPECT_THAT(message("firp.version", 4, 2), HasSubstr("version 2"));
+  EXPECT_THAT(message("firp.version", 4, 3), HasSubstr("version 3"));
   EXPECT_THAT(message("firp.step_count", 4, 3), HasSubstr("4 elements for 3 steps"));
   EXPECT_THAT(message("firp.step_count", 4, 0), HasSubstr("firp.step_count"));
   EXPECT_THAT(message("firp.step_layers", 16, 0), HasSubstr("layer 0"));

@@ -10,7 +10,7 @@
 namespace firp {
 namespace {
 
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
 
 std::string describe(const ModelIdentity& base) {
   return fmt::format("{} {}x{} {}", base.architecture, base.layers, base.hidden_size,
@@ -25,6 +25,8 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
   put("version", kVersion);
   put("base", describe(checkpoint.base));
   put("draft_steps", static_cast<std::int64_t>(checkpoint.options.draft_steps));
+  put("sequence_rank", static_cast<std::int64_t>(checkpoint.options.sequence_rank));
+  put("adapter_rank", static_cast<std::int64_t>(checkpoint.options.adapter_rank));
   put("updates", static_cast<std::int64_t>(checkpoint.options.updates));
   put("minutes", checkpoint.options.minutes);
   put("learning_rate", static_cast<double>(checkpoint.options.learning_rate));
@@ -49,12 +51,17 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
     put("updates_done", static_cast<std::int64_t>(state.updates));
     archive.write("mean", state.maps.mean.cpu());
     archive.write("deviation", state.maps.deviation.cpu());
-    archive.write("weight", state.maps.weight.cpu());
-    archive.write("bias", state.maps.bias.cpu());
-    archive.write("weight_mean", state.weight_mean.cpu());
-    archive.write("weight_square", state.weight_square.cpu());
-    archive.write("bias_mean", state.bias_mean.cpu());
-    archive.write("bias_square", state.bias_square.cpu());
+    Maps maps = state.maps;
+    const std::vector<torch::Tensor*> parameters = maps.parameters();
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      archive.write(fmt::format("parameter.{}", i), parameters[i]->cpu());
+      archive.write(fmt::format("mean.{}", i), state.means[i].cpu());
+      archive.write(fmt::format("square.{}", i), state.squares[i].cpu());
+    }
+    if (maps.sequence) {
+      put("state_scale", maps.sequence->state_scale);
+      put("token_scale", maps.sequence->token_scale);
+    }
   }
 
   const std::filesystem::path temporary = path.string() + ".tmp";
@@ -113,6 +120,8 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
     base_in_file = get("base").toStringRef();
     out.base = base;
     out.options.draft_steps = get_int("draft_steps");
+    out.options.sequence_rank = get_int("sequence_rank");
+    out.options.adapter_rank = get_int("adapter_rank");
     out.options.updates = get_int("updates");
     out.options.minutes = get("minutes").toDouble();
     out.options.learning_rate = static_cast<float>(get("learning_rate").toDouble());
@@ -144,7 +153,9 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
       out.texts.push_back(std::move(text));
     }
     if (out.layer < 0 || out.layer >= base.layers || out.options.draft_steps < 1 ||
-        out.options.draft_steps > kMaxDraftSteps || out.texts.empty()) {
+        out.options.draft_steps > kMaxDraftSteps || out.options.sequence_rank < 0 ||
+        out.options.sequence_rank > kMaxSequenceRank || out.options.adapter_rank < 0 ||
+        out.options.adapter_rank > kMaxAdapterRank || out.texts.empty()) {
       throw damaged();
     }
     if (get("has_state").toBool()) {
@@ -152,11 +163,25 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
       state.updates = get_int("updates_done");
       const std::int64_t d = base.hidden_size, steps = out.options.draft_steps;
       state.maps = {out.layer, get_floats("mean", {d}), get_floats("deviation", {d}),
-                    get_floats("weight", {steps, d, d}), get_floats("bias", {steps, d})};
-      state.weight_mean = get_floats("weight_mean", {steps, d, d});
-      state.weight_square = get_floats("weight_square", {steps, d, d});
-      state.bias_mean = get_floats("bias_mean", {steps, d});
-      state.bias_square = get_floats("bias_square", {steps, d});
+                    torch::empty({steps, d, d}), torch::empty({steps, d})};
+      if (const int rank = out.options.sequence_rank; rank > 0) {
+        state.maps.sequence =
+            SequentialHeads{get("state_scale").toDouble(),  get("token_scale").toDouble(),
+                            torch::empty({steps, rank, d}), torch::empty({steps, rank, d}),
+                            torch::empty({steps, rank}),    torch::empty({steps, d, rank})};
+      }
+      if (const int rank = out.options.adapter_rank; rank > 0) {
+        const int layers = base.layers - out.layer;
+        state.maps.adapters =
+            Adapters{torch::empty({layers, rank, d}), torch::empty({layers, d, rank})};
+      }
+      const std::vector<torch::Tensor*> parameters = state.maps.parameters();
+      for (std::size_t i = 0; i < parameters.size(); ++i) {
+        const std::vector<std::int64_t> sizes = parameters[i]->sizes().vec();
+        *parameters[i] = get_floats(fmt::format("parameter.{}", i), sizes);
+        state.means.push_back(get_floats(fmt::format("mean.{}", i), sizes));
+        state.squares.push_back(get_floats(fmt::format("square.{}", i), sizes));
+      }
       out.state = std::move(state);
     }
   } catch (const Error&) {

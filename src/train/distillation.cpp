@@ -111,13 +111,14 @@ AnchorBatch anchor_batch(std::span<const TeacherText> texts, std::uint64_t seed,
   return batch;
 }
 
-Distillation::State Distillation::initial_state(const Maps& maps) {
-  return {maps,
-          torch::zeros_like(maps.weight),
-          torch::zeros_like(maps.weight),
-          torch::zeros_like(maps.bias),
-          torch::zeros_like(maps.bias),
-          0};
+Distillation::State Distillation::initial_state(Maps maps) {
+  State state;
+  for (const torch::Tensor* const parameter : maps.parameters()) {
+    state.means.push_back(torch::zeros_like(*parameter));
+    state.squares.push_back(torch::zeros_like(*parameter));
+  }
+  state.maps = std::move(maps);
+  return state;
 }
 
 Distillation::Distillation(const UpperLayers& upper, std::span<const TeacherText> texts,
@@ -129,20 +130,17 @@ Distillation::Distillation(const UpperLayers& upper, std::span<const TeacherText
       seed_(seed) {
   const torch::Device device = upper.device();
   state_.maps = state_.maps.to(device);
-  for (torch::Tensor* moment :
-       {&state_.weight_mean, &state_.weight_square, &state_.bias_mean, &state_.bias_square}) {
-    *moment = moment->to(device);
+  for (std::vector<torch::Tensor>* const moments : {&state_.means, &state_.squares}) {
+    for (torch::Tensor& moment : *moments) {
+      moment = moment.to(device);
+    }
   }
 
   const std::int64_t vocabulary = upper.head().size(0);
-  torch::Tensor mass = torch::zeros({vocabulary}, torch::kFloat64);
-  for (const TeacherText& text : texts) {
-    mass.index_add_(0, text.top_ids.flatten(),
-                    text.top_probabilities.flatten().to(torch::kFloat64));
-  }
   const std::int64_t size = std::min(kLossTokens, vocabulary);
+  const std::vector<std::int32_t> ranked = tokens_by_frequency(texts, static_cast<int>(vocabulary));
   const torch::Tensor kept = std::get<0>(
-      std::get<1>(mass.sort(/*stable=*/true, 0, /*descending=*/true)).narrow(0, 0, size).sort());
+      torch::tensor(std::vector<std::int64_t>(ranked.begin(), ranked.begin() + size)).sort());
   head_ = upper.head().index_select(0, kept.to(device)).contiguous();
   torch::Tensor row_of = torch::full({vocabulary}, -1, torch::kInt64);
   row_of.index_copy_(0, kept, torch::arange(size));
@@ -171,6 +169,7 @@ double Distillation::update(int planned_updates) {
       {some.size(0), 2, kSequencesAnUpdate, some.size(2), length, some.size(4)}, some.options());
   std::vector<torch::Tensor> hidden, targets, probabilities;
   torch::Tensor weights = torch::zeros({rows});
+  std::vector<std::int64_t> tokens_before;  // each row's: the token at its position i + j
   for (int b = 0; b < kSequencesAnUpdate; ++b) {
     const int index = batch.texts[b];
     const TeacherText& text = texts_[index];
@@ -185,6 +184,7 @@ double Distillation::update(int planned_updates) {
         weights[(b * kAnchorsASequence * steps) + static_cast<std::int64_t>(target_rows.size())] =
             exists ? 1.0f : 0.0f;
         target_rows.push_back(exists ? target : 0);
+        tokens_before.push_back(exists ? text.tokens[anchor + step] : 0);
       }
     }
     hidden.push_back(text.hidden.index_select(0, torch::tensor(anchor_rows)));
@@ -192,7 +192,9 @@ double Distillation::update(int planned_updates) {
     targets.push_back(targets_[index].index_select(0, at));
     probabilities.push_back(probabilities_[index].index_select(0, at));
   }
-  weights /= weights.sum().clamp_min(1);
+  weights = (weights / weights.sum().clamp_min(1)).to(device);
+  const torch::Tensor batch_targets = torch::cat(targets).to(device).to(torch::kInt64);
+  const torch::Tensor batch_probabilities = torch::cat(probabilities).to(device);
   std::vector<int> flat_anchors;
   for (const std::vector<int>& anchors : batch.anchors) {
     flat_anchors.insert(flat_anchors.end(), anchors.begin(), anchors.end());
@@ -202,19 +204,33 @@ double Distillation::update(int planned_updates) {
                                     .to(device);
 
   Maps& maps = state_.maps;
-  maps.weight.requires_grad_(true);
-  maps.bias.requires_grad_(true);
+  std::vector<torch::Tensor> parameters;
+  for (torch::Tensor* const parameter : maps.parameters()) {
+    parameters.push_back(parameter->requires_grad_(true));
+  }
   const torch::Tensor pseudo = maps.rows(torch::cat(hidden).to(device))
                                    .reshape({kSequencesAnUpdate, kAnchorsASequence, steps, d});
   const torch::Tensor states =
-      upper_.forward(maps.layer, pseudo, anchors, context.to(device)).flatten(0, 2);
-  const torch::Tensor loss =
-      head_loss(states, head_, torch::cat(targets).to(device).to(torch::kInt64),
-                torch::cat(probabilities).to(device), weights.to(device));
-  const std::vector<torch::Tensor> gradients =
-      torch::autograd::grad({loss}, {maps.weight, maps.bias});
-  maps.weight.requires_grad_(false);
-  maps.bias.requires_grad_(false);
+      upper_.forward(maps.layer, pseudo, anchors, context.to(device), maps.adapters).flatten(0, 2);
+  const auto loss_of = [&](const torch::Tensor& final_states) {
+    return head_loss(final_states, head_, batch_targets, batch_probabilities, weights);
+  };
+  torch::Tensor loss = loss_of(states);
+  double shown = loss.item<double>();
+  if (maps.sequence) {
+    const torch::Tensor before =
+        upper_.embedding().index_select(0, torch::tensor(tokens_before).to(device));
+    const torch::Tensor correction =
+        maps.sequence->correction(states.view({-1, steps, d}), before.view({-1, steps, d}));
+    const torch::Tensor corrected = (states + correction.reshape({-1, d})).to(states.scalar_type());
+    const torch::Tensor sequence_loss = loss_of(corrected);
+    shown = sequence_loss.item<double>();
+    loss = loss + sequence_loss;
+  }
+  const std::vector<torch::Tensor> gradients = torch::autograd::grad({loss}, parameters);
+  for (torch::Tensor& parameter : parameters) {
+    parameter.requires_grad_(false);
+  }
 
   const torch::NoGradGuard no_gradient;
   const int number = ++state_.updates;
@@ -230,9 +246,10 @@ double Distillation::update(int planned_updates) {
     value.mul_(1 - rate * kWeightDecay);
     value.addcdiv_(mean, scale, -rate / (1 - std::pow(kBeta1, number)));
   };
-  adam_w(maps.weight, gradients[0], state_.weight_mean, state_.weight_square);
-  adam_w(maps.bias, gradients[1], state_.bias_mean, state_.bias_square);
-  return loss.item<double>();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    adam_w(parameters[i], gradients[i], state_.means[i], state_.squares[i]);
+  }
+  return shown;
 }
 
 }  // namespace firp

@@ -27,23 +27,25 @@ struct AnchorBatch {
 AnchorBatch anchor_batch(std::span<const TeacherText> texts, std::uint64_t seed, int update);
 
 /// Learns the maps by KL from the model's own distribution at position i + j to that of row
-/// p_{i,j}, for all steps together, with AdamW. The base model is frozen.
+/// p_{i,j}, for all steps together, with AdamW. A sequential head learns beside them, by the same
+/// divergence of the row's corrected distribution, with the text's own token before it. The base
+/// model is frozen.
 class Distillation {
  public:
   /// Optimiser state; with the maps, all that an update depends on.
   struct State {
     Maps maps;
-    torch::Tensor weight_mean, weight_square, bias_mean, bias_square;  ///< Adam's moments
-    int updates = 0;                                                   ///< done
+    std::vector<torch::Tensor> means, squares;  ///< Adam's moments of maps.parameters()
+    int updates = 0;                            ///< done
   };
-  static State initial_state(const Maps& maps);
+  static State initial_state(Maps maps);
 
   /// `upper`'s first layer is the maps'. Both outlive the object.
   Distillation(const UpperLayers& upper, std::span<const TeacherText> texts, State state,
                float learning_rate, std::uint64_t seed);
 
   /// One step of the optimiser; the learning rate decays to the end of `planned_updates`. Gives the
-  /// mean KL of a row, in nats.
+  /// mean KL of a row, in nats (with a sequential head: of its corrected distribution).
   double update(int planned_updates);
 
   const State& state() const { return state_; }

@@ -105,7 +105,7 @@ TEST(AnchorBatch, DependsOnSeedAndNumberAlone) {
 TextDrafts drafts_with_truth_at(const TeacherText& text, const std::vector<int>& ranks) {
   TextDrafts drafts;
   for (int anchor = text.first_anchor; anchor < text.end_anchor; ++anchor) {
-    drafts.emplace_back();
+    drafts.candidates.emplace_back();
     for (std::size_t step = 0; step < ranks.size(); ++step) {
       std::vector<Candidate> candidates;
       for (int rank = 0; rank < 3; ++rank) {
@@ -113,10 +113,56 @@ TextDrafts drafts_with_truth_at(const TeacherText& text, const std::vector<int>&
         candidates.push_back(
             {rank == ranks[step] ? truth : Token{rank}, rank == 0 ? -0.5f : -1.2f - 0.8f * rank});
       }
-      drafts.back().push_back(std::move(candidates));
+      drafts.candidates.back().push_back(std::move(candidates));
     }
   }
   return drafts;
+}
+
+// The heads file's formula, with its scales folded in and its values rounded, against what training
+// computes; and the parts that drafting takes it in.
+TEST(SequentialHeads, AreTheFilesFormula) {
+  torch::manual_seed(2);
+  constexpr int kSteps = 2, kRank = 6, kSize = 16;
+  Maps maps{1,
+            torch::zeros(kSize),
+            torch::ones(kSize),
+            torch::zeros({kSteps, kSize, kSize}),
+            torch::zeros({kSteps, kSize}),
+            SequentialHeads::initial(kSteps, kRank, kSize, 0.25, 8, 3)};
+  EXPECT_EQ(maps.sequence->output.abs().max().item<float>(), 0);
+  EXPECT_GT(maps.sequence->token.abs().max().item<float>(), 0.1);
+  maps.sequence->output.normal_();
+  maps.sequence->bias.normal_();
+  const torch::Tensor states = torch::randn({3, kSteps, kSize});
+  const torch::Tensor embeddings = torch::randn({3, kSteps, kSize});
+  const torch::Tensor correction = maps.sequence->correction(states, embeddings);
+
+  const Heads heads = to_heads(maps, {});
+  const auto dot = [&](const std::vector<float>& matrix, int row, const torch::Tensor& x) {
+    double sum = 0;
+    for (int i = 0; i < x.size(0); ++i) sum += matrix[row * x.size(0) + i] * x[i].item<float>();
+    return sum;
+  };
+  const SequentialHead& second = *heads.steps[1].sequence;
+  torch::Tensor inner = torch::empty(kRank);
+  for (int i = 0; i < kRank; ++i) {
+    inner[i] = dot(second.state, i, states[2][1]) + dot(second.token, i, embeddings[2][1]) +
+               second.bias[i];
+  }
+  const torch::Tensor activated = inner / (1 + torch::exp(-inner));
+  for (int i = 0; i < kSize; ++i) {
+    EXPECT_NEAR(correction[2][1][i].item<float>(), dot(second.output, i, activated), 2e-2);
+  }
+  EXPECT_GT(correction.abs().max().item<float>(), 1);
+
+  const SequentialHeads read = *from_heads(heads).sequence;
+  const torch::Tensor of_states = read.inner_of_states(states);
+  for (int step = 0; step < kSteps; ++step) {
+    const torch::Tensor behind =
+        read.correction_behind(step, of_states[2][step].unsqueeze(0), embeddings.select(1, step));
+    EXPECT_LT((behind[2] - correction[2][step]).abs().max().item<float>(), 2e-2);
+  }
 }
 
 TEST(Replay, CountsThePassesOfDecoding) {
@@ -126,7 +172,8 @@ TEST(Replay, CountsThePassesOfDecoding) {
   for (int i = 0; i < 65; ++i) text.tokens.push_back(100 + i);
   const auto tokens_per_pass = [&](const std::vector<int>& ranks, int nodes) {
     long long passes = 0, tokens = 0;
-    replay(text, drafts_with_truth_at(text, ranks), nodes, passes, tokens);
+    const TextDrafts drafts = drafts_with_truth_at(text, ranks);
+    replay(text, trees_of_rows(drafts, nodes), passes, tokens);
     return static_cast<double>(tokens) / static_cast<double>(passes);
   };
   constexpr int kMissing = 3;

@@ -98,8 +98,8 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
     const Evaluation result = evaluate(
         upper, regressions[i].solve().to(device), measured,
         [&](const TeacherText& text) -> const torch::Tensor& { return text.extra_hidden[i]; });
-    if (result.chain > best + kAsGood) {
-      best = result.chain;
+    if (result.maps.chain > best + kAsGood) {
+      best = result.maps.chain;
       best_layer = layers[i];
     }
     if (!on_progress(total - i - 1, total)) {

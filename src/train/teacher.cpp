@@ -135,6 +135,17 @@ std::vector<torch::Tensor> run_hidden(Engine& engine, const Text& text,
   return states;
 }
 
+std::vector<std::int32_t> tokens_by_frequency(std::span<const TeacherText> texts, int vocabulary) {
+  torch::Tensor mass = torch::zeros({vocabulary}, torch::kFloat64);
+  for (const TeacherText& text : texts) {
+    mass.index_add_(0, text.top_ids.flatten(),
+                    text.top_probabilities.flatten().to(torch::kFloat64));
+  }
+  const torch::Tensor order = std::get<1>(mass.sort(/*stable=*/true, 0, /*descending=*/true));
+  const auto* const first = order.data_ptr<std::int64_t>();
+  return {first, first + vocabulary};
+}
+
 std::size_t teacher_bytes_per_token(const ModelConfig& config, int layer) {
   return static_cast<std::size_t>(config.layers - layer) * 2 * config.kv_size() * 2 +
          static_cast<std::size_t>(config.hidden_size) * 4 + kTeacherTokens * 8;

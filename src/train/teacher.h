@@ -43,6 +43,10 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
 std::vector<torch::Tensor> run_hidden(Engine& engine, const Text& text,
                                       std::span<const int> layers);
 
+/// All tokens of a vocabulary, those that the model writes most often first: by the sum of their
+/// probabilities over all rows of the texts.
+std::vector<std::int32_t> tokens_by_frequency(std::span<const TeacherText> texts, int vocabulary);
+
 /// Bytes that run_teacher's result holds for each token.
 std::size_t teacher_bytes_per_token(const ModelConfig& config, int layer);
 

@@ -34,6 +34,7 @@ constexpr double kQuickShare = 0.05;  // of the time may go into those figures
 constexpr long long kRidgeAnchors = 60000;
 constexpr int kRidgeSampleTexts = 64;            // for the standardisation
 constexpr int kSpeedFirst = 5, kSpeedLast = 25;  // updates whose speed plans --minutes
+constexpr std::size_t kDraftVocabulary = 16384;  // as good as all 49K (docs/training.md)
 constexpr double kMemoryShare = 0.5;             // of the machine's, for what the teacher says
 
 double now_seconds() {
@@ -96,6 +97,10 @@ void check_options(const TrainOptions& options) {
   };
   require(options.draft_steps >= 1 && options.draft_steps <= kMaxDraftSteps,
           fmt::format("draft steps must be 1 to {}", kMaxDraftSteps));
+  require(options.sequence_rank >= 0 && options.sequence_rank <= kMaxSequenceRank,
+          fmt::format("the sequential head's rank must be 0 to {}", kMaxSequenceRank));
+  require(options.adapter_rank >= 0 && options.adapter_rank <= kMaxAdapterRank,
+          fmt::format("the adapters' rank must be 0 to {}", kMaxAdapterRank));
   require(options.sequences >= 40,
           "at least 40 sequences are needed to train on and to measure with");
   require(options.answer_tokens >= 1000, "at least 1000 answer tokens are needed");
@@ -154,6 +159,15 @@ Maps warm_start(std::span<const TeacherText> texts, int layer, int draft_steps, 
   const Maps maps = regression.solve();
   phase.update(draft_steps, draft_steps);
   return maps;
+}
+
+SequentialHeads fresh_sequence(const UpperLayers& upper, const TrainOptions& options) {
+  const auto scale_to_1 = [](const torch::Tensor& x) {
+    return 1 / x.to(torch::kFloat32).square().mean().sqrt().item<double>();
+  };
+  return SequentialHeads::initial(options.draft_steps, options.sequence_rank, upper.head().size(1),
+                                  scale_to_1(upper.output_norm()), scale_to_1(upper.embedding()),
+                                  options.seed);
 }
 
 }  // namespace
@@ -275,8 +289,15 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
 
   if (!checkpoint.state) {
     Phase phase = begin_phase(TrainPhase::kWarmStart);
-    checkpoint.state = Distillation::initial_state(
-        warm_start(train_texts, checkpoint.layer, planned.draft_steps, phase));
+    Maps maps = warm_start(train_texts, checkpoint.layer, planned.draft_steps, phase);
+    if (planned.sequence_rank > 0) {
+      maps.sequence = fresh_sequence(upper, planned);
+    }
+    if (planned.adapter_rank > 0) {
+      maps.adapters = Adapters::initial(upper.layers(), planned.adapter_rank, upper.head().size(1),
+                                        planned.seed);
+    }
+    checkpoint.state = Distillation::initial_state(std::move(maps));
   }
 
   const auto hidden_of = [](const TeacherText& text) -> const torch::Tensor& {
@@ -310,8 +331,7 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
         last_quick = evaluate(upper, distillation.state().maps, quick, hidden_of);
         const double took = now_seconds() - begin;
         next_quick = now_seconds() + std::max(15.0, took / kQuickShare);
-        phase.progress().top1 = last_quick.top1;
-        phase.progress().chain = last_quick.chain;
+        phase.progress().evaluation = last_quick;
       }
       const double begin = now_seconds();
       loss_sum += distillation.update(checkpoint.planned_updates > 0 ? checkpoint.planned_updates
@@ -359,22 +379,21 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
   write_checkpoint(checkpoint, saved);
 
   Heads heads = to_heads(checkpoint.state->maps, checkpoint.base);
+  heads.draft_vocabulary = tokens_by_frequency(train_texts, model.config().vocabulary_size);
+  if (heads.draft_vocabulary.size() > kDraftVocabulary) {
+    heads.draft_vocabulary.resize(kDraftVocabulary);
+  }
   Evaluation result = last_quick;
   if (!report.stopped) {
     Phase phase = begin_phase(TrainPhase::kEvaluation);
     const int total = static_cast<int>(held_out_texts.size());
-    result =
-        evaluate(upper, from_heads(heads).to(device), held_out_texts, hidden_of, [&](int done) {
-          phase.update(done, total);
-          return !stop;
-        });
+    result = evaluate(upper, from_heads(heads).to(device), held_out_texts, hidden_of,
+                      heads.draft_vocabulary, [&](int done) {
+                        phase.update(done, total);
+                        return !stop;
+                      });
   }
-  report.top1 = result.top1;
-  report.top5 = result.top5;
-  report.chain = result.chain;
-  report.tree8 = result.tree8;
-  report.tree16 = result.tree16;
-  report.tree32 = result.tree32;
+  report.evaluation = result;
   std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
 
   heads.training.command = options.command;
@@ -382,10 +401,11 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     heads.training.minutes += minutes;
   }
   heads.training.rows = report.rows;
-  heads.training.top1 = report.top1;
-  heads.training.top5 = report.top5;
-  heads.training.tokens_per_forward_chain = report.chain;
-  heads.training.tokens_per_forward_tree32 = report.tree32;
+  heads.training.top1 = result.top1;
+  heads.training.top5 = result.top5;
+  heads.training.sequence_top1 = result.sequence_top1;
+  heads.training.tokens_per_forward_chain = result.best().chain;
+  heads.training.tokens_per_forward_tree32 = result.best().tree32;
   write_heads(heads, options.output);
   report.heads_written = true;
   if (!report.stopped) {

@@ -19,6 +19,8 @@ struct TrainOptions {
       prompts;  ///< JSONL, one object with "turns": ["...", ..] a line; empty: none
 
   int draft_steps = 4;         ///< K: maps to train, 1 .. kMaxDraftSteps
+  int sequence_rank = 256;     ///< r of the sequential head, 0 .. kMaxSequenceRank; 0: maps alone
+  int adapter_rank = 16;       ///< r of the adapters, 0 .. kMaxAdapterRank; 0: none
   int layer = 0;               ///< t of all maps, 1 .. layers - 1; 0: the ridge scan chooses
   int sequences = 1200;        ///< texts to synthesise, at most
   int answer_tokens = 180000;  ///< tokens of the model's own answers to synthesise, at most
@@ -40,6 +42,8 @@ struct TrainOptions {
 };
 
 inline constexpr int kMaxDraftSteps = 8;
+inline constexpr int kMaxSequenceRank = 4096;
+inline constexpr int kMaxAdapterRank = 1024;
 
 /// OUTPUT.checkpoint: what --resume goes on from. Removed when training has ended.
 std::filesystem::path checkpoint_path(const TrainOptions& options);
@@ -57,6 +61,23 @@ inline constexpr int kTrainPhases = 6;
 const char* phase_name(TrainPhase phase);
 const char* phase_unit(TrainPhase phase);
 
+/// Tokens per forward pass.
+struct TokensPerForward {
+  float chain = 0;  ///< of K drafts
+  float tree8 = 0, tree16 = 0, tree32 = 0;
+};
+
+struct Evaluation {
+  /// Agreement of each step with the model's own token, 0..1: of the rows, and of the sequential
+  /// head's ranking behind the true token (empty without one).
+  std::vector<float> top1, top5, sequence_top1;
+  TokensPerForward maps;      ///< the rows alone
+  TokensPerForward sequence;  ///< with the sequential head; 0 without one
+
+  /// Of what will be decoded with.
+  const TokensPerForward& best() const { return sequence_top1.empty() ? maps : sequence; }
+};
+
 /// Sent some times a second at most, and at the end of each phase (done == total).
 struct TrainProgress {
   TrainPhase phase;
@@ -66,17 +87,14 @@ struct TrainProgress {
   double eta_seconds = -1;     ///< to the end of this phase; negative: not known yet
   // Of the distillation:
   double rows_per_second = 0;
-  double loss = 0;          ///< mean KL a row, in nats, over the last updates
-  std::vector<float> top1;  ///< last held-out agreement per step, 0..1; empty before the first
-  float chain = 0;          ///< last held-out tokens per forward pass of a chain of K
-  std::string note;  ///< a line worth keeping (the layer chosen, a checkpoint written); or ""
+  double loss = 0;        ///< mean KL a row, in nats, over the last updates
+  Evaluation evaluation;  ///< the last on a few held-out texts; its rates are 0 before the first
+  std::string note;       ///< a line worth keeping (the layer chosen, a checkpoint written); or ""
 };
 
-/// Held-out results of the maps as they are written (weights rounded to F16), and what it took.
+/// Held-out results of the heads as they are written (weights rounded to F16), and what it took.
 struct TrainReport {
-  std::vector<float> top1, top5;  ///< agreement of each step with the model's own token, 0..1
-  float chain = 0;                ///< tokens per forward pass, a chain of K drafts
-  float tree8 = 0, tree16 = 0, tree32 = 0;
+  Evaluation evaluation;
   int layer = 0;
   long long texts = 0, held_out_texts = 0, answer_tokens = 0;
   long long rows = 0;  ///< pseudo rows that the distillation saw

@@ -42,6 +42,8 @@ class TrainingTest : public ::testing::Test {
     out.model = directory_ / "tiny.gguf";
     out.output = directory_ / "heads.gguf";
     out.draft_steps = 2;
+    out.sequence_rank = 8;
+    out.adapter_rank = 4;
     out.updates = updates;
     out.seed = seed;
     return out;
@@ -68,6 +70,14 @@ class TrainingTest : public ::testing::Test {
     for (int step = 0; step < a.count(); ++step) {
       EXPECT_EQ(a.steps[step].weight, b.steps[step].weight) << "step " << step + 1;
       EXPECT_EQ(a.steps[step].bias, b.steps[step].bias) << "step " << step + 1;
+      ASSERT_TRUE(a.steps[step].sequence && b.steps[step].sequence);
+      EXPECT_EQ(a.steps[step].sequence->state, b.steps[step].sequence->state);
+      EXPECT_EQ(a.steps[step].sequence->output, b.steps[step].sequence->output);
+    }
+    ASSERT_EQ(a.adapters.size(), b.adapters.size());
+    for (std::size_t i = 0; i < a.adapters.size(); ++i) {
+      EXPECT_EQ(a.adapters[i].down, b.adapters[i].down);
+      EXPECT_EQ(a.adapters[i].up, b.adapters[i].up);
     }
   }
 
@@ -107,7 +117,7 @@ TEST_F(TrainingTest, AStoppedRunThatIsResumedGivesTheMapsOfAnUnbrokenOne) {
   expect_same_maps(heads(), unbroken);
 }
 
-TEST_F(TrainingTest, MoreUpdatesLowerTheDivergence) {
+TEST_F(TrainingTest, MoreUpdatesLowerTheDivergenceAndASequentialHeadMoreSo) {
   at::set_num_threads(1);
   // The held-out figures of random models say little; the loss on their own distribution does.
   Engine engine(model_, {.threads = 1, .context = 256, .max_rows = 64});
@@ -116,14 +126,22 @@ TEST_F(TrainingTest, MoreUpdatesLowerTheDivergence) {
   for (const Text& text : begin(1).texts) texts.push_back(run_teacher(engine, upper, text));
   torch::manual_seed(1);
   const int d = model_.config().hidden_size;
-  const Maps maps = {1, torch::zeros(d), torch::ones(d), torch::zeros({2, d, d}),
-                     torch::zeros({2, d})};
-  Distillation distillation(upper, texts, Distillation::initial_state(maps), 2e-3f, 1);
-  const double before = distillation.update(100);
-  double after = 0;
-  for (int i = 1; i < 100; ++i) after = distillation.update(100);
+  const auto train = [&](std::optional<SequentialHeads> sequence) {
+    Maps maps = {1, torch::zeros(d), torch::ones(d), torch::zeros({2, d, d}), torch::zeros({2, d})};
+    maps.sequence = std::move(sequence);
+    Distillation distillation(upper, texts, Distillation::initial_state(maps), 2e-3f, 1);
+    const double before = distillation.update(100);
+    double after = 0;
+    for (int i = 1; i < 100; ++i) after = distillation.update(100);
+    return std::pair(before, after);
+  };
+  const auto [before, after] = train({});
   EXPECT_LT(after, 0.7 * before);
   EXPECT_GT(after, 0);
+  const auto [sequence_before, sequence_after] = train(SequentialHeads::initial(2, 32, d, 1, 1, 1));
+  EXPECT_DOUBLE_EQ(sequence_before, before);  // a fresh head corrects nothing
+  EXPECT_LT(sequence_after, 0.8 * after);
+  EXPECT_GT(sequence_after, 0);
 }
 
 TEST_F(TrainingTest, ACheckpointHoldsEverything) {
@@ -132,11 +150,18 @@ TEST_F(TrainingTest, ACheckpointHoldsEverything) {
   checkpoint.phase_minutes[2] = 1.5;
   torch::manual_seed(3);
   const int d = model_.config().hidden_size;
-  const Maps maps = {1, torch::randn(d), torch::rand(d) + 1, torch::randn({2, d, d}),
-                     torch::randn({2, d})};
+  const Maps maps = {1,
+                     torch::randn(d),
+                     torch::rand(d) + 1,
+                     torch::randn({2, d, d}),
+                     torch::randn({2, d}),
+                     SequentialHeads::initial(2, 8, d, 0.5, 2, 4),
+                     Adapters::initial(model_.config().layers - 1, 5, d, 4)};
+  checkpoint.options.sequence_rank = 8;
+  checkpoint.options.adapter_rank = 5;
   checkpoint.state = Distillation::initial_state(maps);
-  checkpoint.state->weight_mean.normal_();
-  checkpoint.state->bias_square.normal_();
+  for (torch::Tensor& moment : checkpoint.state->means) moment.normal_();
+  for (torch::Tensor& moment : checkpoint.state->squares) moment.normal_();
   checkpoint.state->updates = 7;
   write_checkpoint(checkpoint, checkpoint_file());
   const Checkpoint read = read_checkpoint(checkpoint_file(), model_.identity());
@@ -157,8 +182,17 @@ TEST_F(TrainingTest, ACheckpointHoldsEverything) {
   EXPECT_EQ(read.state->updates, 7);
   EXPECT_TRUE(torch::equal(read.state->maps.weight, maps.weight));
   EXPECT_TRUE(torch::equal(read.state->maps.deviation, maps.deviation));
-  EXPECT_TRUE(torch::equal(read.state->weight_mean, checkpoint.state->weight_mean));
-  EXPECT_TRUE(torch::equal(read.state->bias_square, checkpoint.state->bias_square));
+  ASSERT_TRUE(read.state->maps.sequence);
+  EXPECT_EQ(read.state->maps.sequence->state_scale, 0.5);
+  EXPECT_EQ(read.state->maps.sequence->token_scale, 2);
+  EXPECT_TRUE(torch::equal(read.state->maps.sequence->token, maps.sequence->token));
+  ASSERT_TRUE(read.state->maps.adapters);
+  EXPECT_TRUE(torch::equal(read.state->maps.adapters->down, maps.adapters->down));
+  ASSERT_EQ(read.state->means.size(), 8u);
+  for (std::size_t i = 0; i < 8; ++i) {
+    EXPECT_TRUE(torch::equal(read.state->means[i], checkpoint.state->means[i]));
+    EXPECT_TRUE(torch::equal(read.state->squares[i], checkpoint.state->squares[i]));
+  }
 }
 
 TEST_F(TrainingTest, CheckpointsThatCannotBeUsedAreRefused) {

@@ -142,6 +142,7 @@ UpperLayers::UpperLayers(const Model& model, int first_layer, torch::Device devi
   }
   output_norm_ = vector(load(model.output_norm()));
   head_ = matrix(load(model.head()));
+  embedding_ = config_.tied_head ? head_ : matrix(load(model.token_embedding()));
   frequencies_ = torch::tensor(config_.rope.frequencies, torch::kFloat32).to(device);
 }
 
@@ -176,8 +177,8 @@ torch::Tensor UpperLayers::keys_values(int layer, const torch::Tensor& hidden) c
 }
 
 torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
-                                   const torch::Tensor& anchors,
-                                   const torch::Tensor& context) const {
+                                   const torch::Tensor& anchors, const torch::Tensor& context,
+                                   const std::optional<Adapters>& adapters) const {
   const std::int64_t sequences = rows.size(0), per_sequence = rows.size(1), steps = rows.size(2);
   const std::int64_t chain_rows = per_sequence * steps;  // of one sequence
   const std::int64_t length = context.size(-2);
@@ -218,6 +219,9 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
   torch::Tensor x = rows.reshape({-1, config_.hidden_size});
   for (int index = layer; index < config_.layers; ++index) {
     const Layer& weights = layers_[index - first_layer_];
+    if (adapters) {
+      x = adapters->adapt(x, index - layer);
+    }
     const torch::Tensor normed =
         RmsNorm::apply(x, weights.attention_norm, config_.rms_norm_epsilon, type_);
     const torch::Tensor projected =

@@ -2,9 +2,11 @@
 
 #include <torch/torch.h>
 
+#include <optional>
 #include <vector>
 
 #include "model/model.h"
+#include "train/maps.h"
 
 namespace firp {
 
@@ -32,11 +34,14 @@ class UpperLayers {
   ///   anchors  [B, A] int64: the positions i
   ///   context  [layers(), 2, B, kv_heads, T, head_size]: keys_values() of the sequences
   /// Row (b, a, j) stands at position i + j and sees the real positions 0 .. i of its sequence and
-  /// its own chain p_{i,1} .. p_{i,j}.
+  /// its own chain p_{i,1} .. p_{i,j}. `adapters` are those of the layers from `layer` on.
   torch::Tensor forward(int layer, const torch::Tensor& rows, const torch::Tensor& anchors,
-                        const torch::Tensor& context) const;
+                        const torch::Tensor& context,
+                        const std::optional<Adapters>& adapters = {}) const;
 
-  const torch::Tensor& head() const { return head_; }  ///< [vocabulary, d]
+  const torch::Tensor& head() const { return head_; }                ///< [vocabulary, d]
+  const torch::Tensor& embedding() const { return embedding_; }      ///< of tokens: [vocabulary, d]
+  const torch::Tensor& output_norm() const { return output_norm_; }  ///< its weights [d]
 
  private:
   struct Layer {
@@ -54,7 +59,7 @@ class UpperLayers {
   torch::ScalarType type_;
   torch::Tensor frequencies_;  ///< [rope dimensions / 2]
   std::vector<Layer> layers_;
-  torch::Tensor output_norm_, head_;
+  torch::Tensor output_norm_, head_, embedding_;
 };
 
 /// CUDA if there is any, else the CPU.

@@ -2,12 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <random>
+#include <set>
 
 #include "engine/engine.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
+#include "train/evaluation.h"
 #include "train/maps.h"
 #include "train/teacher.h"
 
@@ -148,6 +152,93 @@ TEST_P(UpperLayersTest, RealStatesPassLikeRealRows) {
         << "step " << step;
     EXPECT_GT(teacher.top_probabilities[row][0].item<float>(), 0.02);
   }
+}
+
+// Adapters by their formula, before the first layer: the same as rows that were changed beforehand.
+TEST(UpperLayers, AdaptersChangeTheRowsBeforeEachLayer) {
+  const TinyFile file({.architecture = "llama"});
+  const Model model(file.path);
+  const int d = model.config().hidden_size;
+  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
+                  .answer_begin = 12};
+  const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
+  const TeacherText teacher = run_teacher(engine, upper, text);
+  const torch::Tensor context = teacher.context.unsqueeze(2);
+  const torch::Tensor anchors = torch::tensor({{std::int64_t{20}}});
+  torch::manual_seed(1);
+  const torch::Tensor rows = torch::randn({1, 1, 2, d}) * 3;
+  Adapters adapters = Adapters::initial(upper.layers(), 4, d, 1);
+  const torch::Tensor plain = upper.forward(1, rows, anchors, context);
+  EXPECT_TRUE(torch::equal(upper.forward(1, rows, anchors, context, adapters), plain));
+
+  adapters.up[0].normal_();
+  const torch::Tensor x = rows / rows.square().mean(-1, true).sqrt();
+  const torch::Tensor inner = torch::matmul(x, adapters.down[0].t());
+  const torch::Tensor changed =
+      rows + torch::matmul(inner * torch::sigmoid(inner), adapters.up[0].t());
+  const torch::Tensor expected = upper.forward(1, changed, anchors, context);
+  const torch::Tensor adapted = upper.forward(1, rows, anchors, context, adapters);
+  EXPECT_LT((adapted - expected).abs().max().item<float>(), 1e-3);
+  EXPECT_GT((adapted - plain).abs().max().item<float>(), 0.1);
+  adapters.up[upper.layers() - 1].normal_();
+  EXPECT_GT(
+      (upper.forward(1, rows, anchors, context, adapters) - adapted).abs().max().item<float>(),
+      0.1);
+}
+
+// What drafts propose: the head's own best tokens, of the draft vocabulary only; ranked anew by a
+// sequential head behind each token.
+TEST(Drafts, AreOfTheVocabularyAndRankedBehindTheTokenBefore) {
+  const TinyFile file({.architecture = "llama"});
+  const Model model(file.path);
+  const int d = model.config().hidden_size;
+  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
+                  .answer_begin = 30};
+  const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
+  const TeacherText teacher = run_teacher(engine, upper, text);
+  Maps maps = random_maps(1, 2, d);
+  maps.sequence = SequentialHeads::initial(2, 8, d, 1, 1, 1);
+  maps.sequence->output.normal_();
+
+  const TextDrafts all = draft_text(upper, maps, teacher, teacher.hidden);
+  ASSERT_EQ(all.candidates.size(), static_cast<std::size_t>(teacher.anchors()));
+  ASSERT_EQ(all.candidates[3][1].size(), static_cast<std::size_t>(kRankedCandidates));
+  // Every second token, the best left out.
+  const Token best = all.candidates[3][1].front().token;
+  std::vector<std::int32_t> vocabulary;
+  for (int token = 100; token < 300; token += 2) {
+    if (token != best) vocabulary.push_back(token);
+  }
+  const TextDrafts some = draft_text(upper, maps, teacher, teacher.hidden, vocabulary);
+  for (const auto& steps : some.candidates) {
+    for (const auto& candidates : steps) {
+      ASSERT_EQ(candidates.size(), static_cast<std::size_t>(kRankedCandidates));
+      for (const Candidate& candidate : candidates) {
+        EXPECT_EQ(std::ranges::count(vocabulary, candidate.token), 1);
+      }
+    }
+  }
+
+  const std::vector<Token> before = {7, 8};
+  const auto ranked = continuations(upper, maps, all, 3)(2, before);
+  ASSERT_EQ(ranked.size(), 2u);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ(ranked[i].size(), static_cast<std::size_t>(kRankedCandidates));
+    double sum = 0;
+    std::set<Token> tokens;
+    for (std::size_t k = 0; k < ranked[i].size(); ++k) {
+      EXPECT_LE(ranked[i][k].log_probability, ranked[i][k == 0 ? 0 : k - 1].log_probability);
+      sum += std::exp(ranked[i][k].log_probability);
+      tokens.insert(ranked[i][k].token);
+    }
+    EXPECT_NEAR(sum, 1, 1e-4);
+    for (const Candidate& candidate : all.candidates[3][1]) {
+      EXPECT_TRUE(tokens.contains(candidate.token));
+    }
+  }
+  EXPECT_NE(ranked[0].front().log_probability, ranked[1].front().log_probability);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, UpperLayersTest, ::testing::ValuesIn(cases()),
