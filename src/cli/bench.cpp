@@ -31,7 +31,7 @@ struct BenchFlags {
   DecodeFlags decode;
   std::filesystem::path prompts;
   std::vector<std::string> methods = {"plain", "firp"};
-  std::vector<int> trees = {16};
+  std::vector<int> trees;  ///< none: the planner chooses
   std::string peer;
   int tokens = 128;
   int limit = 0;
@@ -60,6 +60,9 @@ std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder)
       options.method = DraftMethod::kNone;
       methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
       continue;
+    }
+    if (flags.trees.empty()) {
+      methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
     }
     for (const int tree : flags.trees) {
       options.tree_nodes = tree;
@@ -175,7 +178,8 @@ int run_forward(BenchFlags& flags) {
     return report_forward(flags, engine, synthetic.model(), {}, nullptr);
   }
   flags.decode.context = positions;
-  Decoder decoder(flags.decode, /*largest_tree=*/1);
+  const int small[] = {1};  // trees are not used here
+  Decoder decoder(flags.decode, small);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(flags.decode.model, decoder.vocabulary, threads, positions,
@@ -193,12 +197,12 @@ int run_prompts(BenchFlags& flags) {
       std::set(flags.trees.begin(), flags.trees.end()).size() != flags.trees.size()) {
     throw Error("a method or tree size is named twice");
   }
-  require_at_least(*std::ranges::min_element(flags.trees), 1, "--tree");
+  for (const int tree : flags.trees) require_at_least(tree, 1, "--tree");
   if (!flags.json.empty()) require_writable(flags.json);
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
   flags.decode.draft = has(flags.methods, "firp") ? "firp" : "none";
-  Decoder decoder(flags.decode, *std::ranges::max_element(flags.trees));
+  Decoder decoder(flags.decode, flags.trees);
   std::vector<BenchMethod> methods = make_methods(flags, decoder);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
@@ -333,10 +337,11 @@ Examples:
 
   app->callback([flags] { require_what_the_mode_needs(*flags); });
   app->get_option_group("Drafting")
-      ->add_option("--tree", flags->trees, "Sizes of the draft tree; several give several methods")
+      ->add_option(
+          "--tree", flags->trees,
+          "Sizes of the draft tree; several give several methods (default: as many as pay)")
       ->delimiter(',')
-      ->allow_extra_args(false)
-      ->default_str("16");
+      ->allow_extra_args(false);
   return {app, [flags] { return run_bench_verb(*flags); }};
 }
 

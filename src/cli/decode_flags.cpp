@@ -50,6 +50,10 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const Model& model)
 }
 
 /// Refuses what can be refused before the model is read.
+int largest(std::span<const int> trees) {
+  return trees.empty() ? Planner::kMostNodes : std::ranges::max(trees);
+}
+
 DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   flags.thread_count();
   require_at_least(flags.context.value_or(1), 1, "-c");
@@ -68,7 +72,7 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   sampling.seed = flags.seed ? *flags.seed : std::random_device()();
   return {.sampling = sampling,
           .drafting = flags.drafting == "in-pass" ? Drafting::kInPass : Drafting::kDeferred,
-          .tree_nodes = flags.tree,
+          .tree_nodes = flags.tree.value_or(Planner::kMostNodes),
           .chain = flags.chain};
 }
 
@@ -154,8 +158,8 @@ void DecodeFlags::add_draft_to(CLI::App& app) {
   CLI::App* drafted = app.get_option_group("Drafting");
   drafted->add_option("--draft", draft, "firp or none (default: firp where there are heads)")
       ->check(CLI::IsMember({"none", "firp"}));
-  drafted->add_option("--tree", tree, "Drafted tokens that one forward pass verifies")
-      ->capture_default_str();
+  drafted->add_option("--tree", tree,
+                      "Drafted tokens that one forward pass verifies (default: as many as pay)");
 }
 
 void DecodeFlags::add_colour_to(CLI::App& app) {
@@ -164,20 +168,26 @@ void DecodeFlags::add_colour_to(CLI::App& app) {
       ->capture_default_str();
 }
 
-Decoder::Decoder(const DecodeFlags& flags, int largest_tree)
-    : options(decode_options(flags, largest_tree)),
+Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
+    : options(decode_options(flags, largest(trees))),
       model(flags.model),
       vocabulary(flags.model),
       heads_path(choose_heads(flags, model)),
-      engine(make_engine(flags, largest_tree, model, heads_path)) {
+      engine(make_engine(flags, largest(trees), model, heads_path)) {
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
+  if (!heads_path.empty() && trees.empty() && !options.chain &&
+      options.drafting == Drafting::kDeferred) {
+    options.planner = &planner.emplace(engine);
+  }
 }
 
 std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
                          std::size_t prompt_tokens) {
   std::string method = "plain";
   if (options.method == DraftMethod::kFirp) {
-    method = options.chain ? "FIRP, chain" : fmt::format("FIRP, tree of {}", options.tree_nodes);
+    method = options.chain     ? "FIRP, chain"
+             : options.planner ? "FIRP, as much as pays"
+                               : fmt::format("FIRP, tree of {}", options.tree_nodes);
   }
   std::string seed;
   if (options.sampling.temperature > 0) seed = fmt::format("; seed {}", options.sampling.seed);

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "decode/session.h"
 #include "engine/engine.h"
@@ -18,7 +20,7 @@ struct DecodeFlags {
   std::filesystem::path model;
   std::filesystem::path heads;  ///< empty: looked for
   std::string draft;            ///< "none", "firp"; empty: firp if there are heads
-  int tree = 16;
+  std::optional<int> tree;      ///< unset: the planner chooses
   bool chain = false;
   std::string drafting = "deferred";
   std::optional<int> threads;
@@ -32,14 +34,16 @@ struct DecodeFlags {
   void add_draft_to(CLI::App& app);
   void add_colour_to(CLI::App& app);
 
+  /// The size that --tree asks for, or none.
+  std::vector<int> trees() const { return tree ? std::vector{*tree} : std::vector<int>{}; }
   /// -t, or one per core. An Error for a number that makes no sense.
   int thread_count() const;
 };
 
 /// A model made ready to decode as the flags say.
 struct Decoder {
-  /// `largest_tree`: nodes that a pass must have room for.
-  Decoder(const DecodeFlags& flags, int largest_tree);
+  /// `trees`: the sizes of draft trees that will be asked for; none: the planner chooses.
+  Decoder(const DecodeFlags& flags, std::span<const int> trees);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
@@ -48,6 +52,7 @@ struct Decoder {
   Vocabulary vocabulary;
   std::filesystem::path heads_path;  ///< empty: no heads
   Engine engine;
+  std::optional<Planner> planner;  ///< where it chooses the trees
 };
 
 /// The folder of the running program; empty where the system does not tell.

@@ -119,7 +119,7 @@ int run_demo(DemoFlags& flags) {
   require_utf8(flags.prompt, "the prompt");
   require_at_least(flags.tokens, 1, "-n");
   flags.decode.draft = "firp";
-  Decoder decoder(flags.decode, flags.decode.tree);
+  Decoder decoder(flags.decode, flags.decode.trees());
   const std::vector<Token> prompt = Conversation(decoder.vocabulary).user_turn(flags.prompt);
   DecodeOptions plain_options = decoder.options;
   plain_options.method = DraftMethod::kNone;
@@ -184,7 +184,8 @@ Examples:
       ->capture_default_str();
   flags->decode.add_decoding_to(*app);
   app->get_option_group("Drafting")
-      ->add_option("--tree", flags->decode.tree, "Drafted tokens that one forward pass verifies")
+      ->add_option("--tree", flags->decode.tree,
+                   "Drafted tokens that one forward pass verifies (default: as many as pay)")
       ->capture_default_str();
   flags->decode.add_colour_to(*app);
   return {app, [flags] { return run_demo(*flags); }};

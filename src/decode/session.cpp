@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "draft/draft_tree.h"
 #include "model/error.h"
@@ -29,8 +30,7 @@ struct Session::State {
   const int sequence;
   /// All tokens of the sequence; the first engine.length() of them are in its context.
   std::vector<Token> tokens;
-  /// Candidates for the tokens behind the next root, one list a step; empty: nothing drafted.
-  std::vector<std::vector<Candidate>> drafts;
+  DraftTree tree;  ///< behind the last token; empty: nothing drafted
   std::vector<DecodedToken> decoded;
   DecodeStats stats;
 
@@ -38,7 +38,8 @@ struct Session::State {
   void prefill();
   void add_pseudo_rows(std::vector<Row>& rows, int node) const;
   void draft_deferred(int node);
-  void take_drafts(std::span<const int> pseudo_rows);
+  void build_tree(std::span<const int> pseudo_rows);
+  int most_nodes() const { return options.planner ? Planner::kMostNodes : options.tree_nodes; }
 };
 
 Session::Session(Engine& engine, const DecodeOptions& options)
@@ -50,9 +51,9 @@ Session::Session(Engine& engine, const DecodeOptions& options)
     problem = "drafting with FIRP needs heads for this model; make them with `firp train`";
   } else if (firp && options.tree_nodes < 1) {
     problem = "a draft tree needs at least 1 node";
-  } else if (firp && (1 + options.tree_nodes) * branches > engine.options().max_rows) {
+  } else if (firp && (1 + state_->most_nodes()) * branches > engine.options().max_rows) {
     problem = fmt::format("a draft tree of {} nodes needs {} rows a pass; at most {} fit",
-                          options.tree_nodes, (1 + options.tree_nodes) * branches,
+                          state_->most_nodes(), (1 + state_->most_nodes()) * branches,
                           engine.options().max_rows);
   }
   if (!problem.empty()) {
@@ -77,7 +78,7 @@ void Session::append(std::span<const Token> tokens) {
                     tokens.size(), limit, s.tokens.size()));
   }
   s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
-  if (!tokens.empty()) s.drafts.clear();
+  if (!tokens.empty()) s.tree.clear();
 }
 
 void Session::truncate(int length) {
@@ -85,7 +86,7 @@ void Session::truncate(int length) {
   if (length >= static_cast<int>(s.tokens.size())) return;
   s.tokens.resize(length);
   s.engine.truncate(s.sequence, length);
-  s.drafts.clear();
+  s.tree.clear();
 }
 
 /// Runs all tokens but the last, which is the root of the next pass.
@@ -122,15 +123,19 @@ void Session::State::add_pseudo_rows(std::vector<Row>& rows, int node) const {
   }
 }
 
-void Session::State::take_drafts(std::span<const int> pseudo_rows) {
-  drafts.clear();
+/// The tree behind the last token, from pseudo rows of the last pass.
+void Session::State::build_tree(std::span<const int> pseudo_rows) {
+  tree.clear();
   if (pseudo_rows.empty()) return;
-  const std::size_t vocabulary = engine.config().vocabulary_size;
-  const std::span<const float> logits = engine.logits(pseudo_rows);
-  for (std::size_t i = 0; i < pseudo_rows.size(); ++i) {
-    drafts.push_back(top_candidates(logits.subspan(i * vocabulary, vocabulary),
-                                    options.chain ? 1 : options.tree_nodes));
-  }
+  engine.propose(pseudo_rows);
+  const Continuations behind = [this](int step, std::span<const Token> previous) {
+    return engine.drafts_behind(step, previous);
+  };
+  // A node stands behind the last token, and the context must hold it.
+  const int room = engine.options().context - static_cast<int>(tokens.size());
+  const int steps = std::min(static_cast<int>(pseudo_rows.size()), room);
+  tree = options.chain ? build_draft_chain(steps, tokens.back(), behind)
+                       : build_draft_tree(steps, most_nodes(), tokens.back(), behind);
 }
 
 /// Runs the pseudo rows of `node`, a committed row of the last pass, in a pass of their own.
@@ -145,7 +150,7 @@ void Session::State::draft_deferred(int node) {
     pseudo_rows.push_back(row.step - 1);
   }
   if (!rows.empty()) engine.forward(rows);
-  take_drafts(pseudo_rows);
+  build_tree(pseudo_rows);
 }
 
 std::span<const DecodedToken> Session::step() {
@@ -157,12 +162,14 @@ std::span<const DecodedToken> Session::step() {
   const int root_position = s.engine.length(s.sequence);
   const bool firp = s.options.method == DraftMethod::kFirp;
   const bool in_pass = firp && s.options.drafting == Drafting::kInPass;
-  const bool deferred = firp && s.options.drafting == Drafting::kDeferred;
+  const bool deferred = firp && s.options.drafting == Drafting::kDeferred &&
+                        (s.options.planner == nullptr || s.options.planner->drafts());
 
   // Row 0 is the root, rows 1 .. N the nodes of the tree.
-  const std::size_t room = s.engine.options().context - 1 - root_position;
-  const DraftTree tree = build_draft_tree(
-      std::span(s.drafts).first(std::min(s.drafts.size(), room)), s.options.tree_nodes);
+  DraftTree tree = std::move(s.tree);
+  s.tree.clear();
+  Planner* const planner = firp ? s.options.planner : nullptr;
+  if (planner != nullptr) tree.resize(planner->nodes_worth_verifying(tree));
   std::vector<Row> rows = {{.sequence = s.sequence,
                             .position = root_position,
                             .parent = kContext,
@@ -218,14 +225,22 @@ std::span<const DecodedToken> Session::step() {
 
   s.engine.commit(s.sequence, path);
   const int node = path.back();
+  const double verify_seconds = watch.seconds();
   if (in_pass) {
     std::vector<int> pseudo_rows;
     for (int row = first_pseudo_row[node]; row < first_pseudo_row[node + 1]; ++row) {
       pseudo_rows.push_back(row);
     }
-    s.take_drafts(pseudo_rows);
+    s.build_tree(pseudo_rows);
   } else if (deferred) {
     s.draft_deferred(node);
+  }
+
+  if (planner != nullptr) {
+    double expected = 0;
+    for (const DraftNode& each : tree) expected += std::exp(double{each.log_probability});
+    planner->observe(static_cast<int>(tree.size()), expected, static_cast<int>(path.size()) - 1,
+                     verify_seconds, deferred, watch.seconds() - verify_seconds);
   }
 
   s.stats.tokens += static_cast<long long>(s.decoded.size());

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "decode/sampler.h"
+#include "draft/planner.h"
 #include "engine/engine.h"
 
 namespace firp {
@@ -21,6 +22,9 @@ struct DecodeOptions {
   Drafting drafting = Drafting::kDeferred;
   int tree_nodes = 16;  ///< drafted tokens that a pass verifies
   bool chain = false;   ///< one branch: the most probable token of each step
+  /// Where set, it decides how much of a tree of Planner::kMostNodes is verified, and whether
+  /// anything is drafted; tree_nodes is not used. Deferred drafting only. Outlives the session.
+  Planner* planner = nullptr;
 };
 
 struct DecodedToken {

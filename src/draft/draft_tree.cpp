@@ -7,57 +7,17 @@
 #include <numeric>
 
 namespace firp {
-namespace {
-
-/// exp(x) for x <= 0 to about 1e-4: enough to rank drafts, and a loop that compilers vectorise.
-inline float rough_exp(float x) {
-  const float t = std::max(-80.0f, x) * 1.44269504f;
-  const float whole = static_cast<float>(static_cast<std::int32_t>(t - 0.5f));
-  const float f = t - whole;  // -0.5 .. 0.5
-  const float power =
-      1.0f + f * (0.69314718f + f * (0.24022651f + f * (0.05550411f + f * 0.00961813f)));
-  const std::int32_t exponent = (static_cast<std::int32_t>(whole) + 127) << 23;
-  return power * std::bit_cast<float>(exponent);
-}
-
-}  // namespace
-
-std::vector<Candidate> top_candidates(std::span<const float> logits, int count) {
-  // A heap whose top is the worst of the best: later tokens rarely pass it.
-  const auto better = [](const Candidate& a, const Candidate& b) {
-    return a.log_probability > b.log_probability ||
-           (a.log_probability == b.log_probability && a.token < b.token);
-  };
-  std::vector<Candidate> best;
-  best.reserve(static_cast<std::size_t>(count) + 1);
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    const bool full = best.size() == static_cast<std::size_t>(count);
-    if (full && !(logits[i] > best.front().log_probability)) continue;
-    if (std::isnan(logits[i])) continue;
-    best.push_back({static_cast<Token>(i), logits[i]});
-    std::ranges::push_heap(best, better);
-    if (full) {
-      std::ranges::pop_heap(best, better);
-      best.pop_back();
-    }
+DraftTree build_draft_chain(int steps, Token root, const Continuations& continuations) {
+  DraftTree chain;
+  for (int step = 1; step <= steps; ++step) {
+    const Token previous = chain.empty() ? root : chain.back().token;
+    const float so_far = chain.empty() ? 0.0f : chain.back().log_probability;
+    const std::vector<Candidate> candidates = continuations(step, std::span(&previous, 1)).front();
+    if (candidates.empty()) break;
+    chain.push_back(
+        {candidates.front().token, step - 2, step, so_far + candidates.front().log_probability});
   }
-  std::ranges::sort_heap(best, better);
-  if (best.empty()) return best;
-
-  const float maximum = best.front().log_probability;
-  float sums[16] = {};
-  std::size_t i = 0;
-  for (; i + 16 <= logits.size(); i += 16) {
-    for (std::size_t lane = 0; lane < 16; ++lane) {
-      sums[lane] += rough_exp(logits[i + lane] - maximum);
-    }
-  }
-  float sum = 0;
-  for (; i < logits.size(); ++i) sum += rough_exp(logits[i] - maximum);
-  for (const float lane : sums) sum += lane;
-  const float log_sum = maximum + std::log(sum);
-  for (Candidate& candidate : best) candidate.log_probability -= log_sum;
-  return best;
+  return chain;
 }
 
 DraftTree build_draft_tree(int steps, int nodes, Token root, const Continuations& continuations) {

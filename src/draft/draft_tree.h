@@ -4,18 +4,9 @@
 #include <span>
 #include <vector>
 
-#include "model/vocabulary.h"
+#include "engine/engine.h"
 
 namespace firp {
-
-/// A token that a pseudo row proposes, and the logarithm of the probability that the row gives it.
-struct Candidate {
-  Token token;
-  float log_probability;
-};
-
-/// The `count` most probable tokens of a row of logits, best first. NaNs are never proposed.
-std::vector<Candidate> top_candidates(std::span<const float> logits, int count);
 
 struct DraftNode {
   Token token;
@@ -43,6 +34,9 @@ inline constexpr int kBeam = 16;
 /// size, as far as the probabilities are true. `continuations` is asked once a depth, and only
 /// about nodes that can be in the tree.
 DraftTree build_draft_tree(int steps, int nodes, Token root, const Continuations& continuations);
+
+/// The most probable token of each depth behind the one before: one branch.
+DraftTree build_draft_chain(int steps, Token root, const Continuations& continuations);
 
 /// The same where a depth's candidates do not depend on the token before (marginals): those of
 /// depth j are steps[j - 1].

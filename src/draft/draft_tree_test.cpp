@@ -13,35 +13,6 @@
 namespace firp {
 namespace {
 
-TEST(TopCandidates, AreTheBestWithTheirLogSoftmax) {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0, 4);
-  std::vector<float> logits(1003);
-  for (float& logit : logits) logit = normal(random);
-  std::vector<int> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::ranges::sort(order, [&](int a, int b) { return logits[a] > logits[b]; });
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(double(logit));
-
-  const std::vector<Candidate> best = top_candidates(logits, 20);
-  ASSERT_EQ(best.size(), 20u);
-  for (int i = 0; i < 20; ++i) {
-    EXPECT_EQ(best[i].token, order[i]);
-    EXPECT_NEAR(best[i].log_probability, logits[order[i]] - std::log(sum), 1e-3);
-  }
-}
-
-TEST(TopCandidates, TiesGoToTheLowerTokenAndNansAreLeftOut) {
-  const std::vector<float> logits = {1, std::nanf(""), 3, 3,
-                                     -std::numeric_limits<float>::infinity()};
-  const std::vector<Candidate> best = top_candidates(logits, 3);
-  ASSERT_EQ(best.size(), 3u);
-  EXPECT_EQ(best[0].token, 2);
-  EXPECT_EQ(best[1].token, 3);
-  EXPECT_EQ(best[2].token, 0);
-}
-
 /// Log-probability of the path that ends at `node`.
 double path_probability(const DraftTree& tree, int node,
                         const std::vector<std::vector<Candidate>>& steps) {

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 
+#include "engine/draft_head.h"
 #include "engine/forward.h"
 #include "model/error.h"
 
@@ -29,10 +31,13 @@ EngineOptions checked(EngineOptions options) {
   throw std::invalid_argument(fmt::format("Engine: {}", why));
 }
 
-Tensor f16_tensor(const std::vector<float>& values, int d, std::vector<ggml_fp16_t>& storage) {
-  storage.resize(values.size());
-  ggml_fp32_to_fp16_row(values.data(), storage.data(), static_cast<std::int64_t>(values.size()));
-  return {"draft map", GGML_TYPE_F16, {d, d, 1, 1}, std::as_bytes(std::span(storage))};
+PackedMatrix pack_f16(const std::vector<float>& values, int outputs, int inputs) {
+  std::vector<ggml_fp16_t> half(values.size());
+  ggml_fp32_to_fp16_row(values.data(), half.data(), static_cast<std::int64_t>(values.size()));
+  return PackedMatrix({.name = "draft map",
+                       .type = GGML_TYPE_F16,
+                       .shape = {inputs, outputs, 1, 1},
+                       .data = std::as_bytes(std::span(half))});
 }
 
 }  // namespace
@@ -55,6 +60,8 @@ struct Engine::State {
   ThreadPool pool;
   Weights weights;
   std::vector<PackedMap> maps;
+  std::vector<PackedAdapter> adapters;
+  std::optional<DraftHead> draft_head;
   KvCache cache;
   ForwardPass pass;
 
@@ -86,10 +93,18 @@ void Engine::set_heads(const Heads& heads) {
       throw Error(fmt::format("these heads do not fit the model: a map at layer {} of {}",
                               map.layer, config().layers));
     }
-    std::vector<ggml_fp16_t> storage;
-    maps.push_back({map.layer, PackedMatrix(f16_tensor(map.weight, d, storage)), map.bias});
+    maps.push_back({map.layer, pack_f16(map.weight, d, d), map.bias});
   }
-  state_->maps = std::move(maps);
+  std::vector<PackedAdapter> adapters;
+  for (const Adapter& adapter : heads.adapters) {
+    if (adapter.rank > d) throw Error("these heads do not fit the model: an adapter is too large");
+    adapters.push_back({adapter.layer, pack_f16(adapter.down, adapter.rank, d),
+                        pack_f16(adapter.up, d, adapter.rank)});
+  }
+  State& s = *state_;
+  s.maps = std::move(maps);
+  s.adapters = std::move(adapters);
+  s.draft_head.emplace(s.model, s.weights, heads, s.kernels, s.pool);
 }
 
 int Engine::draft_steps() const { return static_cast<int>(state_->maps.size()); }
@@ -181,7 +196,7 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
     to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }
-  s.pass.run(s.pass_rows, s.maps, capture_layers);
+  s.pass.run(s.pass_rows, s.maps, s.adapters, capture_layers);
 }
 
 std::span<const float> Engine::hidden(int row, int layer) const {
@@ -203,13 +218,26 @@ std::span<const float> Engine::logits(std::span<const int> rows) {
   return s.logits;
 }
 
-std::span<const BestTokens> Engine::best_tokens(std::span<const int> rows, int count) {
+std::span<const BestTokens> Engine::best_tokens(std::span<const int> rows, int count,
+                                                bool log_sums) {
   State& s = *state_;
   std::vector<int> indices;
   for (const int row : rows) indices.push_back(s.index_of.at(row));
   s.best.resize(rows.size());
-  s.pass.best_of_head(s.weights.head, indices, count, /*sums=*/false, s.best);
+  s.pass.best_of_head(s.weights.head, indices, count, log_sums, s.best);
   return s.best;
+}
+
+void Engine::propose(std::span<const int> pseudo_rows) {
+  State& s = *state_;
+  std::vector<int> indices;
+  for (const int row : pseudo_rows) indices.push_back(s.index_of.at(row));
+  s.draft_head->propose(s.pass, indices);
+}
+
+std::vector<std::vector<Candidate>> Engine::drafts_behind(int step,
+                                                          std::span<const Token> previous) {
+  return state_->draft_head->drafts_behind(step, previous);
 }
 
 void Engine::commit(int sequence, std::span<const int> rows) {

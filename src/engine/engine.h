@@ -46,6 +46,12 @@ struct BestTokens {
   float log_sum = 0;  ///< log sum exp of all the row's logits; 0 where that was not asked for
 };
 
+/// A token that pseudo rows propose, and the logarithm of the probability that they give it.
+struct Candidate {
+  Token token;
+  float log_probability;
+};
+
 struct PhaseTime {
   const char* name;
   double seconds;
@@ -94,9 +100,19 @@ class Engine {
   std::span<const float> logits(std::span<const int> rows);
 
   /// The `count` most probable tokens of each of some rows of the last pass, best first (of equal
-  /// ones the smaller number first). Cheaper than logits(), which it replaces where the rest of the
-  /// distribution is not needed. Valid until the next call.
-  std::span<const BestTokens> best_tokens(std::span<const int> rows, int count);
+  /// ones the smaller number first), with `log_sums` their log_sum, too. Cheaper than logits(),
+  /// which it replaces where the rest of the distribution is not needed. Valid until the next call.
+  std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
+                                          bool log_sums = false);
+
+  /// Takes pseudo rows of the last pass as what drafts_behind() gives from now on: those of one
+  /// anchor, steps 1 .. rows.size().
+  void propose(std::span<const int> pseudo_rows);
+
+  /// Candidates for the token of a step, best first, kRankedCandidates at most: a list behind each
+  /// of the tokens `previous` of the step before (of step 1: the model's own token). Without a
+  /// sequential head the lists are the same.
+  std::vector<std::vector<Candidate>> drafts_behind(int step, std::span<const Token> previous);
 
   /// Appends rows of the last pass, a path that hangs on the sequence's context, to that context.
   /// Pseudo rows are never committed.

@@ -32,6 +32,9 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
       gated_(max_rows, config_.feed_forward_size),
       map_input_(max_rows, config_.hidden_size),
       head_input_(max_rows, config_.hidden_size),
+      adapter_input_(max_rows, config_.hidden_size),
+      adapter_inner_(max_rows, config_.hidden_size),
+      ones_(config_.hidden_size, 1.0f),
       slots_(pool.size()),
       chunk_logits_(pool.size()),
       thread_best_(pool.size()) {
@@ -48,9 +51,11 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
 }
 
 void ForwardPass::run(std::span<const PassRow> rows, std::span<const PackedMap> maps,
+                      std::span<const PackedAdapter> adapters,
                       std::span<const int> capture_layers) {
   rows_ = rows;
   maps_ = maps;
+  adapters_ = adapters;
   capture_layers_.assign(capture_layers.begin(), capture_layers.end());
   const int count = static_cast<int>(rows.size());
   token_rows_ = static_cast<int>(
@@ -74,6 +79,7 @@ void ForwardPass::run_thread(int thread) {
   embed(thread);
   for (int layer = first_layer_; layer < config_.layers; ++layer) {
     enter_rows(layer, thread);
+    adapt_rows(layer, thread);
     attention(layer, thread);
     feed_forward(layer, thread);
 
@@ -147,6 +153,38 @@ void ForwardPass::enter_rows(int layer, int thread) {
     barrier(thread, Phase::kDraftMaps);
     first = end;
   }
+}
+
+void ForwardPass::adapt_rows(int layer, int thread) {
+  const auto adapter = std::ranges::find(adapters_, layer, &PackedAdapter::layer);
+  const int rows = active_rows_[layer] - token_rows_;
+  if (adapter == adapters_.end() || rows <= 0) return;
+  const int rank = adapter->down.outputs();
+  if (thread == 0) {
+    adapter_input_.resize(rows, d_);
+    adapter_inner_.resize(rows, rank);
+    for (int row = 0; row < rows; ++row) {
+      const float* const x = residual(token_rows_ + row);
+      kernels_.scale(x, kernels_.inverse_rms(x, kAdapterEpsilon, d_), ones_.data(), d_,
+                     adapter_input_.values(row));
+    }
+    std::vector<float>& inner = chunk_logits_[0];
+    inner.resize(std::max(inner.size(), static_cast<std::size_t>(rows) * rank));
+    kernels_.matmul({.weights = adapter->down,
+                     .first_block = 0,
+                     .end_block = adapter->down.blocks(),
+                     .y = inner.data(),
+                     .y_stride = static_cast<std::size_t>(rank)},
+                    adapter_input_);
+    for (int row = 0; row < rows; ++row) {
+      const float* const x = inner.data() + static_cast<std::size_t>(row) * rank;
+      kernels_.silu_multiply(x, ones_.data(), rank, adapter_inner_.values(row));
+    }
+  }
+  barrier(thread, Phase::kDraftMaps);
+  multiply({{&adapter->up, residual(token_rows_), static_cast<std::size_t>(d_), /*add=*/true}},
+           adapter_inner_, nullptr, thread);
+  barrier(thread, Phase::kDraftMaps);
 }
 
 void ForwardPass::attention(int layer, int thread) {

@@ -21,6 +21,13 @@ struct PackedMap {
   std::vector<float> bias;
 };
 
+/// What is added to pseudo rows before they enter a layer (model/heads.h).
+struct PackedAdapter {
+  int layer = 0;
+  PackedMatrix down;  ///< [rank x d]
+  PackedMatrix up;    ///< [d x rank]
+};
+
 /// A row of the running pass. Token rows come first, then pseudo rows by the layer where they enter
 /// and by step, so that the rows that exist in a layer are always the first ones.
 struct PassRow {
@@ -61,7 +68,7 @@ class ForwardPass {
   /// Runs `rows` through the layers, and keeps the token rows' residual stream after each of
   /// `capture_layers`. `maps`: one a step.
   void run(std::span<const PassRow> rows, std::span<const PackedMap> maps,
-           std::span<const int> capture_layers);
+           std::span<const PackedAdapter> adapters, std::span<const int> capture_layers);
 
   /// Scratch slot of a row of the last pass. A prompt's chunk has its positions' lanes: slot and
   /// position are equal modulo 64.
@@ -90,6 +97,7 @@ class ForwardPass {
   void run_thread(int thread);
   void embed(int thread);
   void enter_rows(int layer, int thread);
+  void adapt_rows(int layer, int thread);
   void attention(int layer, int thread);
   void feed_forward(int layer, int thread);
   void prepare_head(const PackedMatrix& head, std::span<const int> rows, int thread);
@@ -128,6 +136,7 @@ class ForwardPass {
   // The running pass.
   std::span<const PassRow> rows_;
   std::span<const PackedMap> maps_;
+  std::span<const PackedAdapter> adapters_;
   std::vector<int> capture_layers_;
   std::vector<int> active_rows_;  ///< [layers]: rows that exist in a layer
   int first_layer_ = 0;
@@ -138,7 +147,8 @@ class ForwardPass {
   // [max_rows x width] each
   std::vector<float> residual_, query_, key_, value_, gate_, up_, final_states_;
   std::vector<std::vector<float>> captured_;
-  Activations normed_, attended_, gated_, map_input_, head_input_;
+  Activations normed_, attended_, gated_, map_input_, head_input_, adapter_input_, adapter_inner_;
+  std::vector<float> ones_;                       ///< [d]
   std::vector<std::vector<std::int32_t>> slots_;  ///< of each thread
 
   // The head's outputs are looked through in chunks of this many, as soon as they are made.

@@ -124,6 +124,17 @@ void select_best(const float* logits, int n, int first, TokenLogit* best, int& s
   }
 }
 
+float dot(const float* a, const float* b, int n) {
+  F32x16 sums[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  int i = 0;
+  for (int k = 0; i + 16 <= n; i += 16, k = (k + 1) % 4) {
+    sums[k] = fma(load(a + i), load(b + i), sums[k]);
+  }
+  float rest = 0.0f;
+  for (; i < n; ++i) rest += a[i] * b[i];
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
+}
+
 ExpSum sum_exp(const float* logits, int n) {
   // max() takes the second argument where the first is NaN, and e^-infinity is 0.
   const F32x16 least = splat(-__builtin_inff());

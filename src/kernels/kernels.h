@@ -150,6 +150,8 @@ struct Kernels {
   void (*select_best)(const float* logits, int n, int first, TokenLogit* best, int& size,
                       int count);
 
+  float (*dot)(const float* a, const float* b, int n);
+
   /// Of the logits that are numbers.
   ExpSum (*sum_exp)(const float* logits, int n);
 };

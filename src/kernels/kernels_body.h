@@ -33,6 +33,6 @@
 // clang-format on
 
 constexpr Kernels table(const char* isa) {
-  return {isa,  matmul,        form,     prepare, inverse_rms, scale,
-          rope, silu_multiply, store_kv, attend,  select_best, sum_exp};
+  return {isa,           matmul,   form,   prepare,     inverse_rms, scale,  rope,
+          silu_multiply, store_kv, attend, select_best, dot,         sum_exp};
 }

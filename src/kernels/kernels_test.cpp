@@ -350,6 +350,15 @@ TEST_P(KernelsTest, SelectBestIsASort) {
   }
 }
 
+TEST_P(KernelsTest, Dot) {
+  for (const int n : {1, 15, 16, 70, 576}) {
+    const std::vector<float> a = random_values(n, 1), b = random_values(n, 2);
+    double exact = 0;
+    for (int i = 0; i < n; ++i) exact += double{a[i]} * b[i];
+    ASSERT_NEAR(kernels_.dot(a.data(), b.data(), n), exact, 4 * n * kEpsilon);
+  }
+}
+
 TEST_P(KernelsTest, SumExpLeavesOutNans) {
   for (const int n : {1, 15, 16, 100}) {
     std::vector<float> logits = random_values(n, 4, 5.0f);

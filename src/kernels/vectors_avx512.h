@@ -49,9 +49,8 @@ inline float reduce_add(F32x16 x) { return _mm512_reduce_add_ps(x); }
 inline float reduce_max(F32x16 x) { return _mm512_reduce_max_ps(x); }
 /// Each of 8 numbers twice.
 inline F32x16 load_twice(const float* p) {
-  return _mm512_permutexvar_ps(
-      _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
-      _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                               _mm512_castps256_ps512(_mm256_loadu_ps(p)));
 }
 inline F32x16 turn_neighbours(F32x16 x, const float* cosines, const float* sines) {
   const F32x16 along = mul(x, load_twice(cosines));

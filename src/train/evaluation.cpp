@@ -7,20 +7,6 @@ namespace {
 
 constexpr int kAnchorsAPass = 96;
 
-/// The chain of the best candidates.
-DraftTree chain_of(int steps, Token root, const Continuations& candidates_behind) {
-  DraftTree chain;
-  for (int step = 1; step <= steps; ++step) {
-    const Token previous = chain.empty() ? root : chain.back().token;
-    const auto candidates = candidates_behind(step, std::span(&previous, 1)).front();
-    if (candidates.empty()) {
-      break;
-    }
-    chain.push_back({candidates.front().token, step - 2, step, candidates.front().log_probability});
-  }
-  return chain;
-}
-
 /// Which of `candidates` is the token: its rank, or candidates.size().
 std::size_t rank_of(const std::vector<Candidate>& candidates, Token token) {
   return static_cast<std::size_t>(std::ranges::find(candidates, token, &Candidate::token) -
@@ -124,9 +110,9 @@ TreeOf trees_of_rows(const TextDrafts& drafts, int nodes) {
     if (nodes > 0) {
       return build_draft_tree(steps, nodes);
     }
-    return chain_of(static_cast<int>(steps.size()), root, [&](int step, std::span<const Token>) {
-      return std::vector(1, steps[step - 1]);
-    });
+    return build_draft_chain(
+        static_cast<int>(steps.size()), root,
+        [&](int step, std::span<const Token>) { return std::vector(1, steps[step - 1]); });
   };
 }
 
@@ -135,7 +121,7 @@ TreeOf trees_of_sequence(const UpperLayers& upper, const Maps& maps, const TextD
   return [&upper, &maps, &drafts, nodes](int anchor, Token root) {
     const Continuations behind = continuations(upper, maps, drafts, anchor);
     return nodes > 0 ? build_draft_tree(maps.steps(), nodes, root, behind)
-                     : chain_of(maps.steps(), root, behind);
+                     : build_draft_chain(maps.steps(), root, behind);
   };
 }
 

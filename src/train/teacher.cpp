@@ -1,12 +1,8 @@
 #include "train/teacher.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-#include "draft/draft_tree.h"
 
 namespace firp {
 namespace {
@@ -51,7 +47,6 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
                         std::span<const int> extra_layers) {
   const int positions = static_cast<int>(text.tokens.size()) - 1;
   const std::int64_t d = engine.config().hidden_size;
-  const std::size_t vocabulary = static_cast<std::size_t>(engine.config().vocabulary_size);
   TeacherText out;
   out.tokens = text.tokens;
   out.greedy = text.greedy;
@@ -83,23 +78,17 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
     if (with_logits.empty()) {
       return;
     }
-    const std::span<const float> logits = engine.logits(with_logits);
+    const std::span<const BestTokens> best =
+        engine.best_tokens(with_logits, kTeacherTokens, /*log_sums=*/true);
     const std::int64_t kept = begin + with_logits.front() - out.first_anchor;
-    at::parallel_for(0, static_cast<std::int64_t>(with_logits.size()), 1,
-                     [&](std::int64_t first, std::int64_t end) {
-                       for (std::int64_t i = first; i < end; ++i) {
-                         const std::vector<Candidate> top = top_candidates(
-                             logits.subspan(i * vocabulary, vocabulary), kTeacherTokens);
-                         auto* const ids =
-                             out.top_ids.data_ptr<std::int32_t>() + (kept + i) * kTeacherTokens;
-                         float* const probabilities =
-                             out.top_probabilities.data_ptr<float>() + (kept + i) * kTeacherTokens;
-                         for (std::size_t k = 0; k < top.size(); ++k) {
-                           ids[k] = top[k].token;
-                           probabilities[k] = std::exp(top[k].log_probability);
-                         }
-                       }
-                     });
+    for (std::size_t i = 0; i < best.size(); ++i) {
+      const std::int64_t at = (kept + static_cast<std::int64_t>(i)) * kTeacherTokens;
+      for (std::size_t k = 0; k < best[i].tokens.size(); ++k) {
+        const TokenLogit& token = best[i].tokens[k];
+        out.top_ids.data_ptr<std::int32_t>()[at + k] = token.token;
+        out.top_probabilities.data_ptr<float>()[at + k] = std::exp(token.logit - best[i].log_sum);
+      }
+    }
   });
 
   const auto from_first_anchor = [&](const torch::Tensor& all) {

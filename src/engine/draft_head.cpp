@@ -1,0 +1,174 @@
+#include "engine/draft_head.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace firp {
+namespace {
+
+/// Parents of one level of a draft tree, at most (draft/draft_tree.h keeps fewer).
+constexpr int kMostParents = 64;
+
+PackedMatrix pack_f16(const std::vector<float>& values, int outputs, int inputs) {
+  std::vector<ggml_fp16_t> half(values.size());
+  ggml_fp32_to_fp16_row(values.data(), half.data(), static_cast<std::int64_t>(values.size()));
+  return PackedMatrix({.name = "sequential head",
+                       .type = GGML_TYPE_F16,
+                       .shape = {inputs, outputs, 1, 1},
+                       .data = std::as_bytes(std::span(half))});
+}
+
+/// Some rows of a matrix, packed as they are.
+PackedMatrix pack_rows(const Tensor& matrix, std::span<const std::int32_t> rows) {
+  const std::size_t row_bytes = ggml_row_size(matrix.type, matrix.columns());
+  std::vector<std::byte> bytes;
+  bytes.reserve(rows.size() * row_bytes);
+  for (const std::int32_t row : rows) {
+    const auto from = matrix.data.subspan(row * row_bytes, row_bytes);
+    bytes.insert(bytes.end(), from.begin(), from.end());
+  }
+  return PackedMatrix({.name = matrix.name,
+                       .type = matrix.type,
+                       .shape = {matrix.columns(), static_cast<std::int64_t>(rows.size()), 1, 1},
+                       .data = bytes});
+}
+
+}  // namespace
+
+DraftHead::DraftHead(const Model& model, const Weights& weights, const Heads& heads,
+                     const Kernels& kernels, ThreadPool& pool)
+    : model_(model),
+      kernels_(kernels),
+      pool_(pool),
+      head_(&weights.head),
+      vocabulary_(heads.draft_vocabulary),
+      state_input_(1, model.config().hidden_size),
+      token_input_(kMostParents, model.config().hidden_size),
+      inner_input_(kMostParents, heads.has_sequential_head() ? heads.steps[0].sequence->rank : 1) {
+  const int d = model.config().hidden_size;
+  if (!vocabulary_.empty()) {
+    own_head_ = pack_rows(model.head(), vocabulary_);
+    head_ = &own_head_;
+  }
+  if (!heads.has_sequential_head()) return;
+  for (const DraftMap& step : heads.steps) {
+    const SequentialHead& from = *step.sequence;
+    sequential_.push_back({.state = pack_f16(from.state, from.rank, d),
+                           .token = pack_f16(from.token, from.rank, d),
+                           .output = pack_f16(from.output, d, from.rank),
+                           .bias = from.bias});
+  }
+  candidate_rows_.resize(static_cast<std::size_t>(kRankedCandidates) * d);
+  corrections_.resize(static_cast<std::size_t>(kMostParents) * d);
+  logits_.resize(static_cast<std::size_t>(kMostParents) * kRankedCandidates);
+  products_.resize(static_cast<std::size_t>(kMostParents) * heads.steps[0].sequence->rank);
+}
+
+void DraftHead::multiply(const PackedMatrix& w, const Activations& x, float* y, std::size_t stride,
+                         int thread) const {
+  const auto [begin, end] = share(w.blocks(), thread, pool_.size());
+  if (begin == end) return;
+  kernels_.matmul(
+      {.weights = w, .first_block = begin, .end_block = end, .y = y, .y_stride = stride}, x);
+}
+
+void DraftHead::propose(ForwardPass& pass, std::span<const int> rows) {
+  best_.resize(rows.size());
+  pass.best_of_head(*head_, rows, kRankedCandidates, /*sums=*/true, best_);
+  for (BestTokens& best : best_) {
+    for (TokenLogit& each : best.tokens) {
+      if (!vocabulary_.empty()) each.token = vocabulary_[each.token];
+    }
+  }
+  if (!sequential_.empty()) take_states(pass, rows);
+}
+
+void DraftHead::take_states(ForwardPass& pass, std::span<const int> rows) {
+  const int rank = sequential_.front().state.outputs();
+  inner_.resize(rows.size() * static_cast<std::size_t>(rank));
+  state_input_.resize(1, model_.config().hidden_size);
+  pool_.run([&](int thread) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (thread == 0) std::ranges::copy(pass.final_state(rows[i]), state_input_.values(0));
+      pool_.barrier(thread);
+      multiply(sequential_[i].state, state_input_, inner_.data() + i * rank, rank, thread);
+      pool_.barrier(thread);
+    }
+  });
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (int k = 0; k < rank; ++k) inner_[i * rank + k] += sequential_[i].bias[k];
+  }
+}
+
+std::vector<std::vector<Candidate>> DraftHead::drafts_behind(int step,
+                                                             std::span<const Token> previous) {
+  const BestTokens& row = best_.at(step - 1);
+  std::vector<Candidate> of_row;
+  for (const TokenLogit& each : row.tokens)
+    of_row.push_back({each.token, each.logit - row.log_sum});
+  if (sequential_.empty() || of_row.empty()) return {previous.size(), of_row};
+
+  const Sequential& head = sequential_[step - 1];
+  const int d = model_.config().hidden_size;
+  const int rank = head.state.outputs();
+  const int parents = static_cast<int>(std::min<std::size_t>(previous.size(), kMostParents));
+  const int candidates = static_cast<int>(of_row.size());
+  token_input_.resize(parents, d);
+  inner_input_.resize(parents, rank);
+  const auto dequantize_share = [&](const Tensor& matrix, int count, auto token_of, auto row_of,
+                                    int thread) {
+    const auto [begin, end] = share(count, thread, pool_.size());
+    for (int i = begin; i < end; ++i) {
+      dequantize_row(matrix, token_of(i), {row_of(i), static_cast<std::size_t>(d)});
+    }
+  };
+  pool_.run([&](int thread) {
+    dequantize_share(
+        model_.token_embedding(), parents, [&](int i) { return previous[i]; },
+        [&](int i) { return token_input_.values(i); }, thread);
+    dequantize_share(
+        model_.head(), candidates, [&](int i) { return of_row[i].token; },
+        [&](int i) { return candidate_rows_.data() + std::size_t(i) * d; }, thread);
+    pool_.barrier(thread);
+    multiply(head.token, token_input_, products_.data(), rank, thread);
+    pool_.barrier(thread);
+    const auto [first, last] = share(parents, thread, pool_.size());
+    const float* const of_state = inner_.data() + std::size_t(step - 1) * rank;
+    for (int i = first; i < last; ++i) {
+      for (int k = 0; k < rank; ++k) {
+        const float x = products_[std::size_t(i) * rank + k] + of_state[k];
+        inner_input_.values(i)[k] = x / (1.0f + std::exp(-x));
+      }
+    }
+    pool_.barrier(thread);
+    multiply(head.output, inner_input_, corrections_.data(), d, thread);
+    pool_.barrier(thread);
+    for (int i = first; i < last; ++i) {
+      for (int k = 0; k < candidates; ++k) {
+        logits_[std::size_t(i) * kRankedCandidates + k] =
+            row.tokens[k].logit + kernels_.dot(corrections_.data() + std::size_t(i) * d,
+                                               candidate_rows_.data() + std::size_t(k) * d, d);
+      }
+    }
+  });
+
+  // The candidates share the row's own probability of all of them anew.
+  double mass = 0;
+  for (const Candidate& candidate : of_row) mass += std::exp(candidate.log_probability);
+  std::vector<std::vector<Candidate>> lists(previous.size());
+  for (int i = 0; i < parents; ++i) {
+    const std::span<const float> logits(logits_.data() + std::size_t(i) * kRankedCandidates,
+                                        candidates);
+    const float largest = std::ranges::max(logits);
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(logit - largest);
+    const auto shift = static_cast<float>(std::log(mass) - std::log(sum)) - largest;
+    for (int k = 0; k < candidates; ++k) {
+      lists[i].push_back({of_row[k].token, logits[k] + shift});
+    }
+    std::ranges::stable_sort(lists[i], std::greater(), &Candidate::log_probability);
+  }
+  return lists;
+}
+
+}  // namespace firp
