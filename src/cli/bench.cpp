@@ -58,9 +58,13 @@ std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder)
     DecodeOptions options = decoder.options;
     if (name == kPlain) {
       options.method = DraftMethod::kNone;
+      options.ngrams = false;
+      options.planner = nullptr;
       methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
       continue;
     }
+    if (name == "ngram") options.method = DraftMethod::kNone;
+    options.ngrams = name != "firp";
     if (flags.trees.empty()) {
       methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
     }
@@ -201,7 +205,9 @@ int run_prompts(BenchFlags& flags) {
   if (!flags.json.empty()) require_writable(flags.json);
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
-  flags.decode.draft = has(flags.methods, "firp") ? "firp" : "none";
+  const bool needs_heads = has(flags.methods, "firp") || has(flags.methods, "firp+ngram");
+  const bool needs_ngrams = has(flags.methods, "ngram") || has(flags.methods, "firp+ngram");
+  flags.decode.draft = needs_heads ? "firp" : needs_ngrams ? "ngram" : "none";
   Decoder decoder(flags.decode, flags.trees);
   std::vector<BenchMethod> methods = make_methods(flags, decoder);
   std::optional<LlamaPeer> peer;
@@ -284,10 +290,10 @@ Examples:
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
   CLI::Option* const prompts = app->add_option("--prompts", flags->prompts, "The prompts, JSONL");
-  app->add_option("--methods", flags->methods, "Methods to run: plain, firp")
+  app->add_option("--methods", flags->methods, "Methods to run: plain, firp, ngram, firp+ngram")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::IsMember({"plain", "firp"}))
+      ->check(CLI::IsMember({"plain", "firp", "ngram", "firp+ngram"}))
       ->default_str("plain,firp");
   CLI::Option* const peer =
       app->add_option("--peer", flags->peer,

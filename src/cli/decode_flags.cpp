@@ -34,26 +34,29 @@ void require_between(float value, float least, float most, const char* flag) {
   }
 }
 
+/// Empty where none are asked for, or none are there.
 std::filesystem::path choose_heads(const DecodeFlags& flags, const Model& model) {
-  if (flags.draft == "none") return {};
+  const bool asked = flags.draft.starts_with("firp");
+  if (!flags.draft.empty() && !asked) return {};
   if (!flags.heads.empty()) return flags.heads;
   if (const auto found = find_heads(model, heads_directories())) return *found;
   const std::string path = flags.model.string();
-  if (flags.draft == "firp") {
+  if (asked) {
     throw Error(
         fmt::format("there are no heads for {}; `firp train -m {}` makes them", path, path));
   }
   fmt::print(stderr,
-             "firp: no heads for this model, so decoding is plain; `firp train -m {}` makes them\n",
+             "firp: no heads for this model, so only n-grams are drafted; `firp train -m {}` makes "
+             "them\n",
              path);
   return {};
 }
 
-/// Refuses what can be refused before the model is read.
 int largest(std::span<const int> trees) {
   return trees.empty() ? Planner::kMostNodes : std::ranges::max(trees);
 }
 
+/// Refuses what can be refused before the model is read.
 DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   flags.thread_count();
   require_at_least(flags.context.value_or(1), 1, "-c");
@@ -156,8 +159,12 @@ void DecodeFlags::add_decoding_to(CLI::App& app) {
 
 void DecodeFlags::add_draft_to(CLI::App& app) {
   CLI::App* drafted = app.get_option_group("Drafting");
-  drafted->add_option("--draft", draft, "firp or none (default: firp where there are heads)")
-      ->check(CLI::IsMember({"none", "firp"}));
+  drafted
+      ->add_option(
+          "--draft", draft,
+          "none, firp, ngram (from the text itself), or firp+ngram (default; without heads "
+          "ngram)")
+      ->check(CLI::IsMember(kDraftNames));
   drafted->add_option("--tree", tree,
                       "Drafted tokens that one forward pass verifies (default: as many as pay)");
 }
@@ -175,8 +182,9 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
       heads_path(choose_heads(flags, model)),
       engine(make_engine(flags, largest(trees), model, heads_path)) {
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
-  if (!heads_path.empty() && trees.empty() && !options.chain &&
-      options.drafting == Drafting::kDeferred) {
+  options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
+  const bool drafts = options.ngrams || !heads_path.empty();
+  if (drafts && trees.empty() && !options.chain && options.drafting == Drafting::kDeferred) {
     options.planner = &planner.emplace(engine);
   }
 }
@@ -184,10 +192,12 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
 std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
                          std::size_t prompt_tokens) {
   std::string method = "plain";
-  if (options.method == DraftMethod::kFirp) {
-    method = options.chain     ? "FIRP, chain"
-             : options.planner ? "FIRP, as much as pays"
-                               : fmt::format("FIRP, tree of {}", options.tree_nodes);
+  if (options.method == DraftMethod::kFirp) method = options.ngrams ? "FIRP and n-grams" : "FIRP";
+  if (options.method == DraftMethod::kNone && options.ngrams) method = "n-grams";
+  if (method != "plain") {
+    method += options.chain     ? ", chain"
+              : options.planner ? ", as much as pays"
+                                : fmt::format(", tree of {}", options.tree_nodes);
   }
   std::string seed;
   if (options.sampling.temperature > 0) seed = fmt::format("; seed {}", options.sampling.seed);

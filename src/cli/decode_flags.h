@@ -15,11 +15,13 @@
 
 namespace firp {
 
+inline const std::vector<std::string> kDraftNames = {"none", "firp", "ngram", "firp+ngram"};
+
 /// The flags of all verbs that decode. Names and meanings are llama.cpp's where it has them.
 struct DecodeFlags {
   std::filesystem::path model;
   std::filesystem::path heads;  ///< empty: looked for
-  std::string draft;            ///< "none", "firp"; empty: firp if there are heads
+  std::string draft;            ///< one of kDraftNames; empty: all that there is
   std::optional<int> tree;      ///< unset: the planner chooses
   bool chain = false;
   std::string drafting = "deferred";

@@ -118,11 +118,13 @@ int run_demo(DemoFlags& flags) {
   if (flags.prompt.empty()) throw Error("the prompt is empty");
   require_utf8(flags.prompt, "the prompt");
   require_at_least(flags.tokens, 1, "-n");
-  flags.decode.draft = "firp";
+  flags.decode.draft = "firp+ngram";
   Decoder decoder(flags.decode, flags.decode.trees());
   const std::vector<Token> prompt = Conversation(decoder.vocabulary).user_turn(flags.prompt);
   DecodeOptions plain_options = decoder.options;
   plain_options.method = DraftMethod::kNone;
+  plain_options.ngrams = false;
+  plain_options.planner = nullptr;
 
   catch_interrupts();
   StatusLine status;

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "draft/draft_tree.h"
+#include "draft/ngram.h"
 #include "model/error.h"
 
 namespace firp {
@@ -31,6 +32,7 @@ struct Session::State {
   /// All tokens of the sequence; the first engine.length() of them are in its context.
   std::vector<Token> tokens;
   DraftTree tree;  ///< behind the last token; empty: nothing drafted
+  NgramSource ngrams;
   std::vector<DecodedToken> decoded;
   DecodeStats stats;
 
@@ -43,15 +45,16 @@ struct Session::State {
 };
 
 Session::Session(Engine& engine, const DecodeOptions& options)
-    : state_(new State{engine, options, engine.add_sequence(), {}, {}, {}, {}}) {
+    : state_(new State{engine, options, engine.add_sequence(), {}, {}, {}, {}, {}}) {
   const bool firp = options.method == DraftMethod::kFirp;
   const int branches = options.drafting == Drafting::kInPass ? 1 + engine.draft_steps() : 1;
   std::string problem;
   if (firp && engine.draft_steps() == 0) {
     problem = "drafting with FIRP needs heads for this model; make them with `firp train`";
-  } else if (firp && options.tree_nodes < 1) {
+  } else if ((firp || options.ngrams) && options.tree_nodes < 1) {
     problem = "a draft tree needs at least 1 node";
-  } else if (firp && (1 + state_->most_nodes()) * branches > engine.options().max_rows) {
+  } else if ((firp || options.ngrams) &&
+             (1 + state_->most_nodes()) * branches > engine.options().max_rows) {
     problem = fmt::format("a draft tree of {} nodes needs {} rows a pass; at most {} fit",
                           state_->most_nodes(), (1 + state_->most_nodes()) * branches,
                           engine.options().max_rows);
@@ -162,13 +165,12 @@ std::span<const DecodedToken> Session::step() {
   const int root_position = s.engine.length(s.sequence);
   const bool firp = s.options.method == DraftMethod::kFirp;
   const bool in_pass = firp && s.options.drafting == Drafting::kInPass;
-  const bool deferred = firp && s.options.drafting == Drafting::kDeferred &&
-                        (s.options.planner == nullptr || s.options.planner->drafts());
+  const bool deferred = firp && s.options.drafting == Drafting::kDeferred;
 
   // Row 0 is the root, rows 1 .. N the nodes of the tree.
   DraftTree tree = std::move(s.tree);
   s.tree.clear();
-  Planner* const planner = firp ? s.options.planner : nullptr;
+  Planner* const planner = s.options.planner;
   if (planner != nullptr) tree.resize(planner->nodes_worth_verifying(tree));
   std::vector<Row> rows = {{.sequence = s.sequence,
                             .position = root_position,
@@ -226,21 +228,36 @@ std::span<const DecodedToken> Session::step() {
   s.engine.commit(s.sequence, path);
   const int node = path.back();
   const double verify_seconds = watch.seconds();
+
+  // Drafts for the next pass.
+  DraftTree match;
+  if (s.options.ngrams) {
+    std::vector<Token> came;
+    for (const DecodedToken& each : s.decoded) came.push_back(each.token);
+    s.ngrams.observe(came);
+    const int room = s.engine.options().context - static_cast<int>(s.tokens.size());
+    match = s.ngrams.draft(s.tokens, std::min(room, s.most_nodes()));
+  }
+  bool drafted = in_pass;
   if (in_pass) {
     std::vector<int> pseudo_rows;
     for (int row = first_pseudo_row[node]; row < first_pseudo_row[node + 1]; ++row) {
       pseudo_rows.push_back(row);
     }
     s.build_tree(pseudo_rows);
-  } else if (deferred) {
+  } else if (deferred && (planner == nullptr || planner->drafts(match))) {
     s.draft_deferred(node);
+    drafted = true;
   }
-
+  if (!match.empty()) {
+    s.tree = join(s.tree, match);
+    s.tree.resize(std::min<std::size_t>(s.tree.size(), s.most_nodes()));
+  }
   if (planner != nullptr) {
     double expected = 0;
     for (const DraftNode& each : tree) expected += std::exp(double{each.log_probability});
     planner->observe(static_cast<int>(tree.size()), expected, static_cast<int>(path.size()) - 1,
-                     verify_seconds, deferred, watch.seconds() - verify_seconds);
+                     verify_seconds, drafted, watch.seconds() - verify_seconds);
   }
 
   s.stats.tokens += static_cast<long long>(s.decoded.size());

@@ -19,6 +19,7 @@ enum class Drafting { kInPass, kDeferred };
 struct DecodeOptions {
   SamplingOptions sampling;
   DraftMethod method = DraftMethod::kFirp;  ///< kFirp needs an engine with heads
+  bool ngrams = false;  ///< drafts from the text itself join those of the method
   Drafting drafting = Drafting::kDeferred;
   int tree_nodes = 16;  ///< drafted tokens that a pass verifies
   bool chain = false;   ///< one branch: the most probable token of each step

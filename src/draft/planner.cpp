@@ -11,7 +11,7 @@ namespace {
 constexpr double kWeight = 1.0 / 16;
 // Drafting that loses is stopped after so many steps, for a while that doubles each time: text that
 // cannot be predicted then costs next to nothing.
-constexpr int kTrialSteps = 6;
+constexpr int kTrialSteps = 8;
 constexpr int kFirstPause = 32;
 constexpr int kLongestPause = 1024;
 
@@ -76,6 +76,10 @@ Planner::Planner(Engine& engine) : next_pause_(kFirstPause) {
       engine.best_tokens(all, 1);
     });
   }
+  if (engine.draft_steps() == 0) {
+    engine.remove_sequence(sequence);
+    return;
+  }
   rows.clear();
   all.clear();
   for (int step = 1; step <= engine.draft_steps(); ++step) {
@@ -109,13 +113,24 @@ double Planner::verify_seconds(int rows) const {
   return drift_ * (below->second + share * (above->second - below->second));
 }
 
+bool Planner::drafts(const DraftTree& at_hand) const {
+  if (pause_ > 0) return false;
+  // A long match that promises more than drafting has given lately makes pseudo rows pointless.
+  double tokens = 1;
+  for (int nodes = 1; nodes <= std::ssize(at_hand) && rate_ > 0; ++nodes) {
+    tokens += calibration_ * std::exp(double{at_hand[nodes - 1].log_probability});
+    if (tokens / verify_seconds(nodes + 1) > rate_) return false;
+  }
+  return true;
+}
+
 int Planner::nodes_worth_verifying(const DraftTree& tree) const {
   int best = 0;
   double best_rate = 0;
   double tokens = 1;
   for (int nodes = 0; nodes <= std::ssize(tree); ++nodes) {
     if (nodes > 0) tokens += calibration_ * std::exp(double{tree[nodes - 1].log_probability});
-    const double rate = tokens / (verify_seconds(nodes + 1) + (drafts() ? draft_seconds_ : 0));
+    const double rate = tokens / (verify_seconds(nodes + 1) + (pause_ == 0 ? draft_seconds_ : 0));
     if (rate > best_rate) {
       best_rate = rate;
       best = nodes;
@@ -141,17 +156,18 @@ void Planner::observe(int nodes, double expected, int accepted, double verify, b
     }
     return;
   }
-  if (nodes > 0) {
-    const double seconds = verify + (drafted ? draft : 0);
-    const double profit = (1 + accepted) * verify_seconds(1) / seconds - 1;
-    ++trial_;
-    profit_ += std::max(kWeight, 1.0 / trial_) * (profit - profit_);
-    if (trial_ >= kTrialSteps && profit_ < 0) {
-      pause_ = next_pause_;
-      next_pause_ = std::min(2 * next_pause_, kLongestPause);
-    } else if (trial_ == 4 * kTrialSteps) {
-      next_pause_ = kFirstPause;
-    }
+  if (!drafted || nodes == 0) return;
+  // By what was to be expected: what came varies too much from step to step.
+  const double rate = (1 + calibration_ * expected) / (verify + draft);
+  rate_ = rate_ == 0 ? rate : rate_ + kWeight * (rate - rate_);
+  const double profit = rate * verify_seconds(1) - 1;
+  ++trial_;
+  profit_ += std::max(kWeight, 1.0 / trial_) * (profit - profit_);
+  if (trial_ >= kTrialSteps && profit_ < 0) {
+    pause_ = next_pause_;
+    next_pause_ = std::min(2 * next_pause_, kLongestPause);
+  } else if (trial_ == 4 * kTrialSteps) {
+    next_pause_ = kFirstPause;
   }
 }
 
