@@ -15,8 +15,9 @@ namespace firp {
 /// step 1: the token that the model itself decoded),
 ///   c = output SiLU(state n + token e + bias)
 /// and the logit of a candidate becomes its head row . (n + c). Only for ranking the row's own best
-/// candidates, kRankedCandidates of them, anew. Matrices are [output * columns + input]; values of
-/// state, token and output are exact in F16.
+/// candidates, kRankedCandidates of them, anew: the softmax over them shares the probability that
+/// the row gave to all of them. Matrices are [output * columns + input]; values of state, token and
+/// output are exact in F16.
 struct SequentialHead {
   int rank = 0;               ///< r
   std::vector<float> state;   ///< [r x d]

@@ -1,6 +1,7 @@
 #include "train/evaluation.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace firp {
 namespace {
@@ -93,10 +94,16 @@ Continuations continuations(const UpperLayers& upper, const Maps& maps, const Te
     const torch::Tensor tokens = ids.to(torch::kCPU).contiguous();
     const auto value = log_probabilities.accessor<float, 2>();
     const auto token = tokens.accessor<std::int64_t, 1>();
+    double mass = 0;  // the row's own probability of all these candidates: they share it anew
+    for (const Candidate& candidate : drafts.candidates[anchor][step - 1]) {
+      mass += std::exp(static_cast<double>(candidate.log_probability));
+    }
+    const auto log_mass = static_cast<float>(std::log(mass));
     std::vector<std::vector<Candidate>> lists(previous.size());
     for (std::size_t i = 0; i < lists.size(); ++i) {
       for (std::int64_t k = 0; k < token.size(0); ++k) {
-        lists[i].push_back({static_cast<Token>(token[k]), value[static_cast<std::int64_t>(i)][k]});
+        lists[i].push_back(
+            {static_cast<Token>(token[k]), value[static_cast<std::int64_t>(i)][k] + log_mass});
       }
       std::ranges::stable_sort(lists[i], std::greater{}, &Candidate::log_probability);
     }

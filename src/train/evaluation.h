@@ -29,7 +29,8 @@ TextDrafts draft_text(const UpperLayers& upper, const Maps& maps, const TeacherT
                       std::span<const std::int32_t> draft_vocabulary = {});
 
 /// What the sequential head proposes at an anchor (index from the text's first): the row's
-/// candidates ranked anew behind each token. All arguments must outlive the result.
+/// candidates ranked anew behind each token, and sharing its probability of them. All arguments
+/// must outlive the result.
 Continuations continuations(const UpperLayers& upper, const Maps& maps, const TextDrafts& drafts,
                             int anchor);
 

@@ -34,7 +34,7 @@ constexpr double kQuickShare = 0.05;  // of the time may go into those figures
 constexpr long long kRidgeAnchors = 60000;
 constexpr int kRidgeSampleTexts = 64;            // for the standardisation
 constexpr int kSpeedFirst = 5, kSpeedLast = 25;  // updates whose speed plans --minutes
-constexpr std::size_t kDraftVocabulary = 16384;  // as good as all 49K (docs/training.md)
+constexpr std::size_t kDraftVocabulary = 24576;  // what it costs: docs/training.md
 constexpr double kMemoryShare = 0.5;             // of the machine's, for what the teacher says
 
 double now_seconds() {
