@@ -66,7 +66,8 @@ class OurProducts {
     y_.assign(static_cast<std::size_t>(rows) * copies_.front().outputs(), 0.0f);
   }
 
-  /// As a chain of layers does it: no product begins before the one before has ended.
+  /// As a chain of layers does it: no product begins before the one before has ended, and each
+  /// fetches ahead what its thread reads next.
   void compute() {
     const ActivationForm form = kernels_.form(copies_.front().format().kind);
     pool_.run([&](int thread) {
@@ -74,17 +75,19 @@ class OurProducts {
       const Share blocks = share(copies_.front().blocks(), thread, pool_.size());
       for (int i = 0; i < products_; ++i) {
         const PackedMatrix& w = copies_[i % copies_.size()];
-        const PackedMatrix& next = copies_[(i + 1) % copies_.size()];
-        for (int row = rows.begin; row < rows.end; ++row) {
-          kernels_.prepare(x_, row, 0, x_.group_count(), form);
+        const PackedMatrix& after = copies_[(i + 1) % copies_.size()];
+        if (form != ActivationForm::kValues) {
+          for (int row = rows.begin; row < rows.end; ++row) {
+            kernels_.prepare(x_, row, 0, x_.group_count(), form);
+          }
+          pool_.barrier(thread);
         }
-        pool_.barrier(thread);
         kernels_.matmul({.weights = w,
                          .first_block = blocks.begin,
                          .end_block = blocks.end,
                          .y = y_.data(),
                          .y_stride = static_cast<std::size_t>(w.outputs()),
-                         .next = next.block(blocks.begin)},
+                         .next = after.block(blocks.begin)},
                         x_);
         pool_.barrier(thread);
       }
@@ -174,6 +177,7 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
         ours.prepare(x, rows, products);
         for (GgmlProducts& form : ggml) form.prepare(x, rows, products);
         ours.compute();  // warms up
+        const OtherLoad load;
         MachinePeaks peaks_now = peaks;
         peaks_now.bytes_per_second = 0;
         Samples samples(1 + ggml.size());
@@ -198,7 +202,8 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
                                .packed_bytes = ours.packed_bytes(),
                                .file_bytes = matrix.data.size(),
                                .read_bytes_per_second = peaks_now.bytes_per_second,
-                               .limit = product_limit(type, shape, rows, peaks_now)};
+                               .limit = product_limit(type, shape, rows, peaks_now),
+                               .other_load_cores = load.cores()};
         result.limit.memory_seconds *= products;
         result.limit.arithmetic_seconds *= products;
         for (std::size_t f = 0; f < ggml.size(); ++f) {
@@ -255,16 +260,19 @@ std::string kernel_table_head(const MachinePeaks& peaks) {
 
 std::string kernel_table_line(const KernelResult& result) {
   const bool memory = result.limit.memory_seconds >= result.limit.arithmetic_seconds;
+  const std::string disturbed =
+      result.other_load_cores > kNegligibleLoadCores
+          ? fmt::format(", disturbed: others took {:.2f} cores", result.other_load_cores)
+          : "";
   return fmt::format(
       "{:<5} {:<16} {:>4} {:>9.2f} {:>8.2f} {:>9.2f} {:>8.2f} {:>5.2f}x {:>7.1f} {:>7.1f} {:>7.2f} "
-      "{} "
-      "{:>4.0f} %  {}\n",
+      "{} {:>4.0f} %  {}{}\n",
       ggml_type_name(result.type),
       fmt::format("{}x{} *{}", result.shape.outputs, result.shape.inputs, result.products),
       result.rows, 1e3 * result.ours.best, 1e3 * result.ours.median, 1e3 * result.ggml.best,
       1e3 * result.ggml.median, result.ratio(), result.bytes_per_second() / 1e9,
       result.read_bytes_per_second / 1e9, 1e3 * result.limit.seconds(), memory ? 'm' : 'a',
-      100 * result.fraction_of_limit(), result.ggml_form);
+      100 * result.fraction_of_limit(), result.ggml_form, disturbed);
 }
 
 nlohmann::ordered_json kernel_json(nlohmann::ordered_json machine,
@@ -288,7 +296,8 @@ nlohmann::ordered_json kernel_json(nlohmann::ordered_json machine,
                     {"read_bytes_per_second", result.read_bytes_per_second},
                     {"memory_limit_seconds", result.limit.memory_seconds},
                     {"arithmetic_limit_seconds", result.limit.arithmetic_seconds},
-                    {"fraction_of_limit", result.fraction_of_limit()}});
+                    {"fraction_of_limit", result.fraction_of_limit()},
+                    {"other_load_cores", result.other_load_cores}});
   }
   return {{"mode", "kernels"}, {"machine", std::move(machine)}, {"results", std::move(list)}};
 }
