@@ -25,8 +25,8 @@ using DraftTree = std::vector<DraftNode>;
 using Continuations =
     std::function<std::vector<std::vector<Candidate>>(int step, std::span<const Token> previous)>;
 
-/// Nodes of one depth that are continued, at most: the most probable ones. (Unbounded: the same
-/// tokens per forward pass; docs/training.md.)
+/// Nodes of one depth that are continued, at most: the most probable ones. More give no more
+/// tokens per forward pass (docs/training.md).
 inline constexpr int kBeam = 16;
 
 /// The `nodes` most probable paths behind `root`, where a path's probability is the product of its
