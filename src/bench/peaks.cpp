@@ -220,12 +220,12 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 /// Best first.
 constexpr IsaPeaks kIsaPeaks[] = {
 #if defined(__x86_64__)
-    {"avx512-bf16", "vpdpbusd zmm", 1,
+    {"avx512_bf16", "vpdpbusd zmm", 1,
      [] { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }, int8_avx512,
      f32_avx512, bf16_avx512},
     {"avx512", "vpdpbusd zmm", 1, has_avx512_vnni, int8_avx512, f32_avx512, nullptr},
 #ifdef FIRP_AVX_VNNI
-    {"avx-vnni", "vpdpbusd ymm", 1,
+    {"avx_vnni", "vpdpbusd ymm", 1,
      [] {
        // __builtin_cpu_supports knows it only since g++ 11 and clang 15: ask the CPU itself.
        unsigned eax = 7, ebx, ecx = 1, edx;
