@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <memory>
 #include <set>
 
@@ -52,7 +53,9 @@ bool has(const std::vector<std::string>& names, const std::string& name) {
   return std::ranges::count(names, name) > 0;
 }
 
-std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder) {
+/// A planner of its own for each method that needs one: none should learn from the others.
+std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
+                                      std::deque<Planner>& planners) {
   std::vector<BenchMethod> methods;
   for (const std::string& name : flags.methods) {
     DecodeOptions options = decoder.options;
@@ -66,6 +69,7 @@ std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder)
     if (name == "ngram") options.method = DraftMethod::kNone;
     options.ngrams = name != "firp";
     if (flags.trees.empty()) {
+      if (decoder.planner) options.planner = &planners.emplace_back(*decoder.planner);
       methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
     }
     for (const int tree : flags.trees) {
@@ -209,7 +213,8 @@ int run_prompts(BenchFlags& flags) {
   const bool needs_ngrams = has(flags.methods, "ngram") || has(flags.methods, "firp+ngram");
   flags.decode.draft = needs_heads ? "firp" : needs_ngrams ? "ngram" : "none";
   Decoder decoder(flags.decode, flags.trees);
-  std::vector<BenchMethod> methods = make_methods(flags, decoder);
+  std::deque<Planner> planners;
+  std::vector<BenchMethod> methods = make_methods(flags, decoder, planners);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(

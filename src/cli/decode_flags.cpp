@@ -185,7 +185,7 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
   options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
   const bool drafts = options.ngrams || !heads_path.empty();
   if (drafts && trees.empty() && !options.chain && options.drafting == Drafting::kDeferred) {
-    options.planner = &planner.emplace(engine);
+    options.planner = &planner.emplace(measure_costs(engine));
   }
 }
 

@@ -57,6 +57,7 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
 
 Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
                    const SamplingOptions& options) {
+  if (best.empty()) return 0;  // a broken model's row: no logit is a number
   if (options.temperature <= 0) return best.front().token;
   std::size_t count = best.size();
   const auto softmax = [&](double temperature) {

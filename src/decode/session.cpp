@@ -171,7 +171,9 @@ std::span<const DecodedToken> Session::step() {
   DraftTree tree = std::move(s.tree);
   s.tree.clear();
   Planner* const planner = s.options.planner;
-  if (planner != nullptr) tree.resize(planner->nodes_worth_verifying(tree));
+  if (planner != nullptr) {
+    tree.resize(planner->nodes_worth_verifying(tree, root_position));
+  }
   std::vector<Row> rows = {{.sequence = s.sequence,
                             .position = root_position,
                             .parent = kContext,
@@ -227,9 +229,15 @@ std::span<const DecodedToken> Session::step() {
 
   s.engine.commit(s.sequence, path);
   const int node = path.back();
-  const double verify_seconds = watch.seconds();
+  if (planner != nullptr) {
+    double expected = 0;
+    for (const DraftNode& each : tree) expected += std::exp(double{each.log_probability});
+    planner->observe_pass(static_cast<int>(tree.size()), expected,
+                          static_cast<int>(path.size()) - 1, watch.seconds(), root_position);
+  }
 
   // Drafts for the next pass.
+  const double verify_seconds = watch.seconds();
   DraftTree match;
   if (s.options.ngrams) {
     std::vector<Token> came;
@@ -238,28 +246,20 @@ std::span<const DecodedToken> Session::step() {
     const int room = s.engine.options().context - static_cast<int>(s.tokens.size());
     match = s.ngrams.draft(s.tokens, std::min(room, s.most_nodes()));
   }
-  bool drafted = in_pass;
   if (in_pass) {
     std::vector<int> pseudo_rows;
     for (int row = first_pseudo_row[node]; row < first_pseudo_row[node + 1]; ++row) {
       pseudo_rows.push_back(row);
     }
     s.build_tree(pseudo_rows);
-  } else if (deferred && (planner == nullptr || planner->drafts(match))) {
+  } else if (deferred && (planner == nullptr || planner->drafts(match, root_position))) {
     s.draft_deferred(node);
-    drafted = true;
+    if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
   }
   if (!match.empty()) {
     s.tree = join(s.tree, match);
     s.tree.resize(std::min<std::size_t>(s.tree.size(), s.most_nodes()));
   }
-  if (planner != nullptr) {
-    double expected = 0;
-    for (const DraftNode& each : tree) expected += std::exp(double{each.log_probability});
-    planner->observe(static_cast<int>(tree.size()), expected, static_cast<int>(path.size()) - 1,
-                     verify_seconds, drafted, watch.seconds() - verify_seconds);
-  }
-
   s.stats.tokens += static_cast<long long>(s.decoded.size());
   s.stats.forwards += 1;
   s.stats.drafted += static_cast<long long>(tree.size());

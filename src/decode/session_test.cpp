@@ -39,8 +39,17 @@ class Sessions : public testing::Test {
         w = ggml_fp16_to_fp32(ggml_fp32_to_fp16(normal(random) / std::sqrt(static_cast<float>(d))));
       }
       map.bias.assign(d, 0.0f);
+      constexpr int kRank = 4;
+      SequentialHead head = {.rank = kRank,
+                             .state = std::vector<float>(kRank * d, 0.125f),
+                             .token = std::vector<float>(kRank * d, 0.25f),
+                             .bias = std::vector<float>(kRank, 0.5f),
+                             .output = std::vector<float>(d * kRank, 0.0f)};
+      for (float& w : head.output) w = 0.125f * static_cast<float>(int(random() % 5) - 2);
+      map.sequence = std::move(head);
       heads_.steps.push_back(std::move(map));
     }
+    heads_.draft_vocabulary = {3, 1, 0, 7, 6, 5, 4, 2};
     engine_->set_heads(heads_);
   }
   ~Sessions() override { std::filesystem::remove_all(directory_); }
@@ -96,6 +105,21 @@ TEST_F(Sessions, TheTextIsTheSameWithAndWithoutDrafts) {
       }
       EXPECT_EQ(run({.sampling = sampling, .drafting = drafting, .chain = true}).tokens,
                 plain.tokens);
+    }
+    for (const DraftMethod method : {DraftMethod::kNone, DraftMethod::kFirp}) {
+      for (const int nodes : {1, 9, 40}) {
+        const Text drafted =
+            run({.sampling = sampling, .method = method, .ngrams = true, .tree_nodes = nodes});
+        EXPECT_EQ(drafted.tokens, plain.tokens) << nodes << " nodes, n-grams";
+        EXPECT_LT(drafted.stats.forwards, 100);
+      }
+      // Whatever it chooses: passes that cost nothing, and passes that cost much.
+      for (const double seconds : {1e-9, 1.0}) {
+        Planner planner(PassCosts{{{1, 1e-3}, {32, 1e-3 + seconds}}, 1e-4, 0});
+        EXPECT_EQ(run({.sampling = sampling, .method = method, .ngrams = true, .planner = &planner})
+                      .tokens,
+                  plain.tokens);
+      }
     }
   }
 }
@@ -155,6 +179,9 @@ TEST_F(Sessions, MistakesAreNamed) {
   EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
   engine_->set_heads({});
   EXPECT_THROW(Session(*engine_, {}), Error);
+  const PassCosts costs = measure_costs(*engine_);  // without heads, too
+  EXPECT_GT(costs.verify(1, 0), 0);
+  EXPECT_EQ(costs.draft_seconds, 0);
   EXPECT_EQ(engine_->add_sequence(), 1) << "a failed session must give its sequence back";
 }
 

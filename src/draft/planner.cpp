@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 namespace firp {
 namespace {
@@ -10,13 +11,15 @@ namespace {
 // Averages are over about this many steps: short enough to follow a change of subject.
 constexpr double kWeight = 1.0 / 16;
 // Drafting that loses is stopped after so many steps, for a while that doubles each time: text that
-// cannot be predicted then costs next to nothing.
-constexpr int kTrialSteps = 8;
+// cannot be predicted then costs next to nothing, about 1 %.
+constexpr int kTrialSteps = 3;
 constexpr int kFirstPause = 32;
-constexpr int kLongestPause = 1024;
+constexpr int kLongestPause = 128;
+constexpr int kGoodSteps = 32;  // after so many the next pause is a short one again
 
-constexpr int kMeasuredContext = 64;
-constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 33};
+constexpr int kShortContext = 64, kLongContext = 224;
+constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
+constexpr int kContextRows = 8;  // with which the cost of a position is measured
 constexpr int kRuns = 3;
 
 template <typename Work>
@@ -31,144 +34,172 @@ double best_seconds(const Work& work) {
   return best;
 }
 
-}  // namespace
-
-Planner::Planner(std::map<int, double> verify_seconds, double draft_seconds)
-    : table_(std::move(verify_seconds)), draft_seconds_(draft_seconds), next_pause_(kFirstPause) {}
-
-Planner::Planner(Engine& engine) : next_pause_(kFirstPause) {
-  const int sequence = engine.add_sequence();
-  const int room = std::min(engine.options().context, engine.options().max_rows);
-  const int context = std::max(1, std::min(kMeasuredContext, room / 2));
-  const auto token_at = [&](int i) { return Token(i * 31 % engine.config().vocabulary_size); };
+/// A chain of some tokens behind `begin` committed ones.
+std::vector<Row> chain(const Engine& engine, int sequence, int begin, int count) {
   std::vector<Row> rows;
-  std::vector<int> all;
+  for (int i = 0; i < count; ++i) {
+    rows.push_back({.sequence = sequence,
+                    .position = begin + i,
+                    .parent = i == 0 ? kContext : i - 1,
+                    .token = Token((begin + i) * 31 % engine.config().vocabulary_size)});
+  }
+  return rows;
+}
+
+std::vector<int> first(int count) {
+  std::vector<int> rows(count);
+  for (int i = 0; i < count; ++i) rows[i] = i;
+  return rows;
+}
+
+double measure_verifying(Engine& engine, int sequence, int count) {
+  const std::vector<Row> rows = chain(engine, sequence, engine.length(sequence), count);
+  return best_seconds([&] {
+    engine.forward(rows);
+    engine.best_tokens(first(count), 1);
+  });
+}
+
+/// Of pseudo rows behind one more token.
+double measure_drafting(Engine& engine, int sequence) {
   std::vector<int> layers;
   for (int step = 1; step <= engine.draft_steps(); ++step) {
     if (std::ranges::count(layers, engine.draft_layer(step)) == 0) {
       layers.push_back(engine.draft_layer(step));
     }
   }
-  const auto chain = [&](int begin, int count) {
-    rows.clear();
-    all.clear();
-    for (int i = 0; i < count; ++i) {
-      rows.push_back({.sequence = sequence,
-                      .position = begin + i,
-                      .parent = i == 0 ? kContext : i - 1,
-                      .token = token_at(begin + i)});
-      all.push_back(i);
-    }
-  };
-  chain(0, context);
-  engine.forward(rows, layers);
+  const int begin = engine.length(sequence);
+  engine.forward(chain(engine, sequence, begin, 1), layers);
   std::vector<std::vector<float>> sources;
+  std::vector<Row> rows;
   for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> h = engine.hidden(context - 1, engine.draft_layer(step));
+    const std::span<const float> h = engine.hidden(0, engine.draft_layer(step));
     sources.emplace_back(h.begin(), h.end());
   }
-  engine.commit(sequence, all);
-  for (const int count : kMeasuredRows) {
-    if (context + count > room) break;
-    chain(context, count);
-    table_[count] = best_seconds([&] {
-      engine.forward(rows, layers);
-      engine.best_tokens(all, 1);
-    });
-  }
-  if (engine.draft_steps() == 0) {
-    engine.remove_sequence(sequence);
-    return;
-  }
-  rows.clear();
-  all.clear();
+  engine.commit(sequence, first(1));
   for (int step = 1; step <= engine.draft_steps(); ++step) {
     rows.push_back({.sequence = sequence,
-                    .position = context + step - 1,
+                    .position = begin + step,
                     .parent = step == 1 ? kContext : step - 2,
                     .step = step,
                     .source = sources[step - 1]});
-    all.push_back(step - 1);
   }
-  draft_seconds_ = best_seconds([&] {
+  return best_seconds([&] {
     engine.forward(rows);
-    engine.propose(all);
-    build_draft_tree(engine.draft_steps(), kMostNodes, /*root=*/0,
+    engine.propose(first(engine.draft_steps()));
+    build_draft_tree(engine.draft_steps(), Planner::kMostNodes, /*root=*/0,
                      [&](int step, std::span<const Token> previous) {
                        return engine.drafts_behind(step, previous);
                      });
   });
-  engine.remove_sequence(sequence);
 }
 
-double Planner::verify_seconds(int rows) const {
-  const auto above = table_.lower_bound(rows);
-  if (above == table_.end()) {
-    const auto& [most, seconds] = *table_.rbegin();
-    return drift_ * seconds * rows / most;
+}  // namespace
+
+PassCosts measure_costs(Engine& engine) {
+  PassCosts costs;
+  const int room = std::min(engine.options().context, engine.options().max_rows);
+  const int sequence = engine.add_sequence();
+  const auto extend_to = [&](int length) {
+    const int count = length - engine.length(sequence);
+    if (count <= 0) return;
+    engine.forward(chain(engine, sequence, engine.length(sequence), count));
+    engine.commit(sequence, first(count));
+  };
+  extend_to(std::clamp(room / 4, 1, kShortContext));
+  for (const int count : kMeasuredRows) {
+    if (engine.length(sequence) + count > room) break;
+    costs.verify_seconds[count] = measure_verifying(engine, sequence, count);
   }
-  if (above->first == rows || above == table_.begin()) return drift_ * above->second;
+  if (engine.draft_steps() > 0 && engine.length(sequence) + engine.draft_steps() < room) {
+    costs.draft_seconds = measure_drafting(engine, sequence);
+  }
+  if (kLongContext + kContextRows <= room) {
+    const int before = engine.length(sequence);
+    const double near = measure_verifying(engine, sequence, kContextRows);
+    extend_to(kLongContext);
+    const double far = measure_verifying(engine, sequence, kContextRows);
+    costs.position_seconds = std::max(0.0, far - near) / (kContextRows * (kLongContext - before));
+  }
+  engine.remove_sequence(sequence);
+  return costs;
+}
+
+double PassCosts::verify(int rows, int context) const {
+  const double attention = position_seconds * rows * context;
+  const auto above = verify_seconds.lower_bound(rows);
+  if (above == verify_seconds.end()) {
+    const auto& [most, seconds] = *verify_seconds.rbegin();
+    return attention + seconds * rows / most;
+  }
+  if (above->first == rows || above == verify_seconds.begin()) return attention + above->second;
   const auto below = std::prev(above);
   const double share = static_cast<double>(rows - below->first) / (above->first - below->first);
-  return drift_ * (below->second + share * (above->second - below->second));
+  return attention + below->second + share * (above->second - below->second);
 }
 
-bool Planner::drafts(const DraftTree& at_hand) const {
-  if (pause_ > 0) return false;
-  // A long match that promises more than drafting has given lately makes pseudo rows pointless.
-  double tokens = 1;
-  for (int nodes = 1; nodes <= std::ssize(at_hand) && rate_ > 0; ++nodes) {
-    tokens += calibration_ * std::exp(double{at_hand[nodes - 1].log_probability});
-    if (tokens / verify_seconds(nodes + 1) > rate_) return false;
-  }
-  return true;
-}
+Planner::Planner(PassCosts costs) : costs_(std::move(costs)), next_pause_(kFirstPause) {}
 
-int Planner::nodes_worth_verifying(const DraftTree& tree) const {
-  int best = 0;
-  double best_rate = 0;
+/// Of the prefix of `tree` that gives most tokens a second, with `draft_seconds` on top of its
+/// pass.
+double Planner::best_rate(const DraftTree& tree, int context, double draft_seconds,
+                          int* nodes) const {
+  double best = 0;
   double tokens = 1;
-  for (int nodes = 0; nodes <= std::ssize(tree); ++nodes) {
-    if (nodes > 0) tokens += calibration_ * std::exp(double{tree[nodes - 1].log_probability});
-    const double rate = tokens / (verify_seconds(nodes + 1) + (pause_ == 0 ? draft_seconds_ : 0));
-    if (rate > best_rate) {
-      best_rate = rate;
-      best = nodes;
+  for (int count = 0; count <= std::ssize(tree); ++count) {
+    if (count > 0) tokens += calibration_ * std::exp(double{tree[count - 1].log_probability});
+    const double rate = tokens / (verify_seconds(count + 1, context) + draft_seconds);
+    if (rate > best) {
+      best = rate;
+      *nodes = count;
     }
   }
   return best;
 }
 
-void Planner::observe(int nodes, double expected, int accepted, double verify, bool drafted,
-                      double draft) {
-  drift_ += kWeight * drift_ * (std::clamp(verify / verify_seconds(nodes + 1), 0.5, 2.0) - 1);
+int Planner::nodes_worth_verifying(const DraftTree& tree, int context) const {
+  int nodes = 0;
+  best_rate(tree, context, pause_ == 0 ? costs_.draft_seconds : 0, &nodes);
+  return nodes;
+}
+
+void Planner::observe_pass(int nodes, double expected, int accepted, double seconds, int context) {
+  double& drift = nodes == 0 ? plain_drift_ : drift_;
+  drift *= 1 + kWeight * (std::clamp(seconds / verify_seconds(nodes + 1, context), 0.5, 2.0) - 1);
   if (nodes > 0) {
     // Steps that expect much say more about the ratio.
     const double seen = (accepted - calibration_ * expected) / std::max(expected, 0.5);
     calibration_ = std::clamp(calibration_ + kWeight * seen, 0.25, 2.0);
   }
-  if (drafted) draft_seconds_ += kWeight * (std::min(draft, 2 * draft_seconds_) - draft_seconds_);
+  if (pause_ > 0 && --pause_ == 0) trial_ = 0;
+  if (!drafted_) return;
 
-  if (pause_ > 0) {
-    if (--pause_ == 0) {
-      trial_ = 0;
-      profit_ = 0;
-    }
-    return;
-  }
-  if (!drafted || nodes == 0) return;
   // By what was to be expected: what came varies too much from step to step.
-  const double rate = (1 + calibration_ * expected) / (verify + draft);
-  rate_ = rate_ == 0 ? rate : rate_ + kWeight * (rate - rate_);
-  const double profit = rate * verify_seconds(1) - 1;
-  ++trial_;
-  profit_ += std::max(kWeight, 1.0 / trial_) * (profit - profit_);
+  drafted_ = false;
+  const double rate = (1 + calibration_ * expected) / (seconds + costs_.draft_seconds);
+  const double weight = std::max(kWeight, 1.0 / ++trial_);
+  rate_ += weight * (rate - rate_);
+  profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
     pause_ = next_pause_;
     next_pause_ = std::min(2 * next_pause_, kLongestPause);
-  } else if (trial_ == 4 * kTrialSteps) {
+  } else if (trial_ == kGoodSteps) {
     next_pause_ = kFirstPause;
   }
+}
+
+bool Planner::drafts(const DraftTree& at_hand, int context) {
+  if (pause_ > 0) return false;
+  int nodes = 0;
+  rate_without_ = best_rate(at_hand, context, 0, &nodes);
+  // A long match that promises more than drafting has given lately makes pseudo rows pointless.
+  drafted_ = nodes == 0 || rate_ == 0 || rate_without_ <= rate_;
+  return drafted_;
+}
+
+void Planner::observe_drafting(double seconds) {
+  costs_.draft_seconds +=
+      kWeight * (std::min(seconds, 2 * costs_.draft_seconds) - costs_.draft_seconds);
 }
 
 }  // namespace firp

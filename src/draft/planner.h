@@ -7,45 +7,64 @@
 
 namespace firp {
 
+/// What passes cost on this machine.
+struct PassCosts {
+  /// Seconds of a verifying pass by its rows, on a short context; those between are interpolated.
+  std::map<int, double> verify_seconds;
+  /// Of a drafting pass with all that belongs to it; 0 where nothing can draft.
+  double draft_seconds = 0;
+  /// What a row adds for each position of its context: attention.
+  double position_seconds = 0;
+
+  double verify(int rows, int context) const;
+};
+
+/// Measures them: some tens of forward passes.
+PassCosts measure_costs(Engine& engine);
+
 /// Decides at each step how many nodes of a draft tree are verified and whether pseudo rows draft,
-/// to get the most tokens a second (DESIGN: (1 + accepted) / T(step)). It knows what passes cost on
-/// this machine, and learns from what it sees how far the drafts' probabilities are true.
+/// to get the most tokens a second: (1 + accepted) / T(step). It learns from what it sees how far
+/// the drafts' probabilities are true, and what passes take by now.
 ///
-/// One for all sequences of an engine; what one has learnt helps the next.
+/// One for all sequences of an engine; what one has taught helps the next. `context`: positions
+/// that the sequence has committed.
 class Planner {
  public:
   static constexpr int kMostNodes = 32;
 
-  /// Measures the passes of `engine`: some tens of forward passes.
-  explicit Planner(Engine& engine);
-  /// For tests and simulations. `verify_seconds`: by rows, those between are interpolated;
-  /// `draft_seconds`: of a drafting pass with all that belongs to it.
-  Planner(std::map<int, double> verify_seconds, double draft_seconds);
-
-  /// Whether pseudo rows should draft for the next pass; `at_hand` is what is drafted without them.
-  bool drafts(const DraftTree& at_hand) const;
+  explicit Planner(PassCosts costs);
 
   /// How many of a tree's first nodes should be verified.
-  int nodes_worth_verifying(const DraftTree& tree) const;
+  int nodes_worth_verifying(const DraftTree& tree, int context) const;
 
-  /// What came of a step that verified `nodes` nodes. `expected`: the sum of the verified nodes'
-  /// probabilities; `drafted`: whether it ended with drafting; seconds of both.
-  void observe(int nodes, double expected, int accepted, double verify_seconds, bool drafted,
-               double draft_seconds);
+  /// What came of the pass that verified them. `expected`: the sum of their probabilities.
+  void observe_pass(int nodes, double expected, int accepted, double seconds, int context);
 
-  double verify_seconds(int rows) const;  ///< as it is expected now
-  double draft_seconds() const { return draft_seconds_; }
+  /// Whether pseudo rows should draft for the next pass; `at_hand` is what is drafted without them.
+  bool drafts(const DraftTree& at_hand, int context);
+
+  /// They did.
+  void observe_drafting(double seconds);
+
+  double verify_seconds(int rows, int context) const {
+    return (rows == 1 ? plain_drift_ : drift_) * costs_.verify(rows, context);
+  }
+  double draft_seconds() const { return costs_.draft_seconds; }
   double calibration() const { return calibration_; }  ///< accepted nodes seen / expected
 
  private:
-  std::map<int, double> table_;  ///< seconds of a verifying pass by rows, as measured first
-  double draft_seconds_ = 0;
-  double drift_ = 1;  ///< what passes take now (longer contexts, say) / what the table says
+  double best_rate(const DraftTree& tree, int context, double draft_seconds, int* nodes) const;
+
+  PassCosts costs_;
+  /// What passes take by now / what they took when they were measured: of one row, and of more.
+  double plain_drift_ = 1, drift_ = 1;
   double calibration_ = 1;
-  double rate_ = 0;    ///< tokens a second of steps that drafted
-  double profit_ = 0;  ///< of drafting over plain decoding, as a share of the time it took
-  int trial_ = 0;      ///< drafted steps since the last pause
-  int pause_ = 0;      ///< plain steps until the next trial
+  bool drafted_ = false;     ///< for the pass that comes next
+  double rate_without_ = 0;  ///< tokens a second that it would have had without
+  double rate_ = 0;          ///< tokens a second of passes that were drafted for
+  double profit_ = 0;        ///< by which share drafting is faster than doing without
+  int trial_ = 0;            ///< drafted steps since the last pause
+  int pause_ = 0;            ///< steps until the next trial
   int next_pause_;
 };
 

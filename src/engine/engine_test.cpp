@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <numeric>
 #include <random>
 
 #include "kernels/kernels.h"
@@ -45,10 +48,20 @@ std::vector<Token> random_tokens(int count, int vocabulary, std::mt19937& random
   return tokens;
 }
 
+/// With adapters, and without a sequential head.
 Heads random_heads(const ModelConfig& config, const std::vector<int>& layers, std::uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0, 1);
   Heads heads;
+  constexpr int kRank = 5;
+  for (int layer = std::ranges::min(layers); layer < config.layers; ++layer) {
+    Adapter adapter = {.layer = layer, .rank = kRank, .down = {}, .up = {}};
+    for (int i = 0; i < kRank * config.hidden_size; ++i) {
+      adapter.down.push_back(0.125f * static_cast<float>(static_cast<int>(random() % 9) - 4));
+      adapter.up.push_back(0.125f * static_cast<float>(static_cast<int>(random() % 9) - 4));
+    }
+    heads.adapters.push_back(std::move(adapter));
+  }
   for (const int layer : layers) {
     DraftMap map;
     map.layer = layer;
@@ -247,6 +260,122 @@ TEST(Engine, DeferredPseudoRowsEqualThoseOfTheSamePass) {
       EXPECT_TRUE(bits_equal(engine.final_state(row), expected[row])) << "step " << row + 1;
     }
     EXPECT_FALSE(bits_equal(expected[0], expected[1]));
+  }
+}
+
+TEST(Engine, BestTokensAreThoseOfTheLogits) {
+  const TinyModel model({.type = GGML_TYPE_Q8_0, .vocabulary_size = 1300});  // not whole chunks
+  for (const int threads : {1, 2, 3}) {
+    Engine engine(*model, {.threads = threads, .context = 100});
+    const int sequence = engine.add_sequence();
+    std::vector<Row> rows;
+    for (int i = 0; i < 9; ++i) {
+      rows.push_back({.sequence = sequence, .position = i, .parent = i - 1, .token = 7 * i});
+    }
+    engine.forward(rows);
+    const std::vector<int> asked = {8, 0, 3};
+    const std::span<const float> span = engine.logits(asked);
+    const std::vector<float> logits(span.begin(), span.end());
+    const std::span<const BestTokens> best = engine.best_tokens(asked, 40, /*log_sums=*/true);
+    ASSERT_EQ(best.size(), asked.size());
+    for (std::size_t row = 0; row < asked.size(); ++row) {
+      const auto of_row = std::span(logits).subspan(row * 1300, 1300);
+      std::vector<int> order(1300);
+      std::iota(order.begin(), order.end(), 0);
+      std::ranges::stable_sort(order, std::greater(), [&](int i) { return of_row[i]; });
+      double sum = 0;
+      for (const float logit : of_row) sum += std::exp(double{logit});
+      EXPECT_NEAR(best[row].log_sum, std::log(sum), 1e-4);
+      ASSERT_EQ(best[row].tokens.size(), 40u);
+      for (int i = 0; i < 40; ++i) {
+        ASSERT_EQ(best[row].tokens[i].token, order[i]);
+        ASSERT_EQ(best[row].tokens[i].logit, of_row[order[i]]);
+      }
+    }
+  }
+}
+
+/// The formula of docs/heads-format.md, in double.
+TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
+  const TinyModel model({.type = GGML_TYPE_F32, .vocabulary_size = 300});
+  const int d = (*model).config().hidden_size;
+  Heads heads = random_heads((*model).config(), {2, 1}, 3);
+  for (int token = 0; token < 300; token += 2) heads.draft_vocabulary.push_back(298 - token);
+  constexpr int kRank = 18;
+  std::mt19937 random(4);
+  const auto eighths = [&](int n) {
+    std::vector<float> values(n);
+    for (float& value : values) value = 0.125f * static_cast<float>(int(random() % 9) - 4);
+    return values;
+  };
+  for (DraftMap& step : heads.steps) {
+    step.sequence = SequentialHead{.rank = kRank,
+                                   .state = eighths(kRank * d),
+                                   .token = eighths(kRank * d),
+                                   .bias = eighths(kRank),
+                                   .output = eighths(d * kRank)};
+  }
+  Engine engine(*model, {.threads = 2, .context = 100});
+  engine.set_heads(heads);
+  const int sequence = engine.add_sequence();
+  engine.forward(std::vector<Row>{
+      {.sequence = sequence, .position = 0, .token = 9},
+      {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
+      {.sequence = sequence, .position = 2, .parent = 1, .step = 2},
+  });
+  engine.propose(std::vector<int>{1, 2});
+  const std::vector<Token> previous = {5, 280, 33};
+  for (int step = 1; step <= 2; ++step) {
+    const auto lists = engine.drafts_behind(step, previous);
+    ASSERT_EQ(lists.size(), previous.size());
+    const std::span<const float> n = engine.final_state(step);
+    const SequentialHead& head = *heads.steps[step - 1].sequence;
+    const auto row_of = [&](const Tensor& matrix, Token token) {
+      std::vector<float> row(d);
+      dequantize_row(matrix, token, row);
+      return row;
+    };
+    const auto logit = [&](Token token, const std::vector<double>& state) {
+      const std::vector<float> row = row_of((*model).head(), token);
+      return std::inner_product(row.begin(), row.end(), state.begin(), 0.0);
+    };
+    const std::vector<double> plain(n.begin(), n.end());
+    // The row's own best candidates, and the probability that it gives all of them.
+    std::vector<std::pair<double, Token>> own;
+    double all = 0, mass = 0;
+    for (const Token token : heads.draft_vocabulary) {
+      own.push_back({logit(token, plain), token});
+      all += std::exp(own.back().first);
+    }
+    std::ranges::sort(own, std::greater());
+    own.resize(kRankedCandidates);
+    for (const auto& [value, token] : own) mass += std::exp(value) / all;
+    for (std::size_t p = 0; p < previous.size(); ++p) {
+      const std::vector<float> e = row_of((*model).token_embedding(), previous[p]);
+      std::vector<double> state = plain;
+      for (int r = 0; r < kRank; ++r) {
+        double x = head.bias[r];
+        for (int i = 0; i < d; ++i) {
+          x += double{head.state[r * d + i]} * n[i] + double{head.token[r * d + i]} * e[i];
+        }
+        for (int i = 0; i < d; ++i) {
+          state[i] += double{head.output[i * kRank + r]} * x / (1 + std::exp(-x));
+        }
+      }
+      double sum = 0;
+      for (const auto& [value, token] : own) sum += std::exp(logit(token, state));
+      ASSERT_EQ(lists[p].size(), static_cast<std::size_t>(kRankedCandidates));
+      for (std::size_t k = 0; k < lists[p].size(); ++k) {
+        const Candidate& candidate = lists[p][k];
+        EXPECT_TRUE(std::ranges::any_of(
+            own, [&](const auto& each) { return each.second == candidate.token; }));
+        EXPECT_NEAR(candidate.log_probability,
+                    logit(candidate.token, state) - std::log(sum) + std::log(mass), 2e-3);
+        if (k > 0) {
+          EXPECT_LE(candidate.log_probability, lists[p][k - 1].log_probability);
+        }
+      }
+    }
   }
 }
 

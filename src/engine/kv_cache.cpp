@@ -67,8 +67,7 @@ Half* KvCache::take_page() {
     // Several pages at a time, so that they lie in huge pages: attention reads so many places that
     // it would else wait for their addresses.
     constexpr std::size_t kSlabBytes = std::size_t{16} << 20;
-    const std::size_t page_halves =
-        static_cast<std::size_t>(layers_) * kv_heads_ * part_halves_;
+    const std::size_t page_halves = static_cast<std::size_t>(layers_) * kv_heads_ * part_halves_;
     const std::size_t count = std::max<std::size_t>(1, kSlabBytes / (page_halves * sizeof(Half)));
     AlignedBytes& slab = memory_.emplace_back(count * page_halves * sizeof(Half));
     for (std::size_t i = count; i-- > 0;) {
