@@ -9,15 +9,6 @@ namespace {
 /// Parents of one level of a draft tree, at most (draft/draft_tree.h keeps fewer).
 constexpr int kMostParents = 64;
 
-PackedMatrix pack_f16(const std::vector<float>& values, int outputs, int inputs) {
-  std::vector<ggml_fp16_t> half(values.size());
-  ggml_fp32_to_fp16_row(values.data(), half.data(), static_cast<std::int64_t>(values.size()));
-  return PackedMatrix({.name = "sequential head",
-                       .type = GGML_TYPE_F16,
-                       .shape = {inputs, outputs, 1, 1},
-                       .data = std::as_bytes(std::span(half))});
-}
-
 /// Some rows of a matrix, packed as they are.
 PackedMatrix pack_rows(const Tensor& matrix, std::span<const std::int32_t> rows) {
   const std::size_t row_bytes = ggml_row_size(matrix.type, matrix.columns());

@@ -31,15 +31,6 @@ EngineOptions checked(EngineOptions options) {
   throw std::invalid_argument(fmt::format("Engine: {}", why));
 }
 
-PackedMatrix pack_f16(const std::vector<float>& values, int outputs, int inputs) {
-  std::vector<ggml_fp16_t> half(values.size());
-  ggml_fp32_to_fp16_row(values.data(), half.data(), static_cast<std::int64_t>(values.size()));
-  return PackedMatrix({.name = "draft map",
-                       .type = GGML_TYPE_F16,
-                       .shape = {inputs, outputs, 1, 1},
-                       .data = std::as_bytes(std::span(half))});
-}
-
 }  // namespace
 
 struct Engine::State {

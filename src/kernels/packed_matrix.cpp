@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "model/error.h"
 
@@ -321,6 +322,15 @@ void PackedMatrix::pack(const Tensor& tensor, int begin, int end) {
       write_quarter(format_, quarter, cell, lane);
     }
   }
+}
+
+PackedMatrix pack_f16(std::span<const float> values, int outputs, int inputs) {
+  std::vector<ggml_fp16_t> half(values.size());
+  ggml_fp32_to_fp16_row(values.data(), half.data(), static_cast<std::int64_t>(values.size()));
+  return PackedMatrix({.name = "F16 matrix",
+                       .type = GGML_TYPE_F16,
+                       .shape = {inputs, outputs, 1, 1},
+                       .data = std::as_bytes(std::span(half))});
 }
 
 }  // namespace firp

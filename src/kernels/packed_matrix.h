@@ -121,4 +121,7 @@ class PackedMatrix {
   AlignedBytes own_;
 };
 
+/// A matrix [outputs x inputs] of values that F16 holds exactly.
+PackedMatrix pack_f16(std::span<const float> values, int outputs, int inputs);
+
 }  // namespace firp
