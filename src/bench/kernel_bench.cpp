@@ -14,33 +14,6 @@
 namespace firp {
 namespace {
 
-/// Inputs that share a scale in a file's type, and whether they share a min; group 0: none.
-struct TypeGroup {
-  int group;
-  bool has_min;
-};
-
-TypeGroup group_of(ggml_type type) {
-  switch (type) {
-    case GGML_TYPE_Q2_K:
-      return {16, true};
-    case GGML_TYPE_Q3_K:
-    case GGML_TYPE_Q6_K:
-      return {16, false};
-    case GGML_TYPE_Q4_1:
-    case GGML_TYPE_Q5_1:
-    case GGML_TYPE_Q4_K:
-    case GGML_TYPE_Q5_K:
-      return {32, true};
-    case GGML_TYPE_F32:
-    case GGML_TYPE_F16:
-    case GGML_TYPE_BF16:
-      return {0, false};
-    default:
-      return {32, false};
-  }
-}
-
 /// Copies of a matrix in our form, multiplied in turn.
 class OurProducts {
  public:
@@ -136,11 +109,11 @@ MatrixShape parse_matrix_shape(std::string_view text) {
 ProductLimit product_limit(ggml_type type, MatrixShape shape, int rows, const MachinePeaks& peaks) {
   const double weights = static_cast<double>(shape.outputs) * shape.inputs;
   const double bytes = static_cast<double>(ggml_row_size(type, shape.inputs)) * shape.outputs;
-  const auto [group, has_min] = group_of(type);
+  const PackedFormat format = packed_format(type);
   double seconds_per_multiply_add;
-  if (group > 0) {
-    const double dots = group / 4.0 * peaks.instructions_per_dot;
-    const double slots = has_min ? 3 : 2;
+  if (format.group > 0) {
+    const double dots = format.group / 4.0 * peaks.instructions_per_dot;
+    const double slots = format.has_min ? 3 : 2;
     seconds_per_multiply_add = (dots + slots) / dots / peaks.int8_per_second;
   } else if (type == GGML_TYPE_BF16 && peaks.bf16_per_second > 0) {
     seconds_per_multiply_add = 1 / peaks.bf16_per_second;
