@@ -144,15 +144,10 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
   const int sequence = engine.add_sequence();
   run_prompt(engine, sequence, options.context - 1);
   // The last token of the context, with the states that deferred drafting starts from.
-  std::vector<int> capture_layers;
-  for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const int layer = engine.draft_layer(step);
-    if (std::ranges::count(capture_layers, layer) == 0) capture_layers.push_back(layer);
-  }
   const Row last = {.sequence = sequence,
                     .position = options.context - 1,
                     .token = token_at(options.context - 1, vocabulary)};
-  engine.forward({&last, 1}, capture_layers);
+  engine.forward({&last, 1}, engine.draft_layers());
   std::vector<std::vector<float>> sources;
   for (int step = 1; step <= engine.draft_steps(); ++step) {
     const std::span<const float> state = engine.hidden(0, engine.draft_layer(step));

@@ -191,12 +191,7 @@ std::span<const DecodedToken> Session::step() {
     if (in_pass) s.add_pseudo_rows(rows, row);
   }
   first_pseudo_row[token_rows] = static_cast<int>(rows.size());
-  std::vector<int> capture_layers;
-  for (int step = 1; deferred && step <= s.engine.draft_steps(); ++step) {
-    const int layer = s.engine.draft_layer(step);
-    if (!std::ranges::count(capture_layers, layer)) capture_layers.push_back(layer);
-  }
-  s.engine.forward(rows, capture_layers);
+  s.engine.forward(rows, deferred ? s.engine.draft_layers() : std::vector<int>{});
 
   // Walk from the root along the model's own choices, as far as the tree foresaw them.
   std::vector<int> all(token_rows);

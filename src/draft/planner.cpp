@@ -62,14 +62,8 @@ double measure_verifying(Engine& engine, int sequence, int count) {
 
 /// Of pseudo rows behind one more token.
 double measure_drafting(Engine& engine, int sequence) {
-  std::vector<int> layers;
-  for (int step = 1; step <= engine.draft_steps(); ++step) {
-    if (std::ranges::count(layers, engine.draft_layer(step)) == 0) {
-      layers.push_back(engine.draft_layer(step));
-    }
-  }
   const int begin = engine.length(sequence);
-  engine.forward(chain(engine, sequence, begin, 1), layers);
+  engine.forward(chain(engine, sequence, begin, 1), engine.draft_layers());
   std::vector<std::vector<float>> sources;
   std::vector<Row> rows;
   for (int step = 1; step <= engine.draft_steps(); ++step) {

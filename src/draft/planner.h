@@ -49,7 +49,6 @@ class Planner {
   double verify_seconds(int rows, int context) const {
     return (rows == 1 ? plain_drift_ : drift_) * costs_.verify(rows, context);
   }
-  double draft_seconds() const { return costs_.draft_seconds; }
   double calibration() const { return calibration_; }  ///< accepted nodes seen / expected
 
  private:

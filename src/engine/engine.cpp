@@ -100,6 +100,13 @@ void Engine::set_heads(const Heads& heads) {
 
 int Engine::draft_steps() const { return static_cast<int>(state_->maps.size()); }
 int Engine::draft_layer(int step) const { return state_->maps.at(step - 1).layer; }
+std::vector<int> Engine::draft_layers() const {
+  std::vector<int> layers;
+  for (const PackedMap& map : state_->maps) {
+    if (std::ranges::count(layers, map.layer) == 0) layers.push_back(map.layer);
+  }
+  return layers;
+}
 
 int Engine::add_sequence() { return state_->cache.add_sequence(); }
 void Engine::remove_sequence(int sequence) { state_->cache.remove_sequence(sequence); }

@@ -76,8 +76,9 @@ class Engine {
 
   /// Sets the maps that pseudo rows enter by.
   void set_heads(const Heads& heads);
-  int draft_steps() const;          ///< K; 0 without heads
-  int draft_layer(int step) const;  ///< t_j
+  int draft_steps() const;                ///< K; 0 without heads
+  int draft_layer(int step) const;        ///< t_j
+  std::vector<int> draft_layers() const;  ///< all t_j, each once: what deferred drafting captures
 
   int add_sequence();
   void remove_sequence(int sequence);
