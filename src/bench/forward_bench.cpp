@@ -59,7 +59,8 @@ Pass make_pass(const Engine& engine, int sequence, int token_rows, int pseudo_ro
     Row row = {.sequence = sequence,
                .position = from_context ? context : pass.rows[parent].position + 1,
                .parent = parent,
-               .step = step};
+               .step = step,
+               .token_behind = 0};
     if (token_rows == 0) row.source = sources[step - 1];
     pass.rows.push_back(row);
   }

@@ -151,6 +151,10 @@ Examples:
                   "User turns to answer beside the model's own, JSONL with \"turns\"");
   app->add_option("--steps", options.draft_steps, "Tokens to look ahead: maps to train")
       ->capture_default_str();
+  app->add_flag(
+      "!--no-token-input", options.token_input,
+      "Maps that do not read the token behind the anchor: the paper's, which can draft in "
+      "the same pass");
   app->add_option("--sequence-rank", options.sequence_rank,
                   "Width of the sequential head; 0: maps alone")
       ->capture_default_str();

@@ -51,6 +51,11 @@ Session::Session(Engine& engine, const DecodeOptions& options)
   std::string problem;
   if (firp && engine.draft_steps() == 0) {
     problem = "drafting with FIRP needs heads for this model; make them with `firp train`";
+  } else if (firp && options.drafting == Drafting::kInPass && engine.token_input()) {
+    problem =
+        "these heads read the token behind a row, which the same pass does not know yet: they "
+        "draft "
+        "deferred only (make others with `firp train --no-token-input`)";
   } else if ((firp || options.ngrams) && options.tree_nodes < 1) {
     problem = "a draft tree needs at least 1 node";
   } else if ((firp || options.ngrams) &&
@@ -150,6 +155,7 @@ void Session::State::draft_deferred(int node) {
   for (Row& row : rows) {
     const std::span<const float> h = engine.hidden(node, engine.draft_layer(row.step));
     row.source = sources.emplace_back(h.begin(), h.end());
+    row.token_behind = tokens.back();
     pseudo_rows.push_back(row.step - 1);
   }
   if (!rows.empty()) engine.forward(rows);

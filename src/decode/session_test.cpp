@@ -133,6 +133,16 @@ TEST_F(Sessions, DeferredDraftsAreThoseOfTheSamePass) {
   }
 }
 
+TEST_F(Sessions, TokenInputsDraftDeferredOnly) {
+  for (DraftMap& map : heads_.steps) map.token.assign(map.weight.rbegin(), map.weight.rend());
+  const Text without = run({.tree_nodes = 12});
+  engine_->set_heads(heads_);
+  const Text with = run({.tree_nodes = 12});
+  EXPECT_EQ(with.tokens, without.tokens);
+  EXPECT_NE(with.stats.forwards, without.stats.forwards) << "the drafts should be others";
+  EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 12}), Error);
+}
+
 TEST_F(Sessions, StopsWhereItIsTold) {
   const Text plain = run({.method = DraftMethod::kNone});
   for (const int max_tokens : {0, 1, 2, 3, 50}) {

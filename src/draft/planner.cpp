@@ -76,7 +76,8 @@ double measure_drafting(Engine& engine, int sequence) {
                     .position = begin + step,
                     .parent = step == 1 ? kContext : step - 2,
                     .step = step,
-                    .source = sources[step - 1]});
+                    .source = sources[step - 1],
+                    .token_behind = 0});
   }
   return best_seconds([&] {
     engine.forward(rows);

@@ -76,15 +76,25 @@ std::size_t Engine::weight_bytes() const { return state_->weights.bytes(); }
 
 void Engine::set_heads(const Heads& heads) {
   const int d = config().hidden_size;
+  const auto size = static_cast<std::size_t>(d);
   std::vector<PackedMap> maps;
   for (const DraftMap& map : heads.steps) {
-    if (map.layer < 1 || map.layer >= config().layers ||
-        map.weight.size() != static_cast<std::size_t>(d) * d ||
-        map.bias.size() != static_cast<std::size_t>(d)) {
+    const bool token_input = heads.has_token_input();
+    if (map.layer < 1 || map.layer >= config().layers || map.weight.size() != size * size ||
+        map.bias.size() != size || map.token.size() != (token_input ? size * size : 0)) {
       throw Error(fmt::format("these heads do not fit the model: a map at layer {} of {}",
                               map.layer, config().layers));
     }
-    maps.push_back({map.layer, pack_f16(map.weight, d, d), map.bias});
+    if (!token_input) {
+      maps.push_back({map.layer, pack_f16(map.weight, d, d), map.bias});
+      continue;
+    }
+    std::vector<float> both;  // W and T side by side: one product
+    for (std::size_t output = 0; output < size; ++output) {
+      both.insert(both.end(), &map.weight[output * size], &map.weight[output * size] + size);
+      both.insert(both.end(), &map.token[output * size], &map.token[output * size] + size);
+    }
+    maps.push_back({map.layer, pack_f16(both, d, 2 * d), map.bias});
   }
   std::vector<PackedAdapter> adapters;
   for (const Adapter& adapter : heads.adapters) {
@@ -99,6 +109,9 @@ void Engine::set_heads(const Heads& heads) {
 }
 
 int Engine::draft_steps() const { return static_cast<int>(state_->maps.size()); }
+bool Engine::token_input() const {
+  return !state_->maps.empty() && state_->maps.front().reads_token(config().hidden_size);
+}
 int Engine::draft_layer(int step) const { return state_->maps.at(step - 1).layer; }
 std::vector<int> Engine::draft_layers() const {
   std::vector<int> layers;
@@ -145,6 +158,10 @@ void Engine::State::check(std::span<const Row> batch) const {
     if (row.step != (parent != nullptr ? parent->step : 0) + 1) {
       bad_batch("a pseudo row whose parent is not the row of the step before");
     }
+    if (maps[row.step - 1].reads_token(model.config().hidden_size) &&
+        (row.token_behind < 0 || row.token_behind >= model.config().vocabulary_size)) {
+      bad_batch("a pseudo row of such maps needs the token behind its anchor");
+    }
     int top = static_cast<int>(i);
     while (batch[top].is_pseudo() && batch[top].parent != kContext) top = batch[top].parent;
     const bool in_batch = !batch[top].is_pseudo();
@@ -183,6 +200,7 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
     to.position = row.position;
     to.token = row.token;
     to.step = row.step;
+    to.token_behind = row.token_behind;
     to.entry_layer = entry_layer(row);
     to.source = row.source.empty() ? nullptr : row.source.data();
     to.source_row = -1;

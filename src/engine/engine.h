@@ -36,6 +36,8 @@ struct Row {
   /// For a pseudo row whose token i is not in the batch but the last of the committed context:
   /// h_i^{t_j}, as an earlier pass gave it. [d]; empty otherwise.
   std::span<const float> source = {};
+  /// For a pseudo row of maps with a token input: the token at position i + 1.
+  Token token_behind = kNoToken;
 
   bool is_pseudo() const { return step > 0; }
 };
@@ -77,6 +79,7 @@ class Engine {
   /// Sets the maps that pseudo rows enter by.
   void set_heads(const Heads& heads);
   int draft_steps() const;                ///< K; 0 without heads
+  bool token_input() const;               ///< whether pseudo rows need their token_behind
   int draft_layer(int step) const;        ///< t_j
   std::vector<int> draft_layers() const;  ///< all t_j, each once: what deferred drafting captures
 

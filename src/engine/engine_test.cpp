@@ -49,7 +49,8 @@ std::vector<Token> random_tokens(int count, int vocabulary, std::mt19937& random
 }
 
 /// With adapters, and without a sequential head.
-Heads random_heads(const ModelConfig& config, const std::vector<int>& layers, std::uint32_t seed) {
+Heads random_heads(const ModelConfig& config, const std::vector<int>& layers, std::uint32_t seed,
+                   bool token_input = false) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0, 1);
   Heads heads;
@@ -71,6 +72,7 @@ Heads random_heads(const ModelConfig& config, const std::vector<int>& layers, st
       w = ggml_fp16_to_fp32(ggml_fp32_to_fp16(normal(random) / std::sqrt(static_cast<float>(d))));
     }
     for (int i = 0; i < d; ++i) map.bias.push_back(0.1f * normal(random));
+    if (token_input) map.token.assign(map.weight.rbegin(), map.weight.rend());
     heads.steps.push_back(std::move(map));
   }
   return heads;
@@ -223,43 +225,54 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
   }
 }
 
+void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool token_input) {
+  const TinyModel model({.type = GGML_TYPE_Q8_0});
+  Engine engine(*model, {.threads = 2, .context = 100});
+  engine.set_heads(random_heads((*model).config(), layers, 3, token_input));
+  std::mt19937 random(6);
+  const int sequence = engine.add_sequence();
+  append(engine, sequence, random_tokens(62, 320, random), 31);
+
+  std::vector<Row> rows = {{.sequence = sequence, .position = 62, .token = 3},
+                           {.sequence = sequence, .position = 63, .parent = 0, .token = 4}};
+  for (int step = 1; step <= 3; ++step) {
+    rows.push_back({.sequence = sequence,
+                    .position = 63 + step,
+                    .parent = step,
+                    .step = step,
+                    .token_behind = 9});
+  }
+  engine.forward(rows, std::vector<int>{1, 2});
+  std::vector<std::vector<float>> expected, sources;
+  for (int row = 2; row < 5; ++row) {
+    const std::span<const float> state = engine.final_state(row);
+    expected.emplace_back(state.begin(), state.end());
+    const std::span<const float> h = engine.hidden(1, layers[row - 2]);
+    sources.emplace_back(h.begin(), h.end());
+  }
+  engine.commit(sequence, std::vector<int>{0, 1});
+
+  rows.clear();
+  for (int step = 1; step <= 3; ++step) {
+    rows.push_back({.sequence = sequence,
+                    .position = 63 + step,
+                    .parent = step - 2,
+                    .step = step,
+                    .source = sources[step - 1],
+                    .token_behind = 9});
+  }
+  engine.forward(rows);
+  for (int row = 0; row < 3; ++row) {
+    EXPECT_TRUE(bits_equal(engine.final_state(row), expected[row])) << "step " << row + 1;
+  }
+  EXPECT_FALSE(bits_equal(expected[0], expected[1]));
+}
+
 TEST(Engine, DeferredPseudoRowsEqualThoseOfTheSamePass) {
   for (const std::vector<int>& layers : {std::vector<int>{1, 1, 1}, {2, 1, 2}, {1, 2, 2}}) {
-    const TinyModel model({.type = GGML_TYPE_Q8_0});
-    Engine engine(*model, {.threads = 2, .context = 100});
-    engine.set_heads(random_heads((*model).config(), layers, 3));
-    std::mt19937 random(6);
-    const int sequence = engine.add_sequence();
-    append(engine, sequence, random_tokens(62, 320, random), 31);
-
-    std::vector<Row> rows = {{.sequence = sequence, .position = 62, .token = 3},
-                             {.sequence = sequence, .position = 63, .parent = 0, .token = 4}};
-    for (int step = 1; step <= 3; ++step) {
-      rows.push_back({.sequence = sequence, .position = 63 + step, .parent = step, .step = step});
+    for (const bool token_input : {false, true}) {
+      expect_deferred_rows_of_the_same_pass(layers, token_input);
     }
-    engine.forward(rows, std::vector<int>{1, 2});
-    std::vector<std::vector<float>> expected, sources;
-    for (int row = 2; row < 5; ++row) {
-      const std::span<const float> state = engine.final_state(row);
-      expected.emplace_back(state.begin(), state.end());
-      const std::span<const float> h = engine.hidden(1, layers[row - 2]);
-      sources.emplace_back(h.begin(), h.end());
-    }
-    engine.commit(sequence, std::vector<int>{0, 1});
-
-    rows.clear();
-    for (int step = 1; step <= 3; ++step) {
-      rows.push_back({.sequence = sequence,
-                      .position = 63 + step,
-                      .parent = step - 2,
-                      .step = step,
-                      .source = sources[step - 1]});
-    }
-    engine.forward(rows);
-    for (int row = 0; row < 3; ++row) {
-      EXPECT_TRUE(bits_equal(engine.final_state(row), expected[row])) << "step " << row + 1;
-    }
-    EXPECT_FALSE(bits_equal(expected[0], expected[1]));
   }
 }
 
@@ -402,6 +415,12 @@ TEST(Engine, BatchesThatBreakTheRulesAreRefused) {
   append(engine, sequence, std::vector<Token>{1, 2, 3, 4}, 4);
   EXPECT_THROW(engine.forward(std::vector<Row>{{.sequence = sequence, .position = 4, .token = 1}}),
                Error);
+  engine.set_heads(random_heads((*model).config(), {1}, 1, /*token_input=*/true));
+  EXPECT_TRUE(engine.token_input());
+  const std::vector<float> source((*model).config().hidden_size, 1.0f);
+  for (const Token behind : {kNoToken, 320}) {
+    refused({{.sequence = sequence, .step = 1, .source = source, .token_behind = behind}});
+  }
   EXPECT_THROW(engine.set_heads(random_heads((*model).config(), {2}, 1)), Error);
   EXPECT_THROW(Engine(*model, {.threads = -1}), Error);
 }

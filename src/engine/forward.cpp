@@ -30,7 +30,7 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
       normed_(max_rows, config_.hidden_size),
       attended_(max_rows, config_.query_size()),
       gated_(max_rows, config_.feed_forward_size),
-      map_input_(max_rows, config_.hidden_size),
+      map_input_(max_rows, 2 * config_.hidden_size),
       head_input_(max_rows, config_.hidden_size),
       adapter_input_(max_rows, config_.hidden_size),
       adapter_inner_(max_rows, config_.hidden_size),
@@ -130,18 +130,22 @@ void ForwardPass::enter_rows(int layer, int thread) {
   }
   barrier(thread, Phase::kEmbedding);
 
-  // p_{i,j} = W_j h_i^{t_j} + b_j, for all rows of a step that enters here.
+  // p_{i,j} = W_j h_i^{t_j} + T_j e_{i+1} + b_j, for all rows of a step that enters here.
   for (int first = std::max(before, token_rows_); first < active;) {
     const int step = rows_[first].step;
     int end = first;
     while (end < active && rows_[end].step == step) ++end;
     const PackedMap& map = maps_[step - 1];
     if (thread == 0) {
-      map_input_.resize(end - first, d_);
+      map_input_.resize(end - first, map.weight.inputs());
       for (int row = first; row < end; ++row) {
         const PassRow& r = rows_[row];
         std::copy_n(r.source_row >= 0 ? residual(r.source_row) : r.source, d_,
                     map_input_.values(row - first));
+        if (map.reads_token(d_)) {
+          dequantize_row(model_.token_embedding(), r.token_behind,
+                         {map_input_.values(row - first) + d_, static_cast<std::size_t>(d_)});
+        }
         std::ranges::copy(map.bias, residual(row));
       }
     }

@@ -14,11 +14,13 @@
 
 namespace firp {
 
-/// W_j and b_j, packed.
+/// W_j (with T_j to its right where there is a token input) and b_j, packed.
 struct PackedMap {
-  int layer = 0;  ///< t_j
-  PackedMatrix weight;
+  int layer = 0;        ///< t_j
+  PackedMatrix weight;  ///< [d x d] or [d x 2 d]
   std::vector<float> bias;
+
+  bool reads_token(int d) const { return weight.inputs() > d; }
 };
 
 /// What is added to pseudo rows before they enter a layer (model/heads.h).
@@ -38,6 +40,7 @@ struct PassRow {
   int entry_layer = 0;            ///< layers it does not run through
   int source_row = -1;            ///< of a pseudo row: where h_i^{t_j} is taken from,
   const float* source = nullptr;  ///< or this, if the token is not in the batch
+  Token token_behind = -1;        ///< of a pseudo row of maps with a token input
   /// The row's ancestors in the batch and the row itself, in order of position; the first one hangs
   /// on the committed context.
   std::vector<std::int32_t> path;

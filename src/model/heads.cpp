@@ -18,7 +18,7 @@
 namespace firp {
 namespace {
 
-constexpr int kVersion = 2;  // version 1 holds maps alone and nothing else that differs
+constexpr int kVersion = 3;  // version 1 holds maps alone, version 2 no token input
 constexpr int kMostSteps = 64;
 constexpr int kMostRank = 1 << 16;
 
@@ -91,6 +91,14 @@ std::vector<float> read_finite(const GgufFile& file, const Tensor& tensor) {
     fail(file.path(), fmt::format("tensor {} holds a value that is not finite", tensor.name));
   }
   return values;
+}
+
+std::vector<float> read_token_input(const GgufFile& file, int step, int d) {
+  const std::string name = fmt::format("step.{}.token", step);
+  if (file.find_tensor(name) == nullptr) {
+    return {};
+  }
+  return read_finite(file, get_tensor(file, name, GGML_TYPE_F16, d, d));
 }
 
 /// The sequential head of a step, or nothing where none of its four tensors is there.
@@ -221,7 +229,7 @@ std::vector<char> to_gguf(const Heads& heads) {
   // gguf takes tensors from a ggml context; the data follows the metadata, each tensor padded.
   const std::unique_ptr<ggml_context, FreeGgml> ggml(ggml_init(
       {.mem_size =
-           (6 * heads.steps.size() + 2 * heads.adapters.size() + 1) * ggml_tensor_overhead() + 1024,
+           (7 * heads.steps.size() + 2 * heads.adapters.size() + 1) * ggml_tensor_overhead() + 1024,
        .mem_buffer = nullptr,
        .no_alloc = true}));
   std::vector<char> data;
@@ -250,6 +258,9 @@ std::vector<char> to_gguf(const Heads& heads) {
     const std::string prefix = fmt::format("step.{}.", i + 1);
     add_matrix(prefix + "weight", step.weight, d);
     add_vector(prefix + "bias", GGML_TYPE_F32, step.bias);
+    if (!step.token.empty()) {
+      add_matrix(prefix + "token", step.token, d);
+    }
     if (const std::optional<SequentialHead>& sequence = step.sequence) {
       add_matrix(prefix + "sequence.state", sequence->state, d);
       add_matrix(prefix + "sequence.token", sequence->token, d);
@@ -292,6 +303,11 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
                        step.layer, step.weight.size(), step.bias.size(), describe(heads.base)));
     }
     check_values(step.weight, step.bias);
+    if (step.token.size() != (heads.has_token_input() ? d * d : 0)) {
+      fail(path,
+           "cannot write heads: some steps have a token input, others none, or of other size");
+    }
+    check_values(step.token, {});
     if (step.sequence.has_value() != heads.has_sequential_head()) {
       fail(path, "cannot write heads: some steps have a sequential head, others none");
     }
@@ -414,15 +430,20 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
              file, get_tensor(file, fmt::format("step.{}.weight", step), GGML_TYPE_F16, d, d)),
          .bias = read_finite(
              file, get_tensor(file, fmt::format("step.{}.bias", step), GGML_TYPE_F32, d, 1)),
+         .token = read_token_input(file, step, d),
          .sequence = read_sequence(file, step, d)});
     if (heads.steps.back().sequence.has_value() != heads.has_sequential_head()) {
       fail(path, fmt::format("steps 1 and {}: one has a sequential head, the other none", step));
+    }
+    if (heads.steps.back().token.empty() == heads.has_token_input()) {
+      fail(path, fmt::format("steps 1 and {}: one has a token input, the other none", step));
     }
   }
   heads.adapters = read_adapters(file, earliest_layer(heads), heads.base.layers, d);
   heads.draft_vocabulary = read_draft_vocabulary(file, heads.base.vocabulary_size);
   const std::size_t known =
-      static_cast<std::size_t>(count) * (heads.has_sequential_head() ? 6 : 2) +
+      static_cast<std::size_t>(count) *
+          (2 + (heads.has_token_input() ? 1 : 0) + (heads.has_sequential_head() ? 4 : 0)) +
       2 * heads.adapters.size() + (heads.draft_vocabulary.empty() ? 0 : 1);
   if (file.tensors().size() != known) {
     fail(path, fmt::format("{} tensors where {} belong to heads of {} steps", file.tensors().size(),

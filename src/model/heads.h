@@ -38,12 +38,15 @@ struct Adapter {
 };
 inline constexpr float kAdapterEpsilon = 1e-5f;
 
-/// W_j and b_j of one step: p_{i,j} = W_j h_i^t + b_j enters the residual stream after `layer`
-/// layers.
+/// W_j, b_j and, optionally, T_j of one step: p_{i,j} = W_j h_i^t + T_j e_{i+1} + b_j enters the
+/// residual stream after `layer` layers; e_{i+1} is the model's embedding of the token behind the
+/// anchor, the one that the model decodes from it.
 struct DraftMap {
   int layer = 0;              ///< t_j, 1 .. layers - 1
   std::vector<float> weight;  ///< [d x d], weight[output * d + input]; values exact in F16
   std::vector<float> bias;    ///< [d]
+  /// [d x d], token[output * d + input]; values exact in F16. Empty: none.
+  std::vector<float> token = {};
   std::optional<SequentialHead> sequence = {};
 };
 
@@ -63,7 +66,8 @@ struct TrainingRecord {
 /// The draft maps of one model (`MODEL.firp.gguf`; docs/heads-format.md).
 struct Heads {
   ModelIdentity base;
-  std::vector<DraftMap> steps;  ///< j = 1 .. K; all of them or none have a sequential head
+  /// j = 1 .. K; all of them or none have a token input, and all or none a sequential head.
+  std::vector<DraftMap> steps;
   /// None, or one for each layer from the earliest step's on, in this order.
   std::vector<Adapter> adapters = {};
   /// The tokens that pseudo rows may propose, those that the model writes most often first: a
@@ -72,10 +76,12 @@ struct Heads {
   TrainingRecord training = {};
 
   int count() const { return static_cast<int>(steps.size()); }
+  /// Such rows can be made only when the token behind the anchor is known: by deferred drafting.
+  bool has_token_input() const { return !steps.empty() && !steps.front().token.empty(); }
   bool has_sequential_head() const { return !steps.empty() && steps.front().sequence.has_value(); }
 };
 
-/// Reads heads, of version 1 (maps alone) or 2. With `model`, an Error where they were made for
+/// Reads heads, of version 1 (maps alone) to 3. With `model`, an Error where they were made for
 /// another one (says which).
 Heads read_heads(const std::filesystem::path& path, const Model* model);
 

@@ -45,6 +45,7 @@ class HeadsFile : public testing::Test {
       for (int i = 0; i < 32; ++i) {
         map.bias.push_back(std::cos(static_cast<float>(i * step)));
       }
+      map.token.assign(map.weight.rbegin(), map.weight.rend());
       SequentialHead sequence{.rank = 5, .state = {}, .token = {}, .bias = {}, .output = {}};
       for (int i = 0; i < 5 * 32; ++i) {
         sequence.state.push_back(static_cast<float>(i % 7 + step));
@@ -99,6 +100,7 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
     EXPECT_EQ(read.steps[i].layer, heads_.steps[i].layer);
     EXPECT_EQ(read.steps[i].weight, heads_.steps[i].weight);
     EXPECT_EQ(read.steps[i].bias, heads_.steps[i].bias);
+    EXPECT_EQ(read.steps[i].token, heads_.steps[i].token);
     ASSERT_TRUE(read.steps[i].sequence);
     EXPECT_EQ(read.steps[i].sequence->rank, 5);
     EXPECT_EQ(read.steps[i].sequence->state, heads_.steps[i].sequence->state);
@@ -127,7 +129,10 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
 
 /// Maps alone, as version 1 had them.
 Heads maps_alone(Heads heads) {
-  for (DraftMap& step : heads.steps) step.sequence.reset();
+  for (DraftMap& step : heads.steps) {
+    step.sequence.reset();
+    step.token.clear();
+  }
   heads.adapters.clear();
   heads.draft_vocabulary.clear();
   return heads;
@@ -137,12 +142,13 @@ TEST_F(HeadsFile, MapsAloneAreHeadsTooAlsoOfVersion1) {
   const std::filesystem::path path = directory_ / "h.gguf";
   write_heads(maps_alone(heads_), path);
   std::string bytes = read_bytes(path);
-  for (const char version : {'\2', '\1'}) {
+  for (const char version : {'\3', '\2', '\1'}) {
     bytes[bytes.find("firp.version") + 12 + 4] = version;
     write_bytes(path, bytes);
     const Heads read = read_heads(path, nullptr);
     ASSERT_EQ(read.count(), 4);
     EXPECT_FALSE(read.has_sequential_head());
+    EXPECT_FALSE(read.has_token_input());
     EXPECT_TRUE(read.adapters.empty());
     EXPECT_TRUE(read.draft_vocabulary.empty());
     EXPECT_EQ(read.steps[3].weight, heads_.steps[3].weight);
@@ -178,6 +184,9 @@ TEST_F(HeadsFile, ImpossibleHeadsAreNotWritten) {
   EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].weight[5] = nan; }), HasSubstr("finite"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[3].weight[5] = 7e4f; }), HasSubstr("F16"));
   EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].bias[5] = nan; }), HasSubstr("finite"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].token.clear(); }), HasSubstr("others"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].token.pop_back(); }), HasSubstr("size"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[2].token[4] = 7e4f; }), HasSubstr("F16"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[2].sequence.reset(); }), HasSubstr("others"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[2].sequence->rank = 6; }),
               HasSubstr("rank 6"));
@@ -226,9 +235,11 @@ TEST_F(HeadsFile, DamagedPartsOfTheSequentialHeadAreNamed) {
               HasSubstr("step.2.sequence.output is missing"));
   EXPECT_THAT(message("step.2.sequence.bias", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
   EXPECT_THAT(message("step.1.sequence.bias", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
-  EXPECT_THAT(message("draft_vocabulary", std::size_t(-1), 'x'), HasSubstr("29 tensors where 28"));
+  EXPECT_THAT(message("step.2.token", std::size_t(-1), 'x'), HasSubstr("steps 1 and 2"));
+  EXPECT_THAT(message("step.2.token", kTypeOfMatrix, GGML_TYPE_BF16), HasSubstr("step.2.token"));
+  EXPECT_THAT(message("draft_vocabulary", std::size_t(-1), 'x'), HasSubstr("33 tensors where 32"));
   EXPECT_THAT(message("adapter.2.up", std::size_t(-1), 'x'), HasSubstr("adapter.2.up is missing"));
-  EXPECT_THAT(message("adapter.1.down", std::size_t(-1), 'x'), HasSubstr("29 tensors where 25"));
+  EXPECT_THAT(message("adapter.1.down", std::size_t(-1), 'x'), HasSubstr("33 tensors where 29"));
   std::string bytes = good;
   bytes[bytes.size() - 32] = 16;  // the draft vocabulary's data come last, padded to 32
   write_bytes(path, bytes);
@@ -249,7 +260,7 @@ TEST_F(HeadsFile, DamagedValuesAreNamed) {
     write_bytes(path, bytes);
     return error_of([&] { read_heads(path, nullptr); });
   };
-  EXPECT_THAT(message("firp.version", 4, 3), HasSubstr("version 3"));
+  EXPECT_THAT(message("firp.version", 4, 4), HasSubstr("version 4"));
   EXPECT_THAT(message("firp.step_count", 4, 3), HasSubstr("4 elements for 3 steps"));
   EXPECT_THAT(message("firp.step_count", 4, 0), HasSubstr("firp.step_count"));
   EXPECT_THAT(message("firp.step_layers", 16, 0), HasSubstr("layer 0"));

@@ -10,7 +10,7 @@
 namespace firp {
 namespace {
 
-constexpr std::int64_t kVersion = 2;
+constexpr std::int64_t kVersion = 3;
 
 std::string describe(const ModelIdentity& base) {
   return fmt::format("{} {}x{} {}", base.architecture, base.layers, base.hidden_size,
@@ -25,6 +25,7 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
   put("version", kVersion);
   put("base", describe(checkpoint.base));
   put("draft_steps", static_cast<std::int64_t>(checkpoint.options.draft_steps));
+  put("token_input", checkpoint.options.token_input);
   put("sequence_rank", static_cast<std::int64_t>(checkpoint.options.sequence_rank));
   put("adapter_rank", static_cast<std::int64_t>(checkpoint.options.adapter_rank));
   put("updates", static_cast<std::int64_t>(checkpoint.options.updates));
@@ -57,6 +58,9 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
       archive.write(fmt::format("parameter.{}", i), parameters[i]->cpu());
       archive.write(fmt::format("mean.{}", i), state.means[i].cpu());
       archive.write(fmt::format("square.{}", i), state.squares[i].cpu());
+    }
+    if (maps.token) {
+      put("token_input_scale", maps.token->scale);
     }
     if (maps.sequence) {
       put("state_scale", maps.sequence->state_scale);
@@ -120,6 +124,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
     base_in_file = get("base").toStringRef();
     out.base = base;
     out.options.draft_steps = get_int("draft_steps");
+    out.options.token_input = get("token_input").toBool();
     out.options.sequence_rank = get_int("sequence_rank");
     out.options.adapter_rank = get_int("adapter_rank");
     out.options.updates = get_int("updates");
@@ -164,6 +169,10 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
       const std::int64_t d = base.hidden_size, steps = out.options.draft_steps;
       state.maps = {out.layer, get_floats("mean", {d}), get_floats("deviation", {d}),
                     torch::empty({steps, d, d}), torch::empty({steps, d})};
+      if (out.options.token_input) {
+        state.maps.token =
+            TokenInput{get("token_input_scale").toDouble(), torch::empty({steps, d, d})};
+      }
       if (const int rank = out.options.sequence_rank; rank > 0) {
         state.maps.sequence =
             SequentialHeads{get("state_scale").toDouble(),  get("token_scale").toDouble(),

@@ -170,6 +170,7 @@ double Distillation::update(int planned_updates) {
   std::vector<torch::Tensor> hidden, targets, probabilities;
   torch::Tensor weights = torch::zeros({rows});
   std::vector<std::int64_t> tokens_before;  // each row's: the token at its position i + j
+  std::vector<std::int64_t> behind;         // each anchor's: the token at i + 1
   for (int b = 0; b < kSequencesAnUpdate; ++b) {
     const int index = batch.texts[b];
     const TeacherText& text = texts_[index];
@@ -178,6 +179,7 @@ double Distillation::update(int planned_updates) {
     std::vector<std::int64_t> anchor_rows, target_rows;
     for (const int anchor : batch.anchors[b]) {
       anchor_rows.push_back(anchor - text.first_anchor);
+      behind.push_back(text.tokens[anchor + 1]);
       for (int step = 1; step <= steps; ++step) {
         const std::int64_t target = anchor - text.first_anchor + step;
         const bool exists = target < text.hidden.size(0);
@@ -208,7 +210,8 @@ double Distillation::update(int planned_updates) {
   for (torch::Tensor* const parameter : maps.parameters()) {
     parameters.push_back(parameter->requires_grad_(true));
   }
-  const torch::Tensor pseudo = maps.rows(torch::cat(hidden).to(device))
+  const torch::Tensor embeddings_behind = upper_.embeddings(torch::tensor(behind));
+  const torch::Tensor pseudo = maps.rows(torch::cat(hidden).to(device), embeddings_behind)
                                    .reshape({kSequencesAnUpdate, kAnchorsASequence, steps, d});
   const torch::Tensor states =
       upper_.forward(maps.layer, pseudo, anchors, context.to(device), maps.adapters).flatten(0, 2);
@@ -218,8 +221,7 @@ double Distillation::update(int planned_updates) {
   torch::Tensor loss = loss_of(states);
   double shown = loss.item<double>();
   if (maps.sequence) {
-    const torch::Tensor before =
-        upper_.embedding().index_select(0, torch::tensor(tokens_before).to(device));
+    const torch::Tensor before = upper_.embeddings(torch::tensor(tokens_before));
     const torch::Tensor correction =
         maps.sequence->correction(states.view({-1, steps, d}), before.view({-1, steps, d}));
     const torch::Tensor corrected = (states + correction.reshape({-1, d})).to(states.scalar_type());

@@ -128,8 +128,8 @@ TEST(SequentialHeads, AreTheFilesFormula) {
             torch::zeros(kSize),
             torch::ones(kSize),
             torch::zeros({kSteps, kSize, kSize}),
-            torch::zeros({kSteps, kSize}),
-            SequentialHeads::initial(kSteps, kRank, kSize, 0.25, 8, 3)};
+            torch::zeros({kSteps, kSize})};
+  maps.sequence = SequentialHeads::initial(kSteps, kRank, kSize, 0.25, 8, 3);
   EXPECT_EQ(maps.sequence->output.abs().max().item<float>(), 0);
   EXPECT_GT(maps.sequence->token.abs().max().item<float>(), 0.1);
   maps.sequence->output.normal_();

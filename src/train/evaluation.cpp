@@ -39,8 +39,10 @@ TextDrafts draft_text(const UpperLayers& upper, const Maps& maps, const TeacherT
         torch::arange(text.first_anchor + begin, text.first_anchor + begin + count)
             .to(upper.device())
             .unsqueeze(0);
+    const torch::Tensor behind = tokens_behind(text.tokens, hidden.size(0)).narrow(0, begin, count);
     const torch::Tensor rows =
-        maps.rows(hidden.narrow(0, begin, count).to(upper.device())).unsqueeze(0);
+        maps.rows(hidden.narrow(0, begin, count).to(upper.device()), upper.embeddings(behind))
+            .unsqueeze(0);
     const torch::Tensor states =
         upper.forward(maps.layer, rows, anchors, context, maps.adapters)[0];
     const torch::Tensor logits = torch::linear(states.flatten(0, 1), head).to(torch::kFloat32);
@@ -80,8 +82,7 @@ Continuations continuations(const UpperLayers& upper, const Maps& maps, const Te
     const torch::NoGradGuard no_gradient;
     const SequentialHeads& heads = *maps.sequence;
     const std::vector<std::int64_t> before(previous.begin(), previous.end());
-    const torch::Tensor embeddings =
-        upper.embedding().index_select(0, torch::tensor(before).to(upper.device()));
+    const torch::Tensor embeddings = upper.embeddings(torch::tensor(before));
     const torch::Tensor correction =
         heads.correction_behind(step - 1, drafts.inner[anchor][step - 1].unsqueeze(0), embeddings);
     const torch::Tensor ids = drafts.ids[anchor][step - 1];

@@ -16,9 +16,10 @@ constexpr int kSampledTexts = 8;                         // for the standardisat
 constexpr double kAsGood = 0.01;                         // tokens per forward pass
 constexpr std::size_t kMaxBytes = std::size_t{3} << 30;  // of all normal equations
 
-std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps) {
-  const std::size_t bytes = (draft_steps + 1) * sizeof(double) *
-                            static_cast<std::size_t>(config.hidden_size) * config.hidden_size;
+std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps, bool token_input) {
+  const std::size_t inputs = static_cast<std::size_t>(config.hidden_size) * (token_input ? 2 : 1);
+  const std::size_t bytes = sizeof(double) * inputs *
+                            (inputs + static_cast<std::size_t>(config.hidden_size) * draft_steps);
   const int first = std::max(1, config.layers / 3);
   const int last = std::max(first, std::min(config.layers - 1, config.layers * 9 / 10 - 1));
   int stride = std::max(1, config.layers / 15);
@@ -35,8 +36,8 @@ std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps) {
 }  // namespace
 
 int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
-                 const std::function<bool(int, int)>& on_progress) {
-  const std::vector<int> layers = candidate_layers(model.config(), draft_steps);
+                 bool token_input, const std::function<bool(int, int)>& on_progress) {
+  const std::vector<int> layers = candidate_layers(model.config(), draft_steps, token_input);
   const int total = static_cast<int>(layers.size()) * 2;  // half of the work is the regression's
   if (layers.size() == 1) {
     return layers.front();
@@ -45,34 +46,44 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
   const UpperLayers upper(model, layers.front(), device, fast_type(device));
 
   std::vector<RidgeRegression> regressions;
-  std::vector<std::vector<torch::Tensor>> sample;  // the first texts' states: [text][layer]
+  // The first texts' states, [text][layer], and the embeddings behind them.
+  std::vector<std::vector<torch::Tensor>> sample;
+  std::vector<torch::Tensor> sample_embeddings;
+  const auto embeddings_behind = [&](const Text& text, std::int64_t rows) {
+    return upper.embeddings(tokens_behind(text.tokens, rows)).cpu();
+  };
+  const std::optional<double> token_scale =
+      token_input ? std::optional(upper.embedding_scale()) : std::nullopt;
   const auto begin_regressions = [&] {
     for (std::size_t i = 0; i < layers.size(); ++i) {
       std::vector<torch::Tensor> states;
       for (const std::vector<torch::Tensor>& text : sample) {
         states.push_back(text[i]);
       }
-      regressions.emplace_back(layers[i], draft_steps, torch::cat(states));
-      for (const torch::Tensor& text : states) {
-        regressions.back().add(text);
+      regressions.emplace_back(layers[i], draft_steps, torch::cat(states), token_scale);
+      for (std::size_t text = 0; text < states.size(); ++text) {
+        regressions.back().add(states[text], sample_embeddings[text]);
       }
     }
     sample.clear();
+    sample_embeddings.clear();
   };
   for (const Text& text : texts) {
     if (text.held_out) {
       continue;
     }
     std::vector<torch::Tensor> states = run_hidden(engine, text, layers);
+    const torch::Tensor embeddings = embeddings_behind(text, states.front().size(0));
     if (regressions.empty()) {
       sample.push_back(std::move(states));
+      sample_embeddings.push_back(embeddings);
       if (sample.size() == kSampledTexts) {
         begin_regressions();
       }
       continue;
     }
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      regressions[i].add(states[i]);
+      regressions[i].add(states[i], embeddings);
     }
     const long long anchors = regressions.front().anchors();
     if (!on_progress(static_cast<int>(total / 2 * std::min(anchors, kAnchors) / kAnchors), total)) {

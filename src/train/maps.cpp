@@ -70,14 +70,21 @@ torch::Tensor Adapters::adapt(const torch::Tensor& rows, int index) const {
   return rows + torch::linear(torch::silu(torch::linear(scaled, down[index])), up[index]);
 }
 
-torch::Tensor Maps::rows(const torch::Tensor& hidden) const {
+torch::Tensor Maps::rows(const torch::Tensor& hidden, const torch::Tensor& embeddings) const {
   const torch::Tensor input = ((hidden - mean) / deviation).expand({steps(), -1, -1});
-  const torch::Tensor output = torch::baddbmm(bias.unsqueeze(1), input, weight.transpose(1, 2));
+  torch::Tensor output = torch::baddbmm(bias.unsqueeze(1), input, weight.transpose(1, 2));
+  if (token) {
+    const torch::Tensor scaled = (embeddings.to(torch::kFloat32) * token->scale);
+    output = output.baddbmm(scaled.expand({steps(), -1, -1}), token->weight.transpose(1, 2));
+  }
   return torch::addcmul(mean, output, deviation).transpose(0, 1);
 }
 
 std::vector<torch::Tensor*> Maps::parameters() {
   std::vector<torch::Tensor*> all = {&weight, &bias};
+  if (token) {
+    all.push_back(&token->weight);
+  }
   if (sequence) {
     all.insert(all.end(), {&sequence->state, &sequence->token, &sequence->bias, &sequence->output});
   }
@@ -108,6 +115,10 @@ Heads to_heads(const Maps& maps, const ModelIdentity& base) {
     // With the rounded weights, so that the rounding is made up for as far as the mean goes.
     const torch::Tensor bias = mean + deviation * exact(maps.bias[step]) - torch::mv(weight, mean);
     DraftMap map{.layer = maps.layer, .weight = values(weight), .bias = values(bias)};
+    if (maps.token) {
+      map.token = values(
+          rounded(exact(maps.token->weight[step]) * deviation.unsqueeze(1) * maps.token->scale));
+    }
     if (const std::optional<SequentialHeads>& sequence = maps.sequence) {
       map.sequence = SequentialHead{
           .rank = sequence->rank(),
@@ -141,6 +152,9 @@ Maps from_heads(const Heads& heads) {
   Maps maps{heads.steps.front().layer, torch::zeros(d), torch::ones(d),
             stack([&](const DraftMap& step) { return matrix(step.weight, d); }),
             stack([](const DraftMap& step) { return torch::tensor(step.bias); })};
+  if (heads.has_token_input()) {
+    maps.token = TokenInput{1, stack([&](const DraftMap& s) { return matrix(s.token, d); })};
+  }
   if (heads.has_sequential_head()) {
     maps.sequence = SequentialHeads{
         1,

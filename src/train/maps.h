@@ -45,6 +45,13 @@ struct Adapters {
   torch::Tensor adapt(const torch::Tensor& rows, int index) const;
 };
 
+/// What the token behind the anchor adds to each pseudo row (DraftMap::token of model/heads.h)
+/// while it is trained: deviation * (weight_j (scale e)).
+struct TokenInput {
+  double scale = 1;      ///< brings embeddings to about 1
+  torch::Tensor weight;  ///< [K, d, d], weight[j][output][input]
+};
+
 /// Draft maps while they are trained. Input and output are standardised per dimension, because the
 /// residual stream's dimensions differ by a factor of fifty:
 ///   p_{i,j} = mean + deviation * (weight_j ((h_i - mean) / deviation) + bias_j)
@@ -53,12 +60,14 @@ struct Maps {
   torch::Tensor mean, deviation;  ///< [d]
   torch::Tensor weight;           ///< [K, d, d], weight[j][output][input]
   torch::Tensor bias;             ///< [K, d]
+  std::optional<TokenInput> token = {};
   std::optional<SequentialHeads> sequence = {};
   std::optional<Adapters> adapters = {};
 
   int steps() const { return static_cast<int>(weight.size(0)); }
-  /// [N, d] hidden states to [N, K, d] pseudo rows; F32, with gradients to weight and bias.
-  torch::Tensor rows(const torch::Tensor& hidden) const;
+  /// [N, d] hidden states of anchors, and embeddings [N, d] of the tokens behind them (read only by
+  /// maps with a token input), to [N, K, d] pseudo rows; F32, with gradients to the weights.
+  torch::Tensor rows(const torch::Tensor& hidden, const torch::Tensor& embeddings) const;
   /// What training changes.
   std::vector<torch::Tensor*> parameters();
   Maps to(torch::Device device) const;

@@ -23,13 +23,13 @@ TEST(Ridge, FindsTheLinearLawOfTheNextStates) {
     }
     texts.push_back(torch::stack(states).to(torch::kFloat32));
   }
-  RidgeRegression regression(1, kSteps, torch::cat(texts));
-  for (const torch::Tensor& text : texts) regression.add(text);
+  RidgeRegression regression(1, kSteps, torch::cat(texts), std::nullopt);
+  for (const torch::Tensor& text : texts) regression.add(text, {});
   EXPECT_EQ(regression.anchors(), 20 * (200 - kSteps));
 
   const Maps maps = regression.solve();
   const torch::Tensor h = torch::randn({5, kSize});
-  const torch::Tensor predicted = maps.rows(h);
+  const torch::Tensor predicted = maps.rows(h, {});
   torch::Tensor expected = h.to(torch::kFloat64);
   for (int step = 0; step < kSteps; ++step) {
     expected = torch::mm(expected, law.t());
@@ -40,16 +40,42 @@ TEST(Ridge, FindsTheLinearLawOfTheNextStates) {
   }
 }
 
+/// Where the next state depends on the token behind as well, h_{i+1} = A h_i + B e_{i+1}, only a
+/// token input predicts it; what later tokens add is unknown to both.
+TEST(Ridge, FindsWhatTheTokenBehindAdds) {
+  torch::manual_seed(5);
+  constexpr int kSize = 6, kLength = 3000;
+  const torch::Tensor law = torch::eye(kSize) * 0.5, of_token = torch::randn({kSize, kSize});
+  const torch::Tensor embeddings = torch::randn({kLength, kSize});  // [i]: of the token behind i
+  std::vector<torch::Tensor> states = {torch::randn({kSize})};
+  for (int i = 1; i < kLength; ++i) {
+    states.push_back(torch::mv(law, states.back()) + torch::mv(of_token, embeddings[i - 1]));
+  }
+  const torch::Tensor hidden = torch::stack(states);
+  const auto error = [&](std::optional<double> token_scale) {
+    RidgeRegression regression(1, 2, hidden, token_scale);
+    regression.add(hidden, embeddings);
+    const torch::Tensor first_step = regression.solve().rows(hidden, embeddings).select(1, 0);
+    return (first_step.slice(0, 0, kLength - 1) - hidden.slice(0, 1)).abs().max().item<double>();
+  };
+  EXPECT_LT(error(0.25), 0.05);
+  EXPECT_GT(error(std::nullopt), 0.5);
+}
+
 TEST(Maps, SurviveTheHeadsFileUpToItsRounding) {
   torch::manual_seed(4);
   constexpr int kSize = 8;
-  const Maps maps = {2, torch::randn(kSize), torch::rand(kSize) + 0.5,
-                     torch::randn({2, kSize, kSize}), torch::randn({2, kSize})};
+  const Maps maps = {2,
+                     torch::randn(kSize),
+                     torch::rand(kSize) + 0.5,
+                     torch::randn({2, kSize, kSize}),
+                     torch::randn({2, kSize}),
+                     TokenInput{0.5, torch::randn({2, kSize, kSize})}};
   const Heads heads = to_heads(maps, {});
   ASSERT_EQ(heads.count(), 2);
   EXPECT_EQ(heads.steps[0].layer, 2);
-  const torch::Tensor h = torch::randn({6, kSize});
-  const double error = (from_heads(heads).rows(h) - maps.rows(h)).abs().max().item<double>();
+  const torch::Tensor h = torch::randn({6, kSize}), e = torch::randn({6, kSize});
+  const double error = (from_heads(heads).rows(h, e) - maps.rows(h, e)).abs().max().item<double>();
   EXPECT_LT(error, 0.05);
 }
 

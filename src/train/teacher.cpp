@@ -124,6 +124,10 @@ std::vector<torch::Tensor> run_hidden(Engine& engine, const Text& text,
   return states;
 }
 
+torch::Tensor tokens_behind(std::span<const Token> tokens, std::int64_t rows) {
+  return torch::tensor(std::vector<std::int64_t>(tokens.end() - rows, tokens.end()));
+}
+
 std::vector<std::int32_t> tokens_by_frequency(std::span<const TeacherText> texts, int vocabulary) {
   torch::Tensor mass = torch::zeros({vocabulary}, torch::kFloat64);
   for (const TeacherText& text : texts) {

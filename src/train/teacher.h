@@ -43,6 +43,9 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
 std::vector<torch::Tensor> run_hidden(Engine& engine, const Text& text,
                                       std::span<const int> layers);
 
+/// The token behind each of the last `rows` rows of a text (the last token has none): [rows] int64.
+torch::Tensor tokens_behind(std::span<const Token> tokens, std::int64_t rows);
+
 /// All tokens of a vocabulary, those that the model writes most often first: by the sum of their
 /// probabilities over all rows of the texts.
 std::vector<std::int32_t> tokens_by_frequency(std::span<const TeacherText> texts, int vocabulary);

@@ -143,31 +143,32 @@ std::size_t physical_memory_bytes() {
          static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
 }
 
-Maps warm_start(std::span<const TeacherText> texts, int layer, int draft_steps, Phase& phase) {
+Maps warm_start(const UpperLayers& upper, std::span<const TeacherText> texts,
+                const TrainOptions& options, Phase& phase) {
   std::vector<torch::Tensor> sample;
   for (const TeacherText& text :
        texts.first(std::min<std::size_t>(texts.size(), kRidgeSampleTexts))) {
     sample.push_back(text.hidden);
   }
-  RidgeRegression regression(layer, draft_steps, torch::cat(sample));
+  RidgeRegression regression(
+      upper.first_layer(), options.draft_steps, torch::cat(sample),
+      options.token_input ? std::optional(upper.embedding_scale()) : std::nullopt);
   for (const TeacherText& text : texts) {
-    regression.add(text.hidden);
+    regression.add(text.hidden,
+                   upper.embeddings(tokens_behind(text.tokens, text.hidden.size(0))).cpu());
     if (regression.anchors() >= kRidgeAnchors) {
       break;
     }
   }
   const Maps maps = regression.solve();
-  phase.update(draft_steps, draft_steps);
+  phase.update(options.draft_steps, options.draft_steps);
   return maps;
 }
 
 SequentialHeads fresh_sequence(const UpperLayers& upper, const TrainOptions& options) {
-  const auto scale_to_1 = [](const torch::Tensor& x) {
-    return 1 / x.to(torch::kFloat32).square().mean().sqrt().item<double>();
-  };
+  const double state_scale = 1 / upper.output_norm().square().mean().sqrt().item<double>();
   return SequentialHeads::initial(options.draft_steps, options.sequence_rank, upper.head().size(1),
-                                  scale_to_1(upper.output_norm()), scale_to_1(upper.embedding()),
-                                  options.seed);
+                                  state_scale, upper.embedding_scale(), options.seed);
 }
 
 }  // namespace
@@ -240,7 +241,7 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
   if (checkpoint.layer == 0) {
     Phase phase = begin_phase(TrainPhase::kLayerScan);
     checkpoint.layer = choose_layer(engine, model, checkpoint.texts, planned.draft_steps,
-                                    [&](int done, int total) {
+                                    planned.token_input, [&](int done, int total) {
                                       phase.update(done, total);
                                       return !stop;
                                     });
@@ -289,7 +290,7 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
 
   if (!checkpoint.state) {
     Phase phase = begin_phase(TrainPhase::kWarmStart);
-    Maps maps = warm_start(train_texts, checkpoint.layer, planned.draft_steps, phase);
+    Maps maps = warm_start(upper, train_texts, planned, phase);
     if (planned.sequence_rank > 0) {
       maps.sequence = fresh_sequence(upper, planned);
     }

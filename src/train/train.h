@@ -19,6 +19,7 @@ struct TrainOptions {
       prompts;  ///< JSONL, one object with "turns": ["...", ..] a line; empty: none
 
   int draft_steps = 4;         ///< K: maps to train, 1 .. kMaxDraftSteps
+  bool token_input = true;     ///< maps read the token behind the anchor, too
   int sequence_rank = 256;     ///< r of the sequential head, 0 .. kMaxSequenceRank; 0: maps alone
   int adapter_rank = 16;       ///< r of the adapters, 0 .. kMaxAdapterRank; 0: none
   int layer = 0;               ///< t of all maps, 1 .. layers - 1; 0: the ridge scan chooses

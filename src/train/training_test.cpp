@@ -155,6 +155,7 @@ TEST_F(TrainingTest, ACheckpointHoldsEverything) {
                      torch::rand(d) + 1,
                      torch::randn({2, d, d}),
                      torch::randn({2, d}),
+                     TokenInput{0.25, torch::randn({2, d, d})},
                      SequentialHeads::initial(2, 8, d, 0.5, 2, 4),
                      Adapters::initial(model_.config().layers - 1, 5, d, 4)};
   checkpoint.options.sequence_rank = 8;
@@ -182,14 +183,17 @@ TEST_F(TrainingTest, ACheckpointHoldsEverything) {
   EXPECT_EQ(read.state->updates, 7);
   EXPECT_TRUE(torch::equal(read.state->maps.weight, maps.weight));
   EXPECT_TRUE(torch::equal(read.state->maps.deviation, maps.deviation));
+  ASSERT_TRUE(read.state->maps.token);
+  EXPECT_EQ(read.state->maps.token->scale, 0.25);
+  EXPECT_TRUE(torch::equal(read.state->maps.token->weight, maps.token->weight));
   ASSERT_TRUE(read.state->maps.sequence);
   EXPECT_EQ(read.state->maps.sequence->state_scale, 0.5);
   EXPECT_EQ(read.state->maps.sequence->token_scale, 2);
   EXPECT_TRUE(torch::equal(read.state->maps.sequence->token, maps.sequence->token));
   ASSERT_TRUE(read.state->maps.adapters);
   EXPECT_TRUE(torch::equal(read.state->maps.adapters->down, maps.adapters->down));
-  ASSERT_EQ(read.state->means.size(), 8u);
-  for (std::size_t i = 0; i < 8; ++i) {
+  ASSERT_EQ(read.state->means.size(), 9u);
+  for (std::size_t i = 0; i < 9; ++i) {
     EXPECT_TRUE(torch::equal(read.state->means[i], checkpoint.state->means[i]));
     EXPECT_TRUE(torch::equal(read.state->squares[i], checkpoint.state->squares[i]));
   }

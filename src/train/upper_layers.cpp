@@ -143,6 +143,7 @@ UpperLayers::UpperLayers(const Model& model, int first_layer, torch::Device devi
   output_norm_ = vector(load(model.output_norm()));
   head_ = matrix(load(model.head()));
   embedding_ = config_.tied_head ? head_ : matrix(load(model.token_embedding()));
+  embedding_scale_ = 1 / embedding_.to(torch::kFloat32).square().mean().sqrt().item<double>();
   frequencies_ = torch::tensor(config_.rope.frequencies, torch::kFloat32).to(device);
 }
 

@@ -39,8 +39,11 @@ class UpperLayers {
                         const torch::Tensor& context,
                         const std::optional<Adapters>& adapters = {}) const;
 
-  const torch::Tensor& head() const { return head_; }                ///< [vocabulary, d]
-  const torch::Tensor& embedding() const { return embedding_; }      ///< of tokens: [vocabulary, d]
+  const torch::Tensor& head() const { return head_; }            ///< [vocabulary, d]
+  torch::Tensor embeddings(const torch::Tensor& tokens) const {  ///< int64 [N] to [N, d]
+    return embedding_.index_select(0, tokens.to(device_));
+  }
+  double embedding_scale() const { return embedding_scale_; }        ///< 1 / rms of all embeddings
   const torch::Tensor& output_norm() const { return output_norm_; }  ///< its weights [d]
 
  private:
@@ -60,6 +63,7 @@ class UpperLayers {
   torch::Tensor frequencies_;  ///< [rope dimensions / 2]
   std::vector<Layer> layers_;
   torch::Tensor output_norm_, head_, embedding_;
+  double embedding_scale_ = 1;
 };
 
 /// CUDA if there is any, else the CPU.

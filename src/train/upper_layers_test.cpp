@@ -32,10 +32,12 @@ std::vector<Token> random_tokens(int count, int vocabulary, int seed) {
   return tokens;
 }
 
-Maps random_maps(int layer, int steps, int d) {
+Maps random_maps(int layer, int steps, int d, bool token_input) {
   torch::manual_seed(7);
-  return {layer, torch::zeros(d), torch::ones(d), torch::randn({steps, d, d}) / std::sqrt(d),
-          torch::randn({steps, d}) * 0.1};
+  Maps maps{layer, torch::zeros(d), torch::ones(d), torch::randn({steps, d, d}) / std::sqrt(d),
+            torch::randn({steps, d}) * 0.1};
+  if (token_input) maps.token = TokenInput{1, torch::randn({steps, d, d}) / std::sqrt(d)};
+  return maps;
 }
 
 float largest_difference(const torch::Tensor& ours, std::span<const float> engine) {
@@ -47,6 +49,7 @@ float largest_difference(const torch::Tensor& ours, std::span<const float> engin
 struct Case {
   const char* name;
   TinyModelOptions options;
+  bool token_input = false;
 };
 
 std::vector<Case> cases() {
@@ -54,7 +57,8 @@ std::vector<Case> cases() {
   for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
     out.push_back({architecture, {.architecture = architecture}});
   }
-  out.push_back({"tied", {.architecture = "qwen2", .tied_head = true}});
+  out.push_back({"token_input", {.architecture = "llama"}, true});
+  out.push_back({"tied", {.architecture = "qwen2", .tied_head = true}, true});
   out.push_back({"group3", {.architecture = "llama", .query_heads = 6, .kv_heads = 2}});
   out.push_back({"head128", {.architecture = "qwen3", .kv_heads = 1, .head_size = 128}});
   out.push_back({"yarn",
@@ -76,7 +80,8 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
   const Model model(file.path);
   const int d = model.config().hidden_size;
   Engine engine(model, {.threads = 1, .context = 256, .max_rows = 256});
-  const Heads heads = to_heads(random_maps(kLayer, kSteps, d), model.identity());
+  const Heads heads =
+      to_heads(random_maps(kLayer, kSteps, d, GetParam().token_input), model.identity());
   engine.set_heads(heads);
 
   const Text text{.tokens = random_tokens(91, model.config().vocabulary_size, 3),
@@ -89,8 +94,10 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
   const std::vector<int> anchors = {19, 40, 70, 88};
   std::vector<std::int64_t> hidden_rows;
   for (const int anchor : anchors) hidden_rows.push_back(anchor - teacher.first_anchor);
-  const torch::Tensor rows =
-      from_heads(heads).rows(teacher.hidden.index_select(0, torch::tensor(hidden_rows)));
+  const torch::Tensor picked = torch::tensor(hidden_rows);
+  const torch::Tensor behind = tokens_behind(text.tokens, teacher.hidden.size(0));
+  const torch::Tensor rows = from_heads(heads).rows(
+      teacher.hidden.index_select(0, picked), upper.embeddings(behind.index_select(0, picked)));
   const torch::Tensor states =
       upper.forward(kLayer, rows.unsqueeze(0), torch::tensor(anchors, torch::kInt64).unsqueeze(0),
                     teacher.context.unsqueeze(2))[0];
@@ -107,8 +114,11 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
     int parent = anchor;
     chains.emplace_back();
     for (int step = 1; step <= kSteps; ++step) {
-      batch.push_back(
-          {.sequence = sequence, .position = anchor + step, .parent = parent, .step = step});
+      batch.push_back({.sequence = sequence,
+                       .position = anchor + step,
+                       .parent = parent,
+                       .step = step,
+                       .token_behind = text.tokens[anchor + 1]});
       parent = static_cast<int>(batch.size()) - 1;
       chains.back().push_back(parent);
     }
@@ -198,7 +208,7 @@ TEST(Drafts, AreOfTheVocabularyAndRankedBehindTheTokenBefore) {
                   .answer_begin = 30};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
   const TeacherText teacher = run_teacher(engine, upper, text);
-  Maps maps = random_maps(1, 2, d);
+  Maps maps = random_maps(1, 2, d, /*token_input=*/true);
   maps.sequence = SequentialHeads::initial(2, 8, d, 1, 1, 1);
   maps.sequence->output.normal_();
 
