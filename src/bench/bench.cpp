@@ -48,6 +48,10 @@ void add(BenchResult& result, const BenchRun& run, const BenchRun* plain) {
   result.forwards += run.forwards;
   result.prefill_seconds += run.prefill_seconds;
   result.seconds += run.seconds;
+  result.plan.nodes += run.plan.nodes;
+  result.plan.drafting_passes += run.plan.drafting_passes;
+  result.plan.expected_tokens += run.plan.expected_tokens;
+  result.plan.expected_seconds += run.plan.expected_seconds;
   if (plain != nullptr && run.tokens == plain->tokens) result.identical_to_plain += 1;
 }
 
@@ -103,6 +107,10 @@ BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vo
       result.forwards += stats.forwards;
       result.prefill_seconds += stats.prefill_seconds;
       result.seconds += stats.decode_seconds;
+      result.plan.nodes += stats.drafted;
+      result.plan.drafting_passes += stats.drafting_passes;
+      result.plan.expected_tokens += stats.expected_tokens;
+      result.plan.expected_seconds += stats.expected_seconds;
       if (stop) break;
     }
     return result;

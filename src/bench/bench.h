@@ -24,6 +24,14 @@ struct BenchPrompt {
 std::vector<BenchPrompt> read_bench_prompts(const std::filesystem::path& path, int limit,
                                             int turns);
 
+/// What was drafted, and what the planner expected of it: to be held against tokens and seconds.
+struct DraftPlan {
+  long long nodes = 0;            ///< drafted tokens that were verified
+  long long drafting_passes = 0;  ///< short passes of pseudo rows alone
+  double expected_tokens = 0;     ///< of all forwards; both 0 without a planner
+  double expected_seconds = 0;
+};
+
 /// What one method did with one prompt, all turns together.
 struct BenchRun {
   std::vector<Token> tokens;  ///< of all answers, each closed by kNoToken
@@ -31,6 +39,7 @@ struct BenchRun {
   long long forwards = 0;
   double prefill_seconds = 0;
   double seconds = 0;  ///< decoding alone
+  DraftPlan plan = {};
 };
 
 /// A way to decode. `run` answers all turns of a prompt from scratch, with at most `max_tokens` a
@@ -57,6 +66,7 @@ struct BenchResult {
   long long forwards = 0;
   double prefill_seconds = 0;
   double seconds = 0;
+  DraftPlan plan = {};
   double speedup_over_plain = 0;  ///< ratio of tokens per second; 0 where plain was not run
   int identical_to_plain = 0;     ///< prompts whose tokens all equal plain's
 

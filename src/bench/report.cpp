@@ -20,6 +20,28 @@ namespace {
   throw Error(fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
 }
 
+/// What the planner chose over all prompts, and whether it saw what it expected. "" where none did.
+std::string plan_table(const std::vector<BenchResult>& results, std::size_t method_width) {
+  std::string table;
+  for (const BenchResult& result : results) {
+    const DraftPlan& plan = result.plan;
+    if (result.category != kAllCategories || plan.expected_seconds == 0) continue;
+    if (table.empty()) {
+      table = fmt::format("\n{:<{}}  {:>10}  {:>8}  {:>28}  {:>24}\n", "planner", method_width,
+                          "nodes/pass", "drafting", "tokens/pass expected, seen",
+                          "ms/pass expected, seen");
+    }
+    const auto forwards = static_cast<double>(result.forwards);
+    fmt::format_to(std::back_inserter(table),
+                   "{:<{}}  {:>10.1f}  {:>6.0f} %  {:>20.2f}  {:>6.2f}  {:>16.2f}  {:>6.2f}\n",
+                   result.method, method_width, static_cast<double>(plan.nodes) / forwards,
+                   100.0 * static_cast<double>(plan.drafting_passes) / forwards,
+                   plan.expected_tokens / forwards, result.tokens_per_forward(),
+                   1e3 * plan.expected_seconds / forwards, 1e3 * result.seconds / forwards);
+  }
+  return table;
+}
+
 }  // namespace
 
 std::string bench_table(const std::vector<BenchResult>& results) {
@@ -45,7 +67,7 @@ std::string bench_table(const std::vector<BenchResult>& results) {
         compared ? fmt::format("{}/{}", result.identical_to_plain, result.prompts) : "-");
     last_category = result.category;
   }
-  return table;
+  return table + plan_table(results, method_width);
 }
 
 nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
@@ -88,6 +110,12 @@ nlohmann::ordered_json bench_json(nlohmann::ordered_json machine, nlohmann::orde
     if (compared) {
       entry["speedup_over_plain"] = result.speedup_over_plain;
       entry["identical_to_plain"] = result.identical_to_plain;
+    }
+    entry["drafted_nodes"] = result.plan.nodes;
+    entry["drafting_passes"] = result.plan.drafting_passes;
+    if (result.plan.expected_seconds > 0) {
+      entry["expected_tokens"] = result.plan.expected_tokens;
+      entry["expected_seconds"] = result.plan.expected_seconds;
     }
     list.push_back(std::move(entry));
   }

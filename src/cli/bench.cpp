@@ -33,6 +33,7 @@ struct BenchFlags {
   std::filesystem::path prompts;
   std::vector<std::string> methods = {"plain", "firp"};
   std::vector<int> trees;  ///< none: the planner chooses
+  bool free_rows = false;
   std::string peer;
   int tokens = 128;
   int limit = 0;
@@ -69,7 +70,15 @@ std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
     if (name == "ngram") options.method = DraftMethod::kNone;
     options.ngrams = name != "firp";
     if (flags.trees.empty()) {
-      if (decoder.planner) options.planner = &planners.emplace_back(*decoder.planner);
+      if (decoder.planner && flags.free_rows) {
+        PassCosts costs = decoder.planner->costs();
+        costs.verify_seconds = {{1, costs.verify(1, 0)},
+                                {Planner::kMostNodes + 1, costs.verify(1, 0)}};
+        costs.position_seconds = 0;
+        options.planner = &planners.emplace_back(std::move(costs), /*follow=*/false);
+      } else if (decoder.planner) {
+        options.planner = &planners.emplace_back(*decoder.planner);
+      }
       methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
     }
     for (const int tree : flags.trees) {
@@ -353,6 +362,11 @@ Examples:
           "Sizes of the draft tree; several give several methods (default: as many as pay)")
       ->delimiter(',')
       ->allow_extra_args(false);
+  app->get_option_group("Drafting")
+      ->add_flag("--free-rows", flags->free_rows,
+                 "Let the planner believe that a pass of many rows costs what one of a single row "
+                 "costs: what it would choose on a GPU (its seconds mean nothing here)")
+      ->needs(prompts);
   return {app, [flags] { return run_bench_verb(*flags); }};
 }
 

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "cli/cost_cache.h"
 #include "model/error.h"
 
 namespace firp {
@@ -16,17 +17,6 @@ namespace {
 
 constexpr int kLargestTree = 256;
 constexpr int kMostThreads = 1024;
-
-/// Where heads that come with the program lie: in the working directory, or by the program.
-std::vector<std::filesystem::path> heads_directories() {
-  std::vector<std::filesystem::path> directories = {"heads"};
-  if (const std::filesystem::path beside = program_directory(); !beside.empty()) {
-    directories.push_back(beside / "heads");
-    directories.push_back(beside.parent_path() / "heads");
-    directories.push_back(beside.parent_path() / "share" / "firp" / "heads");
-  }
-  return directories;
-}
 
 void require_between(float value, float least, float most, const char* flag) {
   if (!(value >= least && value <= most)) {
@@ -110,6 +100,16 @@ std::filesystem::path program_directory() {
   return std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
 }
 
+std::vector<std::filesystem::path> heads_directories() {
+  std::vector<std::filesystem::path> directories = {"heads"};
+  if (const std::filesystem::path beside = program_directory(); !beside.empty()) {
+    directories.push_back(beside / "heads");
+    directories.push_back(beside.parent_path() / "heads");
+    directories.push_back(beside.parent_path() / "share" / "firp" / "heads");
+  }
+  return directories;
+}
+
 void require_at_least(int value, int least, const char* flag) {
   if (value < least) throw Error(fmt::format("{} must be at least {}", flag, least));
 }
@@ -185,7 +185,7 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
   options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
   const bool drafts = options.ngrams || !heads_path.empty();
   if (drafts && trees.empty() && !options.chain && options.drafting == Drafting::kDeferred) {
-    options.planner = &planner.emplace(measure_costs(engine));
+    options.planner = &planner.emplace(cached_costs(engine, flags.model, heads_path));
   }
 }
 

@@ -60,6 +60,9 @@ struct Decoder {
 /// The folder of the running program; empty where the system does not tell.
 std::filesystem::path program_directory();
 
+/// Where heads that come with the program lie: in the working directory, or by the program.
+std::vector<std::filesystem::path> heads_directories();
+
 /// An Error that names the flag where its value is less.
 void require_at_least(int value, int least, const char* flag);
 

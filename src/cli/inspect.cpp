@@ -49,6 +49,23 @@ void inspect_tensors(const GgufFile& file) {
   line("tensors", "{}, {}: {}", file.tensors().size(), size_text(total), text);
 }
 
+/// What the planner decides by: what passes take, and how many tokens one must give to pay.
+void inspect_costs(const PassCosts& costs, const std::filesystem::path& heads) {
+  const double plain = costs.verify(1, 0);
+  fmt::print("\n{:<18}{:>6}{:>10}{:>22}{:>22}\n", "planner", "rows", "ms", "n-grams pay above",
+             heads.empty() ? "" : "FIRP pays above");
+  for (const auto& [rows, seconds] : costs.verify_seconds) {
+    const std::string drafted =
+        heads.empty() ? "" : fmt::format("{:.2f} tokens", (seconds + costs.draft_seconds) / plain);
+    fmt::print("{:<18}{:>6}{:>10.2f}{:>15.2f} tokens{:>22}\n", "", rows, 1e3 * seconds,
+               seconds / plain, drafted);
+  }
+  if (!heads.empty()) {
+    line("", "drafting with {} takes {:.2f} ms", heads.filename().string(),
+         1e3 * costs.draft_seconds);
+  }
+}
+
 void inspect_model(const Model& model, int threads) {
   const ModelConfig& config = model.config();
   line("model", "{} ({})", one_line(config.name), config.architecture);
@@ -62,9 +79,11 @@ void inspect_model(const Model& model, int threads) {
   inspect_tensors(model.file());
   line("identity", "{}", model.identity().tensor_hash);
 
-  const Engine engine(model, {.threads = threads});
-  ThreadPool pool(threads);
-  const MachinePeaks peaks = measure_peaks(pool, engine.isa());
+  Engine engine(model, {.threads = threads});
+  const MachinePeaks peaks = [&] {
+    ThreadPool pool(threads);
+    return measure_peaks(pool, engine.isa());
+  }();
   const auto bytes = static_cast<double>(engine.weight_bytes());
   fmt::print("\n");
   line("processor", "{}, {} threads", cpu_name(), threads);
@@ -81,6 +100,9 @@ void inspect_model(const Model& model, int threads) {
        peaks.int8_per_second / 1e9, peaks.instruction, peaks.balance());
   line("roofline", "{:.0f} forward passes/s: no more while all weights come from memory",
        peaks.bytes_per_second / bytes);
+  const std::optional<std::filesystem::path> heads = find_heads(model, heads_directories());
+  if (heads) engine.set_heads(read_heads(*heads, &model));
+  inspect_costs(measure_costs(engine), heads.value_or(""));
 }
 
 std::string percent(const std::vector<float>& rates) {

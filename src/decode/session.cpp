@@ -231,10 +231,11 @@ std::span<const DecodedToken> Session::step() {
   s.engine.commit(s.sequence, path);
   const int node = path.back();
   if (planner != nullptr) {
-    double expected = 0;
-    for (const DraftNode& each : tree) expected += std::exp(double{each.log_probability});
-    planner->observe_pass(static_cast<int>(tree.size()), expected,
-                          static_cast<int>(path.size()) - 1, watch.seconds(), root_position);
+    s.stats.expected_tokens += planner->expected_tokens(tree);
+    s.stats.expected_seconds += planner->verify_seconds(token_rows, root_position);
+    std::vector<int> accepted;
+    for (const int row : std::span(path).subspan(1)) accepted.push_back(row - 1);
+    planner->observe_pass(tree, accepted, watch.seconds(), root_position);
   }
 
   // Drafts for the next pass.
@@ -254,7 +255,9 @@ std::span<const DecodedToken> Session::step() {
     }
     s.build_tree(pseudo_rows);
   } else if (deferred && (planner == nullptr || planner->drafts(match, root_position))) {
+    if (planner != nullptr) s.stats.expected_seconds += planner->draft_seconds();
     s.draft_deferred(node);
+    s.stats.drafting_passes += 1;
     if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
   }
   if (!match.empty()) {
@@ -294,6 +297,9 @@ DecodeStats generate(Session& session, int max_tokens, const std::function<bool(
   stats.tokens = tokens;
   stats.forwards -= before.forwards;
   stats.drafted -= before.drafted;
+  stats.drafting_passes -= before.drafting_passes;
+  stats.expected_tokens -= before.expected_tokens;
+  stats.expected_seconds -= before.expected_seconds;
   stats.prefill_seconds -= before.prefill_seconds;
   stats.decode_seconds -= before.decode_seconds;
   return stats;

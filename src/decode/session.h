@@ -35,8 +35,13 @@ struct DecodedToken {
 
 struct DecodeStats {
   long long tokens = 0;
-  long long forwards = 0;  ///< passes that verify and decode (the prompt's are not counted)
-  long long drafted = 0;   ///< tree nodes verified
+  long long forwards = 0;         ///< passes that verify and decode (the prompt's are not counted)
+  long long drafted = 0;          ///< tree nodes verified
+  long long drafting_passes = 0;  ///< short passes of pseudo rows alone
+  // What the planner expected of the forwards, where there is one; to be held against tokens and
+  // decode_seconds.
+  double expected_tokens = 0;
+  double expected_seconds = 0;
   double prefill_seconds = 0;
   double decode_seconds = 0;
 };

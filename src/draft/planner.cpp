@@ -10,12 +10,16 @@ namespace {
 
 // Averages are over about this many steps: short enough to follow a change of subject.
 constexpr double kWeight = 1.0 / 16;
-// Drafting that loses is stopped after so many steps, for a while that doubles each time: text that
-// cannot be predicted then costs next to nothing, about 1 %.
+// Drafting that loses is stopped after so many steps, and tried again after as many as make the
+// trials cost this share of the time: soon where little is lost, seldom where text cannot be
+// predicted.
 constexpr int kTrialSteps = 3;
-constexpr int kFirstPause = 32;
-constexpr int kLongestPause = 128;
-constexpr int kGoodSteps = 32;  // after so many the next pause is a short one again
+constexpr double kTrialShare = 0.01;
+constexpr int kLongestPause = 256;
+// Calibration: what lies so many passes back counts half, and begins as if so many tokens had been
+// expected and had come.
+constexpr double kHalfLifePasses = 64;
+constexpr double kPriorTokens = 2;
 
 constexpr int kShortContext = 64, kLongContext = 224;
 constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
@@ -133,7 +137,28 @@ double PassCosts::verify(int rows, int context) const {
   return attention + below->second + share * (above->second - below->second);
 }
 
-Planner::Planner(PassCosts costs) : costs_(std::move(costs)), next_pause_(kFirstPause) {}
+Planner::Planner(PassCosts costs, bool follow) : costs_(std::move(costs)), follow_(follow) {
+  expected_.fill(kPriorTokens);
+  accepted_.fill(kPriorTokens);
+}
+
+int Planner::likelihood(double probability) {
+  return probability > 0.6 ? 0 : probability > 0.3 ? 1 : probability > 0.1 ? 2 : 3;
+}
+
+double Planner::calibration(double probability) const {
+  const int range = likelihood(probability);
+  return accepted_[range] / expected_[range];
+}
+
+double Planner::expected_tokens(const DraftTree& tree) const {
+  double tokens = 1;
+  for (const DraftNode& node : tree) {
+    const double probability = std::exp(double{node.log_probability});
+    tokens += calibration(probability) * probability;
+  }
+  return tokens;
+}
 
 /// Of the prefix of `tree` that gives most tokens a second, with `draft_seconds` on top of its
 /// pass.
@@ -142,7 +167,10 @@ double Planner::best_rate(const DraftTree& tree, int context, double draft_secon
   double best = 0;
   double tokens = 1;
   for (int count = 0; count <= std::ssize(tree); ++count) {
-    if (count > 0) tokens += calibration_ * std::exp(double{tree[count - 1].log_probability});
+    if (count > 0) {
+      const double probability = std::exp(double{tree[count - 1].log_probability});
+      tokens += calibration(probability) * probability;
+    }
     const double rate = tokens / (verify_seconds(count + 1, context) + draft_seconds);
     if (rate > best) {
       best = rate;
@@ -158,28 +186,39 @@ int Planner::nodes_worth_verifying(const DraftTree& tree, int context) const {
   return nodes;
 }
 
-void Planner::observe_pass(int nodes, double expected, int accepted, double seconds, int context) {
-  double& drift = nodes == 0 ? plain_drift_ : drift_;
-  drift *= 1 + kWeight * (std::clamp(seconds / verify_seconds(nodes + 1, context), 0.5, 2.0) - 1);
-  if (nodes > 0) {
-    // Steps that expect much say more about the ratio.
-    const double seen = (accepted - calibration_ * expected) / std::max(expected, 0.5);
-    calibration_ = std::clamp(calibration_ + kWeight * seen, 0.25, 2.0);
+void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted, double seconds,
+                           int context) {
+  const int rows = static_cast<int>(tree.size()) + 1;
+  const double tokens = expected_tokens(tree);
+  if (follow_) {
+    double& drift = tree.empty() ? plain_drift_ : drift_;
+    drift *= 1 + kWeight * (std::clamp(seconds / verify_seconds(rows, context), 0.5, 2.0) - 1);
+  }
+  if (!tree.empty()) {
+    static const double kFade = std::exp2(-1 / kHalfLifePasses);
+    const auto range_of = [&](const DraftNode& node) {
+      return likelihood(std::exp(double{node.log_probability}));
+    };
+    for (int range = 0; range < kLikelihoods; ++range) {
+      expected_[range] = kPriorTokens + kFade * (expected_[range] - kPriorTokens);
+      accepted_[range] = kPriorTokens + kFade * (accepted_[range] - kPriorTokens);
+    }
+    for (const DraftNode& node : tree) {
+      expected_[range_of(node)] += std::exp(double{node.log_probability});
+    }
+    for (const int node : accepted) accepted_[range_of(tree[node])] += 1;
   }
   if (pause_ > 0 && --pause_ == 0) trial_ = 0;
   if (!drafted_) return;
 
   // By what was to be expected: what came varies too much from step to step.
   drafted_ = false;
-  const double rate = (1 + calibration_ * expected) / (seconds + costs_.draft_seconds);
+  const double rate = tokens / (verify_seconds(rows, context) + costs_.draft_seconds);
   const double weight = std::max(kWeight, 1.0 / ++trial_);
   rate_ += weight * (rate - rate_);
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
-    pause_ = next_pause_;
-    next_pause_ = std::min(2 * next_pause_, kLongestPause);
-  } else if (trial_ == kGoodSteps) {
-    next_pause_ = kFirstPause;
+    pause_ = std::clamp(static_cast<int>(kTrialSteps * -profit_ / kTrialShare), 1, kLongestPause);
   }
 }
 
@@ -193,6 +232,7 @@ bool Planner::drafts(const DraftTree& at_hand, int context) {
 }
 
 void Planner::observe_drafting(double seconds) {
+  if (!follow_) return;
   costs_.draft_seconds +=
       kWeight * (std::min(seconds, 2 * costs_.draft_seconds) - costs_.draft_seconds);
 }

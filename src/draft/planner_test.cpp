@@ -56,6 +56,19 @@ TEST(Planner, TakesTheBestPrefix) {
   }
 }
 
+/// Nodes behind the root that are each right with probability `p`.
+DraftTree siblings(int nodes, double p) {
+  return DraftTree(nodes, {0, kRoot, 1, static_cast<float>(std::log(p))});
+}
+
+/// So many of a tree's nodes that over the steps `a_pass` of them are right in each.
+std::vector<int> accepted_of(const DraftTree& tree, double a_pass, int step) {
+  const int count = static_cast<int>((step + 1) * a_pass) - static_cast<int>(step * a_pass);
+  std::vector<int> accepted;
+  for (int i = 0; i < std::min(count, static_cast<int>(tree.size())); ++i) accepted.push_back(i);
+  return accepted;
+}
+
 /// `steps` steps in which drafting for 0.4 seconds gives `expected` tokens; how many it chose.
 int drafted_steps(Planner& planner, int steps, double expected, const DraftTree& at_hand = {}) {
   int drafted = 0;
@@ -63,8 +76,8 @@ int drafted_steps(Planner& planner, int steps, double expected, const DraftTree&
     const bool drafts = planner.drafts(at_hand, kShort);
     if (drafts) planner.observe_drafting(0.4);
     drafted += drafts;
-    planner.observe_pass(drafts ? 4 : 0, drafts ? expected : 0, drafts ? std::lround(expected) : 0,
-                         drafts ? 1.1 : 1.0, kShort);
+    const DraftTree tree = drafts ? siblings(4, expected / 4) : DraftTree();
+    planner.observe_pass(tree, accepted_of(tree, expected, step), drafts ? 1.1 : 1.0, kShort);
   }
   return drafted;
 }
@@ -72,7 +85,7 @@ int drafted_steps(Planner& planner, int steps, double expected, const DraftTree&
 TEST(Planner, StopsDraftingThatLosesAndTriesAgainSeldom) {
   Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   const int drafted = drafted_steps(planner, 2000, 0.1);
-  EXPECT_LT(drafted, 70);
+  EXPECT_LT(drafted, 100);
   EXPECT_GE(drafted, 8);
 }
 
@@ -94,18 +107,47 @@ TEST(Planner, StopsDraftingWhereMatchesDoAsWell) {
   EXPECT_LT(drafted_steps(planner, 500, 1.0, chain(4, 0.55)), 100);
 }
 
+/// What is lost a step decides how soon it is tried again.
+TEST(Planner, TriesDraftingThatAlmostPaysMoreOften) {
+  Planner bad(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  Planner almost(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  EXPECT_LT(3 * drafted_steps(bad, 2000, 0.1), drafted_steps(almost, 2000, 0.45));
+}
+
 TEST(Planner, LearnsHowTrueTheProbabilitiesAre) {
   Planner planner(costs({{1, 1.0}, {32, 1.0}}, 0.1));
-  for (int step = 0; step < 500; ++step) planner.observe_pass(4, 2.0, 1, 1.0, kShort);
-  EXPECT_NEAR(planner.calibration(), 0.5, 0.05);
+  // Likely nodes come half as often as they should, unlikely ones twice as often.
+  DraftTree tree = siblings(1, 0.8);
+  tree.push_back(siblings(1, 0.05).front());
+  for (int step = 0; step < 2000; ++step) {
+    std::vector<int> accepted;
+    if (step % 5 < 2) accepted.push_back(0);
+    if (step % 10 == 9) accepted.push_back(1);
+    planner.observe_pass(tree, accepted, 1.0, kShort);
+  }
+  EXPECT_NEAR(planner.calibration(0.8), 0.5, 0.1);
+  EXPECT_GT(planner.calibration(0.05), 1.3);
+  EXPECT_EQ(planner.calibration(0.2), 1);
+  EXPECT_NEAR(planner.expected_tokens(tree),
+              1 + 0.8 * planner.calibration(0.8) + 0.05 * planner.calibration(0.05), 1e-6);
+}
+
+TEST(Planner, KeepsToTimesThatAreOnlyImagined) {
+  Planner planner(costs({{1, 1.0}, {32, 1.0}}, 0.1), /*follow=*/false);
+  for (int step = 0; step < 100; ++step) {
+    planner.observe_pass(siblings(4, 0.2), {}, 5.0, kShort);
+    planner.observe_drafting(2.0);
+  }
+  EXPECT_EQ(planner.verify_seconds(5, kShort), 1.0);
+  EXPECT_EQ(planner.draft_seconds(), 0.1);
 }
 
 TEST(Planner, FollowsPassesThatGetSlower) {
   Planner planner(costs({{1, 1.0}, {32, 4.0}}, 0.1));
-  for (int step = 0; step < 200; ++step) planner.observe_pass(0, 0, 0, 1.5, kShort);
+  for (int step = 0; step < 200; ++step) planner.observe_pass({}, {}, 1.5, kShort);
   EXPECT_NEAR(planner.verify_seconds(1, kShort), 1.5, 0.05);
   EXPECT_EQ(planner.verify_seconds(32, kShort), 4.0);
-  for (int step = 0; step < 200; ++step) planner.observe_pass(31, 1, 1, 6.0, kShort);
+  for (int step = 0; step < 200; ++step) planner.observe_pass(chain(31, 0.5), {}, 6.0, kShort);
   EXPECT_NEAR(planner.verify_seconds(1, kShort), 1.5, 0.05);
   EXPECT_NEAR(planner.verify_seconds(32, kShort), 6.0, 0.2);
 }

@@ -124,10 +124,7 @@ TextDrafts drafts_with_truth_at(const TeacherText& text, const std::vector<int>&
 TEST(SequentialHeads, AreTheFilesFormula) {
   torch::manual_seed(2);
   constexpr int kSteps = 2, kRank = 6, kSize = 16;
-  Maps maps{1,
-            torch::zeros(kSize),
-            torch::ones(kSize),
-            torch::zeros({kSteps, kSize, kSize}),
+  Maps maps{1, torch::zeros(kSize), torch::ones(kSize), torch::zeros({kSteps, kSize, kSize}),
             torch::zeros({kSteps, kSize})};
   maps.sequence = SequentialHeads::initial(kSteps, kRank, kSize, 0.25, 8, 3);
   EXPECT_EQ(maps.sequence->output.abs().max().item<float>(), 0);

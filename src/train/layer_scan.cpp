@@ -13,7 +13,6 @@ namespace {
 constexpr long long kAnchors = 36000;  // more change nothing (docs/training.md)
 constexpr int kMeasuredTexts = 6;
 constexpr int kSampledTexts = 8;                         // for the standardisation
-constexpr double kAsGood = 0.01;                         // tokens per forward pass
 constexpr std::size_t kMaxBytes = std::size_t{3} << 30;  // of all normal equations
 
 std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps, bool token_input) {
@@ -109,8 +108,11 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
     const Evaluation result = evaluate(
         upper, regressions[i].solve().to(device), measured,
         [&](const TeacherText& text) -> const torch::Tensor& { return text.extra_hidden[i]; });
-    if (result.maps.chain > best + kAsGood) {
-      best = result.maps.chain;
+    const double share = static_cast<double>(model.config().layers - layers[i]) /
+                         static_cast<double>(model.config().layers);
+    const double score = result.maps.chain / (1 + share);
+    if (score > best) {
+      best = score;
       best_layer = layers[i];
     }
     if (!on_progress(total - i - 1, total)) {

@@ -8,10 +8,10 @@
 
 namespace firp {
 
-/// The layer t at which ridge-regressed maps give the longest chains on held-out text; among layers
-/// that are as good, the latest, whose pseudo rows cost least. Candidates are every other layer or
-/// so from a third of the depth on. With `token_input` the maps read the token behind the anchor,
-/// too. `on_progress` (candidates done, of) may end it: then 0.
+/// The layer t at which ridge-regressed maps give most tokens for their cost on held-out text:
+/// those of a chain, over a verifying pass and the share of a pass that pseudo rows run. Candidates
+/// are every other layer or so from a third of the depth on. With `token_input` the maps read the
+/// token behind the anchor, too. `on_progress` (candidates done, of) may end it: then 0.
 int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
                  bool token_input, const std::function<bool(int, int)>& on_progress);
 

@@ -58,8 +58,7 @@ TEST(Ridge, FindsWhatTheTokenBehindAdds) {
     const torch::Tensor first_step = regression.solve().rows(hidden, embeddings).select(1, 0);
     return (first_step.slice(0, 0, kLength - 1) - hidden.slice(0, 1)).abs().max().item<double>();
   };
-  EXPECT_LT(error(0.25), 0.05);
-  EXPECT_GT(error(std::nullopt), 0.5);
+  EXPECT_LT(error(1), 0.05 * error(std::nullopt));
 }
 
 TEST(Maps, SurviveTheHeadsFileUpToItsRounding) {
