@@ -32,7 +32,7 @@ struct BenchFlags {
   DecodeFlags decode;
   std::filesystem::path prompts;
   std::vector<std::string> methods = {"plain", "firp"};
-  std::vector<int> trees;  ///< none: the planner chooses
+  std::vector<int> trees = {kPlannedTree};
   bool free_rows = false;
   std::string peer;
   int tokens = 128;
@@ -54,6 +54,15 @@ bool has(const std::vector<std::string>& names, const std::string& name) {
   return std::ranges::count(names, name) > 0;
 }
 
+Planner planner(const BenchFlags& flags, const Decoder& decoder) {
+  PassCosts costs = decoder.planner->costs();
+  if (flags.free_rows) {
+    costs.verify_seconds = {{1, costs.verify(1, 0)}, {Planner::kMostNodes + 1, costs.verify(1, 0)}};
+    costs.position_seconds = 0;
+  }
+  return Planner(std::move(costs), /*follow=*/!flags.free_rows);
+}
+
 /// A planner of its own for each method that needs one: none should learn from the others.
 std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
                                       std::deque<Planner>& planners) {
@@ -69,23 +78,17 @@ std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
     }
     if (name == "ngram") options.method = DraftMethod::kNone;
     options.ngrams = name != "firp";
-    if (flags.trees.empty()) {
-      if (decoder.planner && flags.free_rows) {
-        PassCosts costs = decoder.planner->costs();
-        costs.verify_seconds = {{1, costs.verify(1, 0)},
-                                {Planner::kMostNodes + 1, costs.verify(1, 0)}};
-        costs.position_seconds = 0;
-        options.planner = &planners.emplace_back(std::move(costs), /*follow=*/false);
-      } else if (decoder.planner) {
-        options.planner = &planners.emplace_back(*decoder.planner);
-      }
-      methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
-    }
     for (const int tree : flags.trees) {
+      options.planner = nullptr;
       options.tree_nodes = tree;
+      std::string label = flags.trees.size() == 1 ? name : fmt::format("{}-tree{}", name, tree);
+      if (tree == kPlannedTree) {
+        label = name;
+        options.tree_nodes = Planner::kMostNodes;
+        if (decoder.planner) options.planner = &planners.emplace_back(planner(flags, decoder));
+      }
       methods.push_back(
-          engine_method(flags.trees.size() == 1 ? name : fmt::format("{}-tree{}", name, tree),
-                        decoder.engine, decoder.vocabulary, options));
+          engine_method(std::move(label), decoder.engine, decoder.vocabulary, options));
     }
   }
   return methods;
@@ -214,7 +217,7 @@ int run_prompts(BenchFlags& flags) {
       std::set(flags.trees.begin(), flags.trees.end()).size() != flags.trees.size()) {
     throw Error("a method or tree size is named twice");
   }
-  for (const int tree : flags.trees) require_at_least(tree, 1, "--tree");
+  for (const int tree : flags.trees) require_at_least(tree, kPlannedTree, "--tree");
   if (!flags.json.empty()) require_writable(flags.json);
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
@@ -359,7 +362,7 @@ Examples:
   app->get_option_group("Drafting")
       ->add_option(
           "--tree", flags->trees,
-          "Sizes of the draft tree; several give several methods (default: as many as pay)")
+          "Sizes of the draft tree; several give several methods. 0: as many as pay (default)")
       ->delimiter(',')
       ->allow_extra_args(false);
   app->get_option_group("Drafting")

@@ -51,7 +51,7 @@ void add(DecodeStats& sum, const DecodeStats& stats) {
 int run_chat(const ChatFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_utf8(flags.system_prompt, "the system prompt");
-  Decoder decoder(flags.decode, flags.decode.trees());
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   const Vocabulary& vocabulary = decoder.vocabulary;
   if (!vocabulary.has_chat_template()) {
     throw Error(fmt::format("{} has no chat template; use `firp generate --raw`",

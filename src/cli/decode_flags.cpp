@@ -42,8 +42,10 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const Model& model)
   return {};
 }
 
+bool planned(std::span<const int> trees) { return std::ranges::count(trees, kPlannedTree) > 0; }
+
 int largest(std::span<const int> trees) {
-  return trees.empty() ? Planner::kMostNodes : std::ranges::max(trees);
+  return std::max(std::ranges::max(trees), planned(trees) ? Planner::kMostNodes : 0);
 }
 
 /// Refuses what can be refused before the model is read.
@@ -65,7 +67,7 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   sampling.seed = flags.seed ? *flags.seed : std::random_device()();
   return {.sampling = sampling,
           .drafting = flags.drafting == "in-pass" ? Drafting::kInPass : Drafting::kDeferred,
-          .tree_nodes = flags.tree.value_or(Planner::kMostNodes),
+          .tree_nodes = largest_tree,
           .chain = flags.chain};
 }
 
@@ -166,7 +168,7 @@ void DecodeFlags::add_draft_to(CLI::App& app) {
           "ngram)")
       ->check(CLI::IsMember(kDraftNames));
   drafted->add_option("--tree", tree,
-                      "Drafted tokens that one forward pass verifies (default: as many as pay)");
+                      "Drafted tokens that one forward pass verifies; 0: as many as pay (default)");
 }
 
 void DecodeFlags::add_colour_to(CLI::App& app) {
@@ -184,7 +186,7 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
   options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
   const bool drafts = options.ngrams || !heads_path.empty();
-  if (drafts && trees.empty() && !options.chain && options.drafting == Drafting::kDeferred) {
+  if (drafts && planned(trees) && !options.chain && options.drafting == Drafting::kDeferred) {
     options.planner = &planner.emplace(cached_costs(engine, flags.model, heads_path));
   }
 }

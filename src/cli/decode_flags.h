@@ -17,12 +17,15 @@ namespace firp {
 
 inline const std::vector<std::string> kDraftNames = {"none", "firp", "ngram", "firp+ngram"};
 
+/// The size of a draft tree that stands for "as many nodes as pay": the planner chooses.
+inline constexpr int kPlannedTree = 0;
+
 /// The flags of all verbs that decode. Names and meanings are llama.cpp's where it has them.
 struct DecodeFlags {
   std::filesystem::path model;
   std::filesystem::path heads;  ///< empty: looked for
   std::string draft;            ///< one of kDraftNames; empty: all that there is
-  std::optional<int> tree;      ///< unset: the planner chooses
+  int tree = kPlannedTree;
   bool chain = false;
   std::string drafting = "deferred";
   std::optional<int> threads;
@@ -36,15 +39,13 @@ struct DecodeFlags {
   void add_draft_to(CLI::App& app);
   void add_colour_to(CLI::App& app);
 
-  /// The size that --tree asks for, or none.
-  std::vector<int> trees() const { return tree ? std::vector{*tree} : std::vector<int>{}; }
   /// -t, or one per core. An Error for a number that makes no sense.
   int thread_count() const;
 };
 
 /// A model made ready to decode as the flags say.
 struct Decoder {
-  /// `trees`: the sizes of draft trees that will be asked for; none: the planner chooses.
+  /// `trees`: the sizes of draft trees that will be asked for.
   Decoder(const DecodeFlags& flags, std::span<const int> trees);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
@@ -54,7 +55,7 @@ struct Decoder {
   Vocabulary vocabulary;
   std::filesystem::path heads_path;  ///< empty: no heads
   Engine engine;
-  std::optional<Planner> planner;  ///< where it chooses the trees
+  std::optional<Planner> planner;  ///< where kPlannedTree is among the trees
 };
 
 /// The folder of the running program; empty where the system does not tell.

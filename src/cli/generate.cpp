@@ -45,7 +45,7 @@ std::string read_prompt(const GenerateFlags& flags) {
 int run_generate(const GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
   require_at_least(flags.tokens, 1, "-n");
-  Decoder decoder(flags.decode, flags.decode.trees());
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   const Vocabulary& vocabulary = decoder.vocabulary;
   const std::vector<Token> tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
                                               : Conversation(vocabulary).user_turn(prompt);
