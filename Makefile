@@ -13,12 +13,13 @@ help:
 	@echo 'make clean   removes the build folders; what lies in $(FIRP_CACHE) stays'
 
 setup:
-	@scripts/setup.sh
+	@scripts/setup.sh $(SETUP_FOR)
 
 build: setup
 	@cmake --preset release -DFIRP_CACHE='$(FIRP_CACHE)'
 	@cmake --build --preset release
 
+test: SETUP_FOR := tests
 test: build
 	@ctest --preset release -j "$$(nproc)"
 

@@ -7,7 +7,7 @@ status=0
 checked=0
 for object in "$@"; do
   case $object in
-    *kernels_avx*) ;;
+    *kernels_avx* | *kernels_neon*) ;;
     *) continue ;;
   esac
   checked=$((checked + 1))

@@ -3,12 +3,15 @@
 #   - Debian packages: with root or passwordless sudo, else one message that names them
 #   - libllama and ggml, built once into $FIRP_CACHE, unless the system has them
 #   - the model of the demo and the tests, in $FIRP_CACHE/models
+#   - with the argument `tests`, what scripts/test_neon.sh needs: a compiler for AArch64 and QEMU (68 MB
+#     to fetch, 320 MB installed), ggml's source (77 and 25 MB). Without them that test is skipped.
 # FIRP_CACHE (default ~/.cache/firp) is shared by all clones of this user.
 set -euo pipefail
 
 cache=${FIRP_CACHE:-$HOME/.cache/firp}
 llama_version=0.3.36 # of PyPI's llama-cpp-python, whose source package carries llama.cpp
 llama_prefix=$cache/llama-$llama_version
+llama_source=$cache/llama-source-$llama_version
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 packages=(
@@ -16,6 +19,7 @@ packages=(
   libbenchmark-dev libcli11-dev libfmt-dev libgtest-dev nlohmann-json3-dev
   libopenblas0-pthread libtorch-dev
 )
+neon_packages=(g++-aarch64-linux-gnu qemu-user)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -23,13 +27,14 @@ fail() {
   exit 1
 }
 
+# install_packages PACKAGE...: fails, with a message, if they are missing and cannot be installed.
 install_packages() {
   if ! command -v dpkg-query > /dev/null; then
-    say "not a Debian system: install the equivalents of ${packages[*]} yourself"
+    say "not a Debian system: install the equivalents of $* yourself"
     return
   fi
   local missing=() package
-  for package in "${packages[@]}"; do
+  for package in "$@"; do
     if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" != installed ]; then
       missing+=("$package")
     fi
@@ -38,14 +43,17 @@ install_packages() {
   local root=()
   if [ "$(id -u)" -ne 0 ]; then
     if ! command -v sudo > /dev/null || ! sudo -n true 2> /dev/null; then
-      fail "these packages are missing and need root; ask for: apt-get install ${missing[*]}"
+      say "these packages are missing and need root; ask for: apt-get install ${missing[*]}"
+      return 1
     fi
     root=(sudo -n)
   fi
   say "installing ${missing[*]}"
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c \
     'apt-get update -q && apt-get install -y -q --no-install-recommends "$@"' sh "${missing[@]}" \
-    >&2 || fail "apt-get could not install ${missing[*]}"
+    >&2 && return
+  say "apt-get could not install ${missing[*]}"
+  return 1
 }
 
 # A package of PyPI as a file in $work. The system's own pip will do where the first python has none.
@@ -61,10 +69,15 @@ download() {
   fail "python3 has no pip; install python3-pip"
 }
 
+download_llama() {
+  [ -n "$(find "$work" -name 'llama_cpp_python-*.tar.gz')" ] ||
+    download --no-binary llama-cpp-python "llama-cpp-python==$llama_version"
+}
+
 # pip would build llama.cpp's multimodal tools too and take twice as long: only its source is taken.
 build_llama() {
   say "building libllama $llama_version for this machine (some minutes, once)"
-  download --no-binary llama-cpp-python "llama-cpp-python==$llama_version"
+  download_llama
   tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
   {
     cmake -S "$work"/llama_cpp_python-*/vendor/llama.cpp -B "$work/build" -G Ninja \
@@ -80,6 +93,15 @@ build_llama() {
     fail "libllama could not be built (above: the end of the log)"
   }
   mv "$work/llama" "$llama_prefix"
+}
+
+# ggml, for the kernel tests on another CPU.
+keep_llama_source() {
+  download_llama &&
+    mkdir "$work/source" &&
+    tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work/source" --strip-components=3 --wildcards \
+      '*/vendor/llama.cpp/ggml/*' '*/vendor/llama.cpp/include/*' &&
+    mv "$work/source" "$llama_source"
 }
 
 system_has_llama() {
@@ -100,7 +122,12 @@ fetch_model() {
   mv "$file" "$model"
 }
 
-install_packages
+install_packages "${packages[@]}" || exit 1
+for_neon=false
+if [ "${1-}" = tests ] && [ "$(uname -m)" != aarch64 ]; then
+  install_packages "${neon_packages[@]}" || say 'without them the NEON kernels are not tested'
+  if command -v qemu-aarch64 > /dev/null; then for_neon=true; fi
+fi
 mkdir -p "$cache"
 # Two clones may set up at once: the second waits, then finds everything done. What is made in $work
 # (on the cache's file system) appears under its own name complete or not at all.
@@ -109,4 +136,7 @@ flock 9
 work=$(mktemp -d "$cache/setup.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 [ -d "$llama_prefix" ] || system_has_llama || build_llama
+if $for_neon && ! [ -d "$llama_source" ]; then
+  (keep_llama_source) || say 'without its source the NEON kernels are not tested'
+fi
 [ -f "$model" ] || fetch_model

@@ -1,7 +1,10 @@
 #include "kernels/kernels.h"
 
-#ifdef FIRP_X86
+#if defined(FIRP_X86)
 #include <cpuid.h>
+#elif defined(FIRP_AARCH64)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -20,7 +23,7 @@ struct Isa {
   bool (*supported)();
 };
 
-#ifdef FIRP_X86
+#if defined(FIRP_X86)
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
@@ -41,11 +44,15 @@ bool has_avx_vnni() {
 
 /// Best first.
 constexpr Isa kIsas[] = {
-#ifdef FIRP_X86
+#if defined(FIRP_X86)
     {&kKernelsAvx512Bf16, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
     {&kKernelsAvx512, has_avx512},
     {&kKernelsAvxVnni, [] { return has_avx2() && has_avx_vnni(); }},
     {&kKernelsAvx2, has_avx2},
+#elif defined(FIRP_AARCH64)
+    {&kKernelsNeonI8mm, [] { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }},
+    {&kKernelsNeonDotprod, [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},
+    {&kKernelsNeon, [] { return true; }},  // part of every AArch64
 #endif
     {&kKernelsPortable, [] { return true; }},
 };

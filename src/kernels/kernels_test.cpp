@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -26,11 +27,16 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 bool reads_codes(ggml_type type) { return packed_format(type).kind == WeightKind::kCodes; }
 
+/// Nearly normal. Sums of four integers, since the library's normal distribution has other last
+/// bits on other machines.
 std::vector<float> random_values(std::size_t n, unsigned seed, float deviation = 1.0f) {
   std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0.0f, deviation);
   std::vector<float> values(n);
-  for (float& value : values) value = normal(generator);
+  for (float& value : values) {
+    int sum = 0;
+    for (int i = 0; i < 4; ++i) sum += static_cast<int>(generator() >> 16) - 32768;
+    value = static_cast<float>(sum) / 37837.0f * deviation;
+  }
   return values;
 }
 
@@ -113,14 +119,15 @@ TEST_P(KernelsTest, ProductIsWithinRoundingOfTheExactOne) {
       // largest weight and min, which this doubles.
       const double terms = reads_codes(type) ? 4.0 * inputs / w.format().group + 8 : inputs + 2;
       for (int row = 0; row < x.rows(); ++row) {
+        std::vector<double> in(inputs);
+        double size = 0;
+        for (int i = 0; i < inputs; ++i) {
+          in[i] = input_of(type, x, row, i);
+          size += std::abs(in[i]) * 4;  // the weights are normal
+        }
         for (int output = 0; output < outputs; ++output) {
-          double exact = 0;
-          double size = 0;
-          for (int i = 0; i < inputs; ++i) {
-            const double input = input_of(type, x, row, i);
-            exact += input * weights[static_cast<std::size_t>(output) * inputs + i];
-            size += std::abs(input) * 4;  // the weights are normal
-          }
+          const double exact = std::inner_product(
+              in.begin(), in.end(), weights.begin() + std::ptrdiff_t{output} * inputs, 0.0);
           ASSERT_NEAR(y[static_cast<std::size_t>(row) * outputs + output], exact,
                       terms * kEpsilon * size)
               << "row " << row << " output " << output;
@@ -619,6 +626,68 @@ TEST_P(KernelsTest, AttendOfOneHeadDoesNotDependOnTheGroup) {
     const std::vector<float> some = Attention(kernels_, group, kHeadSize, kPositions).run(0, slots);
     ASSERT_TRUE(same_bits(some, std::span(all).first(some.size()))) << group;
   }
+}
+
+// ---- across instruction sets ----
+
+/// All sets with fused multiply-add round alike, and so do CPUs of other makes: what they give is
+/// compared by its hash (FNV-1a). A change of the operations or their order changes it rightfully.
+TEST_P(KernelsTest, GivesTheSameBitsOnEveryCpu) {
+  if (GetParam() == "portable") GTEST_SKIP() << "it rounds products before it adds them";
+  std::map<std::string, std::uint32_t> hashes;
+  const auto enter = [&](const std::string& what, std::span<const float> values) {
+    std::uint32_t& hash = hashes.try_emplace(what, 2166136261u).first->second;
+    for (const float value : values) {
+      const auto bits = std::bit_cast<std::uint32_t>(value);
+      for (int shift = 0; shift < 32; shift += 8) hash = (hash ^ (bits >> shift & 255)) * 16777619u;
+    }
+  };
+
+  for (const ggml_type type : kMatrixTypes) {
+    // ggml's quantised bytes depend on its compiler; without the second highest bit of an exponent
+    // no float is infinite.
+    RandomTensor random(type, 53, 768, 1);
+    std::mt19937 generator(2);
+    for (std::byte& byte : random.bytes()) byte = static_cast<std::byte>(generator() & 0xbf);
+    enter(ggml_type_name(type), product(PackedMatrix(random.tensor()), activations(5, 768)));
+  }
+  for (const int head_size : {40, 64}) {
+    enter("attend", Attention(kernels_, 3, head_size, 150).run(90, [] {
+      std::vector<std::int32_t> slots(60);
+      std::iota(slots.begin(), slots.end(), 20);
+      slots[7] = kNoSlot;
+      return slots;
+    }()));
+  }
+  const std::vector<float> a = random_values(1003, 1, 8.0f), b = random_values(1003, 2);
+  std::vector<float> out(1003);
+  kernels_.silu_multiply(a.data(), b.data(), 1003, out.data());
+  enter("silu", out);
+  const float inverse = kernels_.inverse_rms(a.data(), 1e-5f, 1003);
+  kernels_.scale(a.data(), inverse, b.data(), 1003, out.data());
+  enter("norm", out);
+  for (const bool interleaved : {true, false}) {
+    kernels_.rope(out.data(), a.data(), b.data(), 80, interleaved);
+    enter("rope", out);
+  }
+  enter("dot", std::vector{kernels_.dot(a.data(), b.data(), 1003)});
+  const ExpSum sum = kernels_.sum_exp(a.data(), 1003);
+  enter("sum_exp", std::vector{sum.largest, sum.sum});
+
+  std::map<std::string, std::uint32_t> expected = {
+      {"attend", 3281389386u}, {"bf16", 316987444u},  {"dot", 1183335142u},
+      {"f16", 1251425164u},    {"f32", 1313480381u},  {"norm", 3165237906u},
+      {"q2_K", 3745917315u},   {"q3_K", 2590086367u}, {"q4_0", 4064269198u},
+      {"q4_1", 65998736u},     {"q4_K", 3955765188u}, {"q5_0", 2693008202u},
+      {"q5_1", 1646749793u},   {"q5_K", 1712809017u}, {"q6_K", 1265175878u},
+      {"q8_0", 3545491619u},   {"rope", 2289489309u}, {"silu", 3016622304u},
+      {"sum_exp", 3632455047u}};
+  // BF16 dot products round otherwise, and only some CPUs have them.
+  if (kernels_.form(WeightKind::kBF16) == ActivationForm::kBf16) {
+    hashes.erase("bf16");
+    expected.erase("bf16");
+  }
+  EXPECT_EQ(hashes, expected);
 }
 
 // ---- choice of the instruction set ----

@@ -1,0 +1,43 @@
+// NEON with the dot products of unsigned and signed bytes (FEAT_I8MM). Its matrix products take
+// eight inputs of an output side by side, and the packed layout has four.
+
+#include <arm_neon.h>
+
+#include <utility>
+
+#include "kernels/isa_tables.h"
+
+namespace firp {
+namespace {
+
+#include "kernels/vectors_neon.h"
+
+constexpr int kWideRows = 3;
+constexpr int kWideBlocks = 1;
+constexpr int kNarrowRows = 3;
+constexpr int kDotZero = 128;
+
+template <int kBits>
+class DotSum {
+ public:
+  DotSum() = default;
+  explicit DotSum(int start) : lanes_(splat_int(start)) {}
+  void add(Codes codes, const std::int8_t* x) {
+    const int8x16_t four = broadcast4(x);
+    lanes_ =
+        each<I32x16>([=](int32x4_t sum, uint8x16_t code) { return vusdotq_s32(sum, code, four); },
+                     lanes_, codes);
+  }
+  I32x16 sum(int /*start*/) const { return lanes_; }
+
+ private:
+  I32x16 lanes_;
+};
+
+#include "kernels/kernels_body.h"
+
+}  // namespace
+
+const Kernels kKernelsNeonI8mm = table("neon_i8mm");
+
+}  // namespace firp
