@@ -30,13 +30,13 @@ function(firp_library name)
   target_link_libraries(${name} PUBLIC firp_flags ${ARG_LINK})
 endfunction()
 
-# firp_test(NAME SOURCES... [LINK libraries...] [LABELS labels...]): tests lie beside what they test.
+# firp_test(NAME SOURCES... [LINK libraries...]): tests lie beside what they test.
 function(firp_test name)
   if(NOT FIRP_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "" "LINK;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
   add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gtest GTest::gtest_main)
-  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900)
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 900)
 endfunction()
