@@ -51,7 +51,8 @@ refuses 1 '-c must be at least 1' generate "${prompt[@]}" -c 0
 refuses 1 '--temp must be between' generate "${prompt[@]}" --temp -1
 refuses 1 '--temp must be between' generate "${prompt[@]}" --temp nan
 refuses 1 '--top-p must be between' generate "${prompt[@]}" --top-p 1.5
-refuses 1 '--tree must be at least 1' generate "${prompt[@]}" --tree 0
+refuses 1 '--tree must be at least 1' generate "${prompt[@]}" --tree -1
+refuses 1 'they draft deferred only' generate "${prompt[@]}" --tree 8 --drafting in-pass
 refuses 1 '--tree must be at most' generate "${prompt[@]}" --tree 100000
 
 # Prompts.

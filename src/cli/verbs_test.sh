@@ -24,7 +24,7 @@ for sampling in '--temp 0' '--temp 0.8 --seed 7 --repeat-penalty 1.1'; do
     > "$scratch/plain" 2> "$scratch/log" || fail "generate: $(cat "$scratch/log")"
   iconv -f UTF-8 -t UTF-8 "$scratch/plain" > /dev/null || fail "the text is not UTF-8"
   [ "$(wc -w < "$scratch/plain")" -gt 20 ] || fail "hardly any text: $(cat "$scratch/plain")"
-  for drafts in '--tree 2' '--tree 16 -t 1' '--tree 64' '--chain' '--tree 8 --drafting in-pass'; do
+  for drafts in '--tree 2' '--tree 16 -t 1' '--tree 64' '--chain' '--tree 0'; do
     # shellcheck disable=SC2086
     "$firp" generate -m "$model" -p "$question" -n 48 $sampling $drafts --draft firp \
       > "$scratch/drafted" 2> "$scratch/log" || fail "generate $drafts: $(cat "$scratch/log")"
@@ -130,6 +130,19 @@ assert [r["method"] for r in results[-3:]] == ["plain", "firp-tree4", "firp-tree
 assert all(r["prompts"] == r["identical_to_plain"] == 2 for r in results[-3:])
 END
 grep -q '^all ' "$scratch/table" || fail "the table of bench"
+grep -q '^planner' "$scratch/table" && fail "a planner beside fixed trees"
+# What the planner chose: everything, where it believes that rows are free.
+bench --methods plain,firp --tree 0,4 --free-rows --limit 1 --turns 1
+python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench with a planner"
+import json, sys
+of = {r["method"]: r for r in json.load(open(sys.argv[1]))["results"] if r["category"] == "all"}
+assert set(of) == {"plain", "firp", "firp-tree4"}, of.keys()
+assert all(r["identical_to_plain"] == r["prompts"] for r in of.values()), of
+assert of["firp"]["drafted_nodes"] > 16 * of["firp"]["forwards"], of["firp"]
+assert 0.3 < of["firp"]["expected_tokens"] / of["firp"]["tokens"] < 3, of["firp"]
+assert "expected_tokens" not in of["firp-tree4"]
+END
+grep -q '^planner' "$scratch/table" || fail "the planner's table: $(cat "$scratch/table")"
 
 # bench of the parts.
 "$firp" bench --forward "$model" --context 20 --rows 1,3 --peer llama.cpp \
@@ -159,7 +172,7 @@ grep -q '"random_weights": true' "$scratch/out.json" || fail "the JSON of --synt
 
 # inspect.
 "$firp" inspect "$model" > "$scratch/text" || fail "inspect"
-grep -q 'roofline' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"
+grep -q 'roofline' "$scratch/text" && grep -q 'FIRP pays above' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"
 heads=$(find heads -name '*.gguf' | head -n 1)
 "$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
 
