@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 
 #include "bench/kernel_bench.h"
+#include "bench/load_bench.h"
 #include "bench/synthetic_model.h"
 #include "model/error.h"
 #include "model/test_files.h"
@@ -164,12 +166,59 @@ TEST(SyntheticModelTest, HasTheShapesAndRuns) {
   EXPECT_LT(spread, 10);
 }
 
+TEST(SyntheticModelTest, AsAFileItIsTheSameModel) {
+  const SyntheticModel synthetic("smollm2-135m:q4_0");
+  const SyntheticFile file(synthetic);
+  const Model read(file.path());
+  EXPECT_EQ(read.config().name, synthetic.model().config().name);
+  EXPECT_EQ(read.config().tied_head, synthetic.model().config().tied_head);
+  EXPECT_EQ(read.config().trained_context, synthetic.model().config().trained_context);
+  const auto logits = [](const Model& model) {
+    Engine engine(model, {.threads = 2, .context = 64});
+    const Row rows[] = {{.sequence = engine.add_sequence(), .position = 0, .token = 5},
+                        {.position = 1, .parent = 0, .token = 12345}};
+    engine.forward(rows);
+    constexpr int kLast[] = {1};
+    const std::span<const float> row = engine.logits(kLast);
+    return std::vector<float>(row.begin(), row.end());
+  };
+  EXPECT_EQ(logits(read), logits(synthetic.model()));
+}
+
+TEST(SyntheticModelTest, ItsFileLeavesNothingBehind) {
+  const TemporaryDirectory directory;
+  const char* const before = std::getenv("TMPDIR");
+  const std::string restored = before != nullptr ? before : "";
+  setenv("TMPDIR", directory.path().c_str(), 1);
+  const SyntheticFile file(SyntheticModel("smollm2-135m:q4_0"));
+  before != nullptr ? setenv("TMPDIR", restored.c_str(), 1) : unsetenv("TMPDIR");
+  EXPECT_GT(std::filesystem::file_size(file.path()), 70'000'000u);
+  EXPECT_TRUE(std::filesystem::is_empty(directory.path())) << "even while it is in use";
+}
+
 TEST(SyntheticModelTest, NamesWhatItHasWhenAskedForAnother) {
   const auto error = [](const char* name) { return error_of([&] { SyntheticModel model(name); }); };
   EXPECT_NE(error("llama-7b").find("llama-7b:q4_0"), std::string::npos);
   EXPECT_NE(error("llama-9b:q4_0").find("llama-8b"), std::string::npos);
   EXPECT_NE(error("llama-7b:q4").find("q4_K"), std::string::npos);
   EXPECT_NE(error("smollm2-135m:q4_K").find("576"), std::string::npos);
+}
+
+TEST(LoadBench, MeasuresLoadingAndReading) {
+  const TemporaryDirectory directory;
+  const std::filesystem::path path = directory / "tiny.gguf";
+  write_tiny_model(path, {.type = GGML_TYPE_Q4_0});
+  ThreadPool pool(2);
+  const LoadResult result = bench_load(path, pool);
+  EXPECT_EQ(result.file_bytes, std::filesystem::file_size(path));
+  const Model model(path);
+  EXPECT_EQ(result.packed_bytes, Engine(model, {.threads = 1}).weight_bytes());
+  EXPECT_GT(result.peak_resident_bytes, result.packed_bytes);
+  for (const ColdAndWarm& seconds : {result.load_seconds, result.read_seconds}) {
+    EXPECT_GT(seconds.cold, 0);
+    EXPECT_GT(seconds.warm, 0);
+  }
+  EXPECT_THROW(bench_load(directory / "nothing.gguf", pool), Error);
 }
 
 TEST(TimingTest, CountsWhatOthersTake) {

@@ -14,14 +14,18 @@
 namespace firp {
 namespace {
 
-/// Copies of a matrix in our form, multiplied in turn.
+/// Copies of a matrix in our form, multiplied in turn; in one block of memory, as the engine's are.
 class OurProducts {
  public:
   OurProducts(const Tensor& matrix, int copies, const Kernels& kernels, ThreadPool& pool)
-      : kernels_(kernels), pool_(pool), copies_(copies) {
+      : kernels_(kernels), pool_(pool), memory_(copies * PackedMatrix::packed_bytes(matrix)) {
+    std::byte* at = memory_.data();
+    for (int i = 0; i < copies; ++i) {
+      at += copies_.emplace_back(matrix, at).bytes();
+    }
     pool_.run([&](int thread) {
-      const auto [begin, end] = share(copies, thread, pool_.size());
-      for (int i = begin; i < end; ++i) copies_[i] = PackedMatrix(matrix);
+      const auto [begin, end] = share(copies_.front().blocks(), thread, pool_.size());
+      for (PackedMatrix& copy : copies_) copy.pack(matrix, begin, end);
     });
   }
 
@@ -70,6 +74,7 @@ class OurProducts {
  private:
   const Kernels& kernels_;
   ThreadPool& pool_;
+  AlignedBytes memory_;
   std::vector<PackedMatrix> copies_;
   int products_ = 0;
   Activations x_{1, 1};
@@ -131,6 +136,7 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
   std::vector<KernelResult> results;
   for (const MatrixShape shape : options.shapes) {
     for (const ggml_type type : options.types) {
+      if (shape.inputs % ggml_blck_size(type) != 0) continue;
       const RandomWeights random = random_matrix(type, shape);
       const Tensor& matrix = random.tensor();
       // As many weights as 40 layers of 4096 x 4096 have, and no fewer than the caches demand.

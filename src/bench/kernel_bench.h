@@ -61,8 +61,9 @@ struct KernelBenchOptions {
   std::vector<int> rows;
 };
 
-/// Measures every combination, ours and ggml's in turn, each on as many threads as the pool has.
-/// `on_result` is told of each as soon as it is known; where it returns false, that is the end.
+/// Measures every combination but those of types whose blocks do not divide the inputs, ours and
+/// ggml's in turn, each on as many threads as the pool has. `on_result` is told of each as soon as
+/// it is known; where it returns false, that is the end.
 std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const Kernels& kernels,
                                         ThreadPool& pool, const MachinePeaks& peaks,
                                         const std::function<bool(const KernelResult&)>& on_result);

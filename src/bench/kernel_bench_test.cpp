@@ -153,6 +153,17 @@ TEST(KernelBench, MeasuresEveryCombinationAndStopsWhenToldTo) {
   }
 }
 
+TEST(KernelBench, LeavesOutTypesThatAShapeCannotHave) {
+  ThreadPool pool(1);
+  const KernelBenchOptions options = {.types = {GGML_TYPE_Q4_K, GGML_TYPE_Q4_0},
+                                      .shapes = {{.outputs = 1536, .inputs = 576}},
+                                      .rows = {1}};
+  const auto results = bench_kernels(options, default_kernels(), pool, round_peaks(),
+                                     [](const KernelResult&) { return true; });
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_EQ(results[0].type, GGML_TYPE_Q4_0);
+}
+
 TEST(Peaks, AreOnesThatAMachineCanHave) {
   ThreadPool pool(2);
   for (const std::string& isa : available_isas()) {

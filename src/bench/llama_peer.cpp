@@ -34,9 +34,8 @@ struct LlamaPeer::State {
   std::unique_ptr<llama_context, Free> context;
 };
 
-LlamaPeer::LlamaPeer(const std::filesystem::path& model, const Vocabulary& vocabulary, int threads,
-                     int context, const SamplingOptions& sampling)
-    : vocabulary_(vocabulary), sampling_(sampling), state_(std::make_unique<State>()) {
+LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int context)
+    : state_(std::make_unique<State>()) {
   const GgmlErrors errors;
   llama_model_params model_parameters = llama_model_default_params();
   model_parameters.n_gpu_layers = 0;
@@ -63,10 +62,10 @@ LlamaPeer::LlamaPeer(const std::filesystem::path& model, const Vocabulary& vocab
 
 LlamaPeer::~LlamaPeer() = default;
 
-BenchMethod LlamaPeer::method() {
-  return {"llama.cpp",
-          [this](const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop) {
-            return run(prompt, max_tokens, stop);
+BenchMethod LlamaPeer::method(const Vocabulary& vocabulary, const SamplingOptions& sampling) {
+  return {"llama.cpp", [this, &vocabulary, sampling](const BenchPrompt& prompt, int max_tokens,
+                                                     const std::atomic<bool>& stop) {
+            return run(prompt, max_tokens, stop, vocabulary, sampling);
           }};
 }
 
@@ -99,11 +98,12 @@ void LlamaPeer::pass(Token token) {
   ggml_threadpool_pause(state_->threads.get());
 }
 
-BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop) {
+BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
+                        const Vocabulary& vocabulary, const SamplingOptions& sampling) {
   const GgmlErrors errors;
   BenchRun result;
   llama_memory_clear(llama_get_memory(state_->context.get()), /*data=*/false);
-  Conversation conversation(vocabulary_);
+  Conversation conversation(vocabulary);
   std::vector<Token> tokens;  // the last one is always still to be decoded
   for (const std::string& turn : prompt.turns) {
     // As Session does: the prompt but for its last token is prefill.
@@ -119,12 +119,12 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
     for (int i = 0; i < max_tokens && !stop; ++i) {
       decode(std::span(tokens).last(1));
       const std::span<const float> logits(llama_get_logits_ith(state_->context.get(), -1),
-                                          static_cast<std::size_t>(vocabulary_.size()));
+                                          static_cast<std::size_t>(vocabulary.size()));
       const Token token =
-          sample_token(logits, tokens, /*sequence=*/0, static_cast<int>(tokens.size()), sampling_);
+          sample_token(logits, tokens, /*sequence=*/0, static_cast<int>(tokens.size()), sampling);
       result.forwards += 1;
       result.decoded += 1;
-      if (vocabulary_.is_end_of_generation(token)) {
+      if (vocabulary.is_end_of_generation(token)) {
         break;
       }
       tokens.push_back(token);

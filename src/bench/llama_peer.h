@@ -13,13 +13,11 @@ namespace firp {
 /// against. Its defaults (F16 KV cache, flash attention, batch sizes), our number of threads.
 class LlamaPeer {
  public:
-  /// `vocabulary` must outlive the peer.
-  LlamaPeer(const std::filesystem::path& model, const Vocabulary& vocabulary, int threads,
-            int context, const SamplingOptions& sampling);
+  LlamaPeer(const std::filesystem::path& model, int threads, int context);
   ~LlamaPeer();
 
-  /// The method "llama.cpp"; the peer must outlive it.
-  BenchMethod method();
+  /// The method "llama.cpp"; the peer and the vocabulary must outlive it.
+  BenchMethod method(const Vocabulary& vocabulary, const SamplingOptions& sampling);
 
   /// Forgets all and runs a prompt; returns when its last logits are there.
   void start(std::span<const Token> prompt);
@@ -28,11 +26,10 @@ class LlamaPeer {
 
  private:
   struct State;
-  BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop);
+  BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
+               const Vocabulary& vocabulary, const SamplingOptions& sampling);
   void decode(std::span<Token> tokens);
 
-  const Vocabulary& vocabulary_;
-  const SamplingOptions sampling_;
   std::unique_ptr<State> state_;
 };
 

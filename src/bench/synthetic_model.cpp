@@ -1,8 +1,13 @@
 #include "bench/synthetic_model.h"
 
 #include <fmt/format.h>
+#include <gguf.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -52,9 +57,11 @@ ModelConfig config_of(const Shape& shape, std::string name) {
   config.trained_context = 8192;
   config.rms_norm_epsilon = 1e-5f;
   config.rope.dimensions = shape.head_size;
+  // As model_config.cpp reads them from a file, to the last bit.
+  const double ratio = std::pow(shape.rope_base, -2.0f / static_cast<float>(shape.head_size));
   for (int pair = 0; pair < shape.head_size / 2; ++pair) {
-    const float exponent = -2.0f * static_cast<float>(pair) / static_cast<float>(shape.head_size);
-    config.rope.frequencies.push_back(std::pow(shape.rope_base, exponent));
+    config.rope.frequencies.push_back(
+        static_cast<float>(std::pow(ratio, static_cast<double>(pair))));
   }
   config.tied_head = shape.tied_head;
   return config;
@@ -68,6 +75,82 @@ double free_bytes() {
   }
   return std::numeric_limits<double>::infinity();
 }
+
+struct FreeGguf {
+  void operator()(gguf_context* context) const { gguf_free(context); }
+};
+struct FreeGgml {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+};
+
+/// A model's header and its tensors, whose bytes stay where they are.
+class GgufHeader {
+ public:
+  GgufHeader(const Model& model, float rope_base)
+      : gguf_(gguf_init_empty()),
+        ggml_(ggml_init({.mem_size = kMostTensors * ggml_tensor_overhead(),
+                         .mem_buffer = nullptr,
+                         .no_alloc = true})) {
+    const ModelConfig& c = model.config();
+    gguf_set_val_str(gguf_.get(), "general.architecture", "llama");
+    gguf_set_val_str(gguf_.get(), "general.name", c.name.c_str());
+    gguf_set_val_str(gguf_.get(), "tokenizer.ggml.model", "no_vocab");
+    for (const auto& [key, value] : {std::pair{"llama.vocab_size", c.vocabulary_size},
+                                     {"llama.block_count", c.layers},
+                                     {"llama.context_length", c.trained_context},
+                                     {"llama.embedding_length", c.hidden_size},
+                                     {"llama.feed_forward_length", c.feed_forward_size},
+                                     {"llama.attention.head_count", c.query_heads},
+                                     {"llama.attention.head_count_kv", c.kv_heads},
+                                     {"llama.attention.key_length", c.head_size},
+                                     {"llama.attention.value_length", c.head_size},
+                                     {"llama.rope.dimension_count", c.rope.dimensions}}) {
+      gguf_set_val_u32(gguf_.get(), key, static_cast<std::uint32_t>(value));
+    }
+    gguf_set_val_f32(gguf_.get(), "llama.rope.freq_base", rope_base);
+    gguf_set_val_f32(gguf_.get(), "llama.attention.layer_norm_rms_epsilon", c.rms_norm_epsilon);
+
+    add("token_embd.weight", model.token_embedding());
+    add("output_norm.weight", model.output_norm());
+    if (!c.tied_head) add("output.weight", model.head());
+    for (int i = 0; i < c.layers; ++i) {
+      const LayerTensors& layer = model.layers()[i];
+      for (const auto& [part, tensor] : {std::pair{"attn_norm", layer.attention_norm},
+                                         {"attn_q", layer.query},
+                                         {"attn_k", layer.key},
+                                         {"attn_v", layer.value},
+                                         {"attn_output", layer.output},
+                                         {"ffn_norm", layer.feed_forward_norm},
+                                         {"ffn_gate", layer.gate},
+                                         {"ffn_up", layer.up},
+                                         {"ffn_down", layer.down}}) {
+        add(fmt::format("blk.{}.{}.weight", i, part), *tensor);
+      }
+    }
+  }
+
+  std::size_t file_bytes() const { return gguf_get_meta_size(gguf_.get()) + tensor_bytes_; }
+  bool write(std::FILE* file) const {
+    return gguf_write_to_file_ptr(gguf_.get(), file, /*only_meta=*/false);
+  }
+
+ private:
+  void add(const std::string& name, const Tensor& tensor) {
+    ggml_tensor* const to =
+        tensor.rows() == 1
+            ? ggml_new_tensor_1d(ggml_.get(), tensor.type, tensor.columns())
+            : ggml_new_tensor_2d(ggml_.get(), tensor.type, tensor.columns(), tensor.rows());
+    ggml_set_name(to, name.c_str());
+    to->data = const_cast<std::byte*>(tensor.data.data());
+    gguf_add_tensor(gguf_.get(), to);
+    tensor_bytes_ += GGML_PAD(tensor.data.size(), GGUF_DEFAULT_ALIGNMENT);
+  }
+
+  static constexpr std::size_t kMostTensors = 1024;
+  std::unique_ptr<gguf_context, FreeGguf> gguf_;
+  std::unique_ptr<ggml_context, FreeGgml> ggml_;
+  std::size_t tensor_bytes_ = 0;
+};
 
 void require_memory(const ModelConfig& c, ggml_type type) {
   const double layer =
@@ -91,6 +174,7 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   }
   const Shape& shape = find_shape(name.substr(0, colon));
   const ggml_type type = parse_matrix_type(name.substr(colon + 1));
+  rope_base_ = shape.rope_base;
   ModelConfig c = config_of(shape, fmt::format("{}:{}", shape.name, ggml_type_name(type)));
   require_whole_blocks(type, c.hidden_size);
   require_whole_blocks(type, c.query_size());
@@ -133,6 +217,38 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   };
   tensors.layers.assign(c.layers, layer);
   model_ = std::make_unique<Model>(std::move(c), std::move(tensors));
+}
+
+SyntheticFile::SyntheticFile(const SyntheticModel& synthetic) {
+  const Model& model = synthetic.model();
+  const GgufHeader header(model, synthetic.rope_base());
+  std::error_code no_folder;
+  const std::filesystem::path folder = std::filesystem::temp_directory_path(no_folder);
+  if (no_folder) throw Error("TMPDIR names no folder for temporary files");
+  const auto bytes = static_cast<double>(header.file_bytes());
+  const auto available = static_cast<double>(std::filesystem::space(folder).available);
+  if (bytes > available) {
+    throw Error(
+        fmt::format("{} takes {:.1f} GB in {}, where {:.1f} GB are free; TMPDIR can name "
+                    "another folder",
+                    model.config().name, bytes / 1e9, folder.string(), available / 1e9));
+  }
+
+  std::string name = (folder / "firp-XXXXXX").string();
+  const int descriptor = mkstemp(name.data());
+  if (descriptor >= 0) unlink(name.c_str());
+  file_.reset(descriptor >= 0 ? fdopen(descriptor, "wb") : nullptr);
+  const GgmlErrors errors;
+  // Written back now, or the system would do it while others measure.
+  if (file_ == nullptr || !header.write(file_.get()) || std::fflush(file_.get()) != 0 ||
+      fsync(descriptor) != 0) {
+    throw Error(fmt::format("cannot write {} to {}: {}; TMPDIR can name another folder",
+                            model.config().name, folder.string(), std::strerror(errno)));
+  }
+}
+
+std::filesystem::path SyntheticFile::path() const {
+  return fmt::format("/proc/self/fd/{}", fileno(file_.get()));
 }
 
 }  // namespace firp

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdio>
 #include <deque>
+#include <filesystem>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -20,12 +22,32 @@ class SyntheticModel {
   explicit SyntheticModel(std::string_view name);
 
   const Model& model() const { return *model_; }
+  float rope_base() const { return rope_base_; }
 
  private:
+  float rope_base_;
   std::deque<RandomWeights> matrices_;  // a deque: the model points to them
   std::vector<float> ones_;
   Tensor norm_;
   std::unique_ptr<Model> model_;
+};
+
+/// A synthetic model as a GGUF file, for programs that need one; the layers' tensors written out
+/// for each. It lies in the folder for temporary files (TMPDIR) and has no name there, so that it
+/// goes away however this program ends.
+class SyntheticFile {
+ public:
+  /// An Error where the disk has no room for it.
+  explicit SyntheticFile(const SyntheticModel& synthetic);
+
+  /// What this process can open it by, while this object lives.
+  std::filesystem::path path() const;
+
+ private:
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  std::unique_ptr<std::FILE, Close> file_;
 };
 
 }  // namespace firp

@@ -127,7 +127,10 @@ refuses 1 '-t must be at least 1' bench --kernels -t 0
 refuses 2 'model' bench --forward
 refuses 2 'prompts|kernels' bench --forward --kernels
 refuses 2 'forward' bench --synthetic llama-7b:q4_0
-refuses 2 'synthetic|peer' bench --forward --synthetic smollm2-135m:q4_0 --peer llama.cpp
+refuses 2 'forward|load' bench --load --forward -m "$model"
+refuses 2 'model' bench --load
+refuses 1 'nothing.gguf' bench --load "$scratch/nothing.gguf"
+TMPDIR="$scratch/nothing" refuses 1 'TMPDIR' bench --load --synthetic smollm2-135m:q4_0
 refuses 1 "no shape 'llama-9b' .*llama-7b" bench --forward --synthetic llama-9b:q4_0
 refuses 1 "no weight type 'q9'" bench --forward --synthetic llama-7b:q9
 refuses 1 'not SHAPE:TYPE' bench --forward --synthetic llama-7b
@@ -156,6 +159,18 @@ status=$?
 if [ $status -ne 1 ] || ! grep -q '^firp: cannot write .*out.json' <<< "$output" ||
   compgen -G "$scratch/out.json*" > /dev/null; then
   echo "FAILED: JSON to a full disk: exit $status, $(ls "$scratch"), $output"
+  failures=$((failures + 1))
+fi
+
+cases=$((cases + 1))
+output=$(
+  trap '' XFSZ
+  ulimit -f 1000
+  TMPDIR="$scratch" "$firp" bench --load --synthetic smollm2-135m:q4_0 2>&1
+)
+status=$?
+if [ $status -ne 1 ] || ! grep -q '^firp: cannot write smollm2-135m:q4_0 .*TMPDIR' <<< "$output"; then
+  echo "FAILED: a synthetic model to a full disk: exit $status, $output"
   failures=$((failures + 1))
 fi
 

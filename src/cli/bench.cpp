@@ -11,6 +11,7 @@
 #include "bench/forward_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/llama_peer.h"
+#include "bench/load_bench.h"
 #include "bench/random_weights.h"
 #include "bench/report.h"
 #include "bench/synthetic_model.h"
@@ -46,6 +47,7 @@ struct BenchFlags {
   std::vector<int> rows = {1, 2, 4, 8, 16, 32};
 
   bool forward = false;
+  bool load = false;
   std::string synthetic;
   int context = ForwardBenchOptions().context;
 };
@@ -135,9 +137,10 @@ int run_kernels(const BenchFlags& flags) {
   for (const std::string& type : flags.types) options.types.push_back(parse_matrix_type(type));
   for (const std::string& shape : flags.shapes) {
     options.shapes.push_back(parse_matrix_shape(shape));
-    for (const ggml_type type : options.types) {
-      require_whole_blocks(type, options.shapes.back().inputs);
-    }
+    const int inputs = options.shapes.back().inputs;
+    const bool any = std::ranges::any_of(
+        options.types, [&](ggml_type type) { return inputs % ggml_blck_size(type) == 0; });
+    if (!any) require_whole_blocks(options.types.front(), inputs);
   }
   require_rows(flags.rows, kMostRows);
   const int threads = flags.decode.thread_count();
@@ -194,19 +197,41 @@ int run_forward(BenchFlags& flags) {
       std::max(flags.context + 2 * kMostPassRows, ForwardBenchOptions().prefill_tokens);
   if (!flags.synthetic.empty()) {
     const SyntheticModel synthetic(flags.synthetic);
+    std::optional<SyntheticFile> file;
+    std::optional<LlamaPeer> peer;
+    if (!flags.peer.empty()) {
+      file.emplace(synthetic);
+      peer.emplace(file->path(), threads, positions);
+    }
     Engine engine(synthetic.model(), {.threads = threads, .context = positions});
-    return report_forward(flags, engine, synthetic.model(), {}, nullptr);
+    return report_forward(flags, engine, synthetic.model(), {}, peer ? &*peer : nullptr);
   }
   flags.decode.context = positions;
   const int small[] = {1};  // trees are not used here
   Decoder decoder(flags.decode, small);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
-    peer.emplace(flags.decode.model, decoder.vocabulary, threads, positions,
-                 decoder.options.sampling);
+    peer.emplace(flags.decode.model, threads, positions);
   }
   return report_forward(flags, decoder.engine, decoder.model, decoder.heads_path,
                         peer ? &*peer : nullptr);
+}
+
+int run_load(const BenchFlags& flags) {
+  const int threads = flags.decode.thread_count();
+  if (!flags.json.empty()) require_writable(flags.json);
+  std::optional<SyntheticFile> file;
+  if (!flags.synthetic.empty()) file.emplace(SyntheticModel(flags.synthetic));
+  const OtherLoad load;
+  ThreadPool pool(threads);
+  const LoadResult result = bench_load(file ? file->path() : flags.decode.model, pool);
+  fmt::print("{}, {} threads\n{}", cpu_name(), threads, load_table(result));
+  tell_of_other_load(load.cores());
+  flush_output();
+  if (!flags.json.empty()) {
+    write_json(load_json({{"cpu", cpu_name()}, {"threads", threads}}, result), flags.json);
+  }
+  return 0;
 }
 
 int run_prompts(BenchFlags& flags) {
@@ -230,10 +255,9 @@ int run_prompts(BenchFlags& flags) {
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(
-        flags.decode.model, decoder.vocabulary, flags.decode.thread_count(),
-        flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
-        decoder.options.sampling);
-    methods.push_back(peer->method());
+        flags.decode.model, flags.decode.thread_count(),
+        flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)));
+    methods.push_back(peer->method(decoder.vocabulary, decoder.options.sampling));
   }
 
   catch_interrupts();
@@ -263,13 +287,17 @@ int run_prompts(BenchFlags& flags) {
 }
 
 void require_what_the_mode_needs(const BenchFlags& flags) {
+  if (!flags.synthetic.empty() && !flags.forward && !flags.load) {
+    throw CLI::ValidationError("--synthetic", "needs --forward or --load");
+  }
   if (flags.kernels || !flags.synthetic.empty()) return;
   if (flags.decode.model.empty()) throw CLI::RequiredError("--model");
-  if (!flags.forward && flags.prompts.empty()) throw CLI::RequiredError("--prompts");
+  if (!flags.forward && !flags.load && flags.prompts.empty()) throw CLI::RequiredError("--prompts");
 }
 
 int run_bench_verb(BenchFlags& flags) {
   if (flags.kernels) return run_kernels(flags);
+  if (flags.load) return run_load(flags);
   return flags.forward ? run_forward(flags) : run_prompts(flags);
 }
 
@@ -294,7 +322,13 @@ need; whichever is longer. "GB/s" counts the bytes of our packed form.
 With --forward: a whole pass with some rows, a tree of tokens on a context, from embedding to the
 logits of all rows; with heads also with pseudo rows in the upper layers; and the prefill of 512
 tokens. "limit" is that of all matrices and of the cache. --synthetic takes a model of random
-weights in a known shape: its speed is real, its text is not. docs/performance.md has more.
+weights in a known shape: its speed is real, its text is not. With --peer it is also written to a
+temporary file (in TMPDIR) for llama.cpp.
+
+With --load: how long it takes until the model is ready, with its file out of the system's cache
+("cold") and in it ("warm"), beside reading the file; and the memory that it holds meanwhile.
+
+docs/performance.md has more.
 
 Examples:
   firp bench model.gguf --prompts question.jsonl --limit 5
@@ -302,8 +336,10 @@ Examples:
   firp bench -m model.gguf --prompts question.jsonl --methods plain --peer llama.cpp -t 4
   firp bench --kernels --types q4_0,q4_K --rows 1,8 -t 2
   firp bench --kernels --types q6_K --shapes 4096x14336,128256x4096 --json kernels.json
+  firp bench --kernels --types q4_0 --shapes 576x576,1536x576,576x1536,49152x576 --rows 1,8,64
   firp bench --forward model.gguf --rows 1,8,32 --peer llama.cpp
-  firp bench --forward --synthetic llama-7b:q4_0 -t 2)");
+  firp bench --forward --synthetic llama-7b:q4_0 --peer llama.cpp -t 2
+  firp bench --load model.gguf)");
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
   CLI::Option* const prompts = app->add_option("--prompts", flags->prompts, "The prompts, JSONL");
@@ -312,10 +348,8 @@ Examples:
       ->allow_extra_args(false)
       ->check(CLI::IsMember({"plain", "firp", "ngram", "firp+ngram"}))
       ->default_str("plain,firp");
-  CLI::Option* const peer =
-      app->add_option("--peer", flags->peer,
-                      "Another program's plain decoding beside ours: llama.cpp")
-          ->check(CLI::IsMember({"llama.cpp"}));
+  app->add_option("--peer", flags->peer, "Another program's plain decoding beside ours: llama.cpp")
+      ->check(CLI::IsMember({"llama.cpp"}));
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
       ->capture_default_str();
   app->add_option("--limit", flags->limit, "Prompts of each category at most (default: all)");
@@ -342,13 +376,16 @@ Examples:
       speed->add_flag("--forward", flags->forward, "Time whole passes of the model, and prefill")
           ->excludes(prompts)
           ->excludes(kernels);
+  speed->add_flag("--load", flags->load, "Time loading the model, and the memory that it takes")
+      ->excludes(prompts)
+      ->excludes(kernels)
+      ->excludes(forward);
   speed
       ->add_option("--synthetic", flags->synthetic,
                    "A model of random weights instead of a file: SHAPE:TYPE, shapes llama-1b, "
                    "llama-3b, llama-7b, llama-8b, smollm2-135m")
-      ->needs(forward)
-      ->excludes(app->get_option("--model"))
-      ->excludes(peer);
+      ->excludes(prompts)
+      ->excludes(app->get_option("--model"));
   speed->add_option("--context", flags->context, "Tokens that stand before the rows of a pass")
       ->needs(forward)
       ->capture_default_str();

@@ -1,9 +1,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <memory>
 
+#include "bench/load_bench.h"
 #include "bench/peaks.h"
 #include "bench/report.h"
 #include "cli/decode_flags.h"
@@ -79,7 +81,11 @@ void inspect_model(const Model& model, int threads) {
   inspect_tensors(model.file());
   line("identity", "{}", model.identity().tensor_hash);
 
+  const auto start = std::chrono::steady_clock::now();
   Engine engine(model, {.threads = threads});
+  const double load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto peak = static_cast<double>(peak_resident_bytes());
   const MachinePeaks peaks = [&] {
     ThreadPool pool(threads);
     return measure_peaks(pool, engine.isa());
@@ -94,6 +100,8 @@ void inspect_model(const Model& model, int threads) {
   line("instruction set", "{}{}", engine.isa(),
        others.empty() ? "" : fmt::format(" (FIRP_ISA can choose: {})", others));
   line("bytes a pass", "{} of packed weights", size_text(bytes));
+  line("loading", "{:.2f} s, the file being in the system's cache; {} of memory at most",
+       load_seconds, size_text(peak));
   line("memory", "{:.1f} GB/s read by {} threads, measured now", peaks.bytes_per_second / 1e9,
        threads);
   line("arithmetic", "{:.0f} G 8-bit multiply-adds/s ({}), {:.1f} for each byte read",

@@ -165,14 +165,26 @@ for p in report["passes"]:
 assert report["prefill"]["tokens"] == 512 and report["prefill"]["llama_cpp_best_seconds"] > 0
 END
 grep -q '^plain decoding: .*llama.cpp' "$scratch/table" || fail "the table of bench --forward"
-"$firp" bench --forward --synthetic smollm2-135m:q8_0 --rows 1 --json "$scratch/out.json" \
-  > "$scratch/table" 2> "$scratch/log" || fail "bench --synthetic: $(cat "$scratch/log")"
+"$firp" bench --forward --synthetic smollm2-135m:q8_0 --rows 1 --peer llama.cpp \
+  --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" || fail "bench --synthetic: $(cat "$scratch/log")"
 grep -q 'random weights, for speed only' "$scratch/table" || fail "--synthetic does not say so"
 grep -q '"random_weights": true' "$scratch/out.json" || fail "the JSON of --synthetic"
+grep -q '^plain decoding: .*llama.cpp' "$scratch/table" || fail "no peer beside --synthetic"
+"$firp" bench --load "$model" --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" ||
+  fail "bench --load: $(cat "$scratch/log")"
+python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench --load: $(cat "$scratch/table")"
+import json, sys
+report = json.load(open(sys.argv[1]))
+assert all(report[f"{what}_{state}_seconds"] > 0
+           for what in ("load", "read") for state in ("cold", "warm"))
+# The program itself takes some 20 MB; the file is not held beside its packed form.
+assert 0 < report["peak_resident_bytes"] - report["packed_bytes"] < 30e6
+END
 
 # inspect.
 "$firp" inspect "$model" > "$scratch/text" || fail "inspect"
-grep -q 'roofline' "$scratch/text" && grep -q 'FIRP pays above' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"
+grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$scratch/text" &&
+  grep -q 'FIRP pays above' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"
 heads=$(find heads -name '*.gguf' | head -n 1)
 "$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace firp {
 namespace {
@@ -21,6 +22,102 @@ double uniform(std::uint64_t seed, int sequence, int position) {
 
 bool likelier(const TokenLogit& a, const TokenLogit& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+double weight(float logit, float greatest, double temperature) {
+  return std::exp((double(logit) - greatest) / temperature);
+}
+
+/// All tokens with logits of `least` or more, likeliest first; found and sorted no further than
+/// they are asked for, which as a rule is a few of them.
+class Ranking {
+ public:
+  Ranking(std::span<const float> logits, float greatest, float least)
+      : logits_(logits), greatest_(greatest), least_(least) {}
+
+  bool has(std::size_t rank) {
+    while (rank >= ranked_.size() && !complete_) extend();
+    return rank < ranked_.size();
+  }
+  const TokenLogit& operator[](std::size_t rank) const { return ranked_[rank]; }
+  std::span<const TokenLogit> found() const { return ranked_; }
+
+ private:
+  void extend() {
+    const float above = reached_;
+    reached_ = std::max(greatest_ - depth_, least_);
+    depth_ *= 2;
+    const auto begin = static_cast<std::ptrdiff_t>(ranked_.size());
+    for (std::size_t i = 0; i < logits_.size(); ++i) {
+      if (logits_[i] >= reached_ && !(logits_[i] >= above)) {
+        ranked_.push_back({static_cast<Token>(i), logits_[i]});
+      }
+    }
+    std::sort(ranked_.begin() + begin, ranked_.end(), likelier);
+    complete_ = !(reached_ > least_);
+  }
+
+  const std::span<const float> logits_;
+  const float greatest_;
+  const float least_;
+  float depth_ = 4;  ///< below the greatest logit: few tokens are nearer
+  /// Ranked are all logits from here on: none at first.
+  float reached_ = std::numeric_limits<float>::quiet_NaN();
+  bool complete_ = false;
+  std::vector<TokenLogit> ranked_;
+};
+
+/// Of tokens that are all kept, likeliest first.
+Token draw(std::span<const TokenLogit> kept, int sequence, int position,
+           const SamplingOptions& options) {
+  std::vector<double> weights(kept.size());
+  double total = 0;
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    weights[i] = weight(kept[i].logit, kept.front().logit, options.temperature);
+    total += weights[i];
+  }
+  double rest = uniform(options.seed, sequence, position);
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    rest -= weights[i] / total;
+    if (rest < 0) return kept[i].token;
+  }
+  return kept.back().token;
+}
+
+/// With top-k off. As if all tokens were sorted, which would take longer than a small model's pass.
+Token draw_from_all(std::span<const float> logits, int sequence, int position,
+                    const SamplingOptions& options) {
+  const float greatest = std::ranges::max(logits);
+  const auto total_weight = [&](double temperature) {
+    double total = 0;
+    for (const float logit : logits) total += weight(logit, greatest, temperature);
+    return total;
+  };
+  const float least = options.min_p > 0.0f ? greatest + std::log(options.min_p)
+                                           : -std::numeric_limits<float>::infinity();
+  Ranking ranking(logits, greatest, least);
+  if (!ranking.has(0)) return 0;  // a broken model's row: no logit is a number
+
+  if (options.top_p < 1.0f) {
+    const double total = total_weight(1.0);
+    double sum = 0;
+    std::size_t kept = 0;
+    while (ranking.has(kept) && (kept == 0 || sum < options.top_p)) {
+      sum += weight(ranking[kept++].logit, greatest, 1.0) / total;
+    }
+    return draw(ranking.found().first(kept), sequence, position, options);
+  }
+  if (options.min_p > 0.0f) {
+    for (std::size_t rank = 0; ranking.has(rank);) rank = ranking.found().size();
+    return draw(ranking.found(), sequence, position, options);
+  }
+  const double total = total_weight(options.temperature);
+  double rest = uniform(options.seed, sequence, position);
+  for (std::size_t rank = 0; ranking.has(rank); ++rank) {
+    rest -= weight(ranking[rank].logit, greatest, options.temperature) / total;
+    if (rest < 0) return ranking[rank].token;
+  }
+  return ranking.found().back().token;
 }
 
 }  // namespace
@@ -47,10 +144,11 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
     return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
   }
 
+  if (options.top_k <= 0) return draw_from_all(logits, sequence, position, options);
+
   std::vector<TokenLogit> best(logits.size());
   for (std::size_t i = 0; i < logits.size(); ++i) best[i] = {static_cast<Token>(i), logits[i]};
-  const std::size_t keep =
-      options.top_k > 0 ? std::min<std::size_t>(options.top_k, best.size()) : best.size();
+  const std::size_t keep = std::min<std::size_t>(options.top_k, best.size());
   std::partial_sort(best.begin(), best.begin() + keep, best.end(), likelier);
   return sample_token(std::span(best).first(keep), sequence, position, options);
 }
@@ -60,38 +158,25 @@ Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
   if (best.empty()) return 0;  // a broken model's row: no logit is a number
   if (options.temperature <= 0) return best.front().token;
   std::size_t count = best.size();
-  const auto softmax = [&](double temperature) {
-    std::vector<double> weights(count);
-    double sum = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      weights[i] = std::exp((double(best[i].logit) - best.front().logit) / temperature);
-      sum += weights[i];
-    }
-    for (double& weight : weights) weight /= sum;
-    return weights;
-  };
-
+  const float greatest = best.front().logit;
   if (options.top_p < 1.0f) {
-    const std::vector<double> probabilities = softmax(1.0);
+    double total = 0;
+    for (const TokenLogit& token : best) total += weight(token.logit, greatest, 1.0);
     double sum = 0;
     std::size_t kept = 0;
-    while (kept < count && (kept == 0 || sum < options.top_p)) sum += probabilities[kept++];
+    while (kept < count && (kept == 0 || sum < options.top_p)) {
+      sum += weight(best[kept++].logit, greatest, 1.0) / total;
+    }
     count = kept;
   }
   if (options.min_p > 0.0f) {
-    const float least = best.front().logit + std::log(options.min_p);
+    const float least = greatest + std::log(options.min_p);
     std::size_t kept = 1;
     while (kept < count && best[kept].logit >= least) ++kept;
     count = kept;
   }
 
-  const std::vector<double> probabilities = softmax(options.temperature);
-  double rest = uniform(options.seed, sequence, position);
-  for (std::size_t i = 0; i < count; ++i) {
-    rest -= probabilities[i];
-    if (rest < 0) return best[i].token;
-  }
-  return best[count - 1].token;
+  return draw(best.first(count), sequence, position, options);
 }
 
 }  // namespace firp

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
+#include <random>
 
 namespace firp {
 namespace {
@@ -65,6 +68,56 @@ TEST(Sampler, RepetitionPenaltyHitsRecentTokensOnly) {
   EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 3);
   const std::vector<float> negative = {-1.0f, -1.5f};
   EXPECT_EQ(sample_token(negative, std::vector<Token>{0}, 0, 0, options), 1);
+}
+
+/// Sorts all tokens and lets the other sample_token choose.
+Token sample_of_sorted(std::span<const float> logits, int position,
+                       const SamplingOptions& options) {
+  std::vector<TokenLogit> all;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    all.push_back({static_cast<Token>(i), logits[i]});
+  }
+  std::ranges::stable_sort(all, std::greater{}, &TokenLogit::logit);
+  return sample_token(all, 0, position, options);
+}
+
+TEST(Sampler, WithoutTopKTheTokenIsThatOfAllTokensSorted) {
+  std::mt19937 generator(1);
+  for (const float deviation : {0.0f, 0.1f, 3.0f, 30.0f, 1e6f}) {
+    std::normal_distribution<float> normal(5, deviation);
+    std::vector<float> logits(3000);
+    for (float& logit : logits) logit = deviation == 0 ? 1.0f : normal(generator);
+    logits[7] = logits[2000];  // equals, in order of tokens
+    logits[100] = -std::numeric_limits<float>::infinity();
+    for (const float temperature : {0.3f, 1.0f, 5.0f}) {
+      for (const float top_p : {0.5f, 0.95f, 1.0f}) {
+        for (const float min_p : {0.0f, 0.05f, 1.0f}) {
+          const SamplingOptions options = {
+              .temperature = temperature, .top_k = 0, .top_p = top_p, .min_p = min_p};
+          for (int position = 0; position < 20; ++position) {
+            ASSERT_EQ(sample_token(logits, {}, 0, position, options),
+                      sample_of_sorted(logits, position, options))
+                << deviation << " " << temperature << " " << top_p << " " << min_p;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Sampler, ABrokenRowGivesSomeToken) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+    for (const float top_p : {0.5f, 1.0f}) {
+      for (const float min_p : {0.0f, 0.1f}) {
+        const std::vector<float> logits(5, bad);
+        const Token token = sample_token(
+            logits, {}, 0, 0, {.temperature = 1, .top_k = 0, .top_p = top_p, .min_p = min_p});
+        EXPECT_GE(token, 0);
+        EXPECT_LT(token, 5);
+      }
+    }
+  }
 }
 
 TEST(Sampler, TheDrawDependsOnSeedSequenceAndPositionAlone) {

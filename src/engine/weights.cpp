@@ -10,6 +10,9 @@ std::vector<float> read_vector(const Tensor* tensor) {
   return tensor != nullptr ? dequantize(*tensor) : std::vector<float>{};
 }
 
+/// As much of a file is in memory beside its packed form, for each thread.
+constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
+
 }  // namespace
 
 Weights::Weights(const Model& model, ThreadPool& pool)
@@ -48,12 +51,17 @@ Weights::Weights(const Model& model, ThreadPool& pool)
   pool.run([&](int thread) {
     for (const auto& [matrix, tensor] : matrices) {
       const auto [begin, end] = share(matrix->blocks(), thread, pool.size());
-      matrix->pack(*tensor, begin, end);
-      const std::size_t row_bytes = ggml_row_size(tensor->type, tensor->columns());
-      const std::size_t first = std::size_t{kBlockOutputs} * begin * row_bytes;
-      const std::size_t last =
-          std::min(std::size_t{kBlockOutputs} * end * row_bytes, tensor->data.size());
-      if (model.has_file()) model.file().release(tensor->data.subspan(first, last - first));
+      const std::size_t block_bytes =
+          kBlockOutputs * ggml_row_size(tensor->type, tensor->columns());
+      const int step = static_cast<int>(std::max<std::size_t>(1, kChunkBytes / block_bytes));
+      for (int first = begin; first < end; first += step) {
+        const int last = std::min(first + step, end);
+        matrix->pack(*tensor, first, last);
+        if (!model.has_file()) continue;
+        const std::size_t from = first * block_bytes;
+        const std::size_t to = std::min(last * block_bytes, tensor->data.size());
+        model.file().release(tensor->data.subspan(from, to - from));
+      }
     }
   });
 }

@@ -15,39 +15,56 @@
 namespace firp {
 namespace {
 
-/// 64 weights of one output, as codes that count from 0, with scale and min of each group: the
-/// file's F16 bits, or its bytes where the format has sub-scales.
-struct Quarter {
-  std::uint8_t codes[64];
-  std::uint16_t scales[4];
-  std::uint16_t mins[4];
-};
-
-std::uint16_t bits16(const std::uint8_t* at) {
+std::uint16_t load16(const std::uint8_t* at) {
   std::uint16_t bits;
   std::memcpy(&bits, at, sizeof bits);
   return bits;
 }
+std::uint32_t load32(const std::uint8_t* at) {
+  std::uint32_t bits;
+  std::memcpy(&bits, at, sizeof bits);
+  return bits;
+}
+void store16(std::uint8_t* at, std::uint16_t bits) { std::memcpy(at, &bits, sizeof bits); }
+void store32(std::uint8_t* at, std::uint32_t bits) { std::memcpy(at, &bits, sizeof bits); }
 
-/// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 (ggml-common.h: block_q4_0 ...): group `g` of the quarter from one
-/// block of 32.
-void read_block32(const PackedFormat& format, const std::uint8_t* block, int g, Quarter& out) {
-  std::uint8_t* const codes = out.codes + 32 * g;
-  out.scales[g] = bits16(block);
-  out.mins[g] = format.has_min ? bits16(block + 2) : 0;
-  const std::uint8_t* at = block + (format.has_min ? 4 : 2);
-  if (format.bits == 8) {
-    for (int i = 0; i < 32; ++i) codes[i] = at[i] ^ 0x80;
+// Codes are worked on four at a time, a byte each.
+
+/// Bit b of the lowest four becomes the lowest bit of byte b.
+constexpr std::uint32_t spread_bits(std::uint32_t bits) {
+  return (bits & 15) * 0x00204081u & 0x01010101u;
+}
+/// The inverse: the lowest bit of byte b becomes bit b.
+constexpr std::uint32_t gather_bits(std::uint32_t bytes) {
+  return (bytes & 0x01010101u) * 0x01020408u >> 24;
+}
+
+constexpr const PackedFormat* find_format(ggml_type type) {
+  for (const PackedFormat& format : kPackedFormats) {
+    if (format.type == type) return &format;
+  }
+  return nullptr;
+}
+
+/// The 32 codes, counted from 0, of a block of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (ggml-common.h:
+/// block_q4_0 ...).
+template <ggml_type kType>
+void read_block32(const std::uint8_t* block, std::uint8_t* codes) {
+  constexpr PackedFormat kFormat = *find_format(kType);
+  const std::uint8_t* at = block + (kFormat.has_min ? 4 : 2);
+  if constexpr (kFormat.bits == 8) {
+    for (int i = 0; i < 32; i += 4) store32(codes + i, load32(at + i) ^ 0x80808080u);
     return;
   }
   std::uint32_t fifth_bits = 0;
-  if (format.bits == 5) {
-    std::memcpy(&fifth_bits, at, 4);
+  if constexpr (kFormat.bits == 5) {
+    fifth_bits = load32(at);
     at += 4;
   }
-  for (int i = 0; i < 16; ++i) {
-    codes[i] = static_cast<std::uint8_t>((at[i] & 15) | (fifth_bits >> i & 1) << 4);
-    codes[i + 16] = static_cast<std::uint8_t>(at[i] >> 4 | (fifth_bits >> (i + 16) & 1) << 4);
+  for (int i = 0; i < 16; i += 4) {
+    const std::uint32_t pairs = load32(at + i);
+    store32(codes + i, (pairs & 0x0f0f0f0fu) | spread_bits(fifth_bits >> i) << 4);
+    store32(codes + i + 16, (pairs >> 4 & 0x0f0f0f0fu) | spread_bits(fifth_bits >> (i + 16)) << 4);
   }
 }
 
@@ -61,18 +78,27 @@ SubScale sub_scale(const std::uint8_t* packed, int i) {
                                                                                      << 4};
 }
 
-/// Quarter `quarter` (64 weights) of a block of 256 (block_q2_K ... block_q6_K).
-void read_block256(ggml_type type, const std::uint8_t* block, int quarter, Quarter& out) {
+/// 64 weights of one output of a K type: codes that count from 0, and the bytes that scale and
+/// shift each group.
+struct Quarter {
+  std::uint8_t codes[64];
+  std::uint8_t scales[4];
+  std::uint8_t mins[4];
+};
+
+/// Quarter `quarter` of a block of 256 (block_q2_K ... block_q6_K).
+template <ggml_type kType>
+void read_block256(const std::uint8_t* block, int quarter, Quarter& out) {
   const auto set_groups = [&](int groups, auto scale_of, auto min_of) {
     for (int g = 0; g < groups; ++g) {
       out.scales[g] = static_cast<std::uint8_t>(scale_of(g));
       out.mins[g] = static_cast<std::uint8_t>(min_of(g));
     }
   };
-  switch (type) {
+  switch (kType) {
     case GGML_TYPE_Q4_K:
     case GGML_TYPE_Q5_K: {  // d, dmin, scales[12], (qh[32],) qs[128]
-      const bool five = type == GGML_TYPE_Q5_K;
+      constexpr bool five = kType == GGML_TYPE_Q5_K;
       const std::uint8_t* const high = block + 16;
       const std::uint8_t* const low = block + (five ? 48 : 16) + 32 * quarter;
       for (int i = 0; i < 32; ++i) {
@@ -143,13 +169,13 @@ BlockScale block_scale(ggml_type type, const std::uint8_t* block) {
   switch (type) {
     case GGML_TYPE_Q4_K:
     case GGML_TYPE_Q5_K:
-      return {bits16(block), static_cast<std::uint16_t>(bits16(block + 2) ^ kSign)};
+      return {load16(block), static_cast<std::uint16_t>(load16(block + 2) ^ kSign)};
     case GGML_TYPE_Q2_K:
-      return {bits16(block + 80), static_cast<std::uint16_t>(bits16(block + 82) ^ kSign)};
+      return {load16(block + 80), static_cast<std::uint16_t>(load16(block + 82) ^ kSign)};
     case GGML_TYPE_Q3_K:
-      return {bits16(block + 108), 0};
+      return {load16(block + 108), 0};
     default:  // Q6_K
-      return {bits16(block + 208), 0};
+      return {load16(block + 208), 0};
   }
 }
 
@@ -157,55 +183,136 @@ BlockScale block_scale(ggml_type type, const std::uint8_t* block) {
 /// p holds those of inputs 16 p + 4 s + b at its bits 2 s.
 void write_planes(const std::uint8_t* codes, int shift, std::uint8_t* to, int output) {
   for (int p = 0; p < 2; ++p, codes += 16) {
-    for (int b = 0; b < 4; ++b) {
-      int byte = 0;
-      for (int s = 0; s < 4; ++s) byte |= (codes[4 * s + b] >> shift & 3) << (2 * s);
-      to[64 * p + 4 * output + b] = static_cast<std::uint8_t>(byte);
+    std::uint32_t planes = 0;
+    for (int s = 0; s < 4; ++s) {
+      planes |= (load32(codes + 4 * s) >> shift & 0x03030303u) << (2 * s);
+    }
+    store32(to + 64 * p + 4 * output, planes);
+  }
+}
+
+/// Writes one output's 32 codes into half `half` of a quarter (docs/kernels.md).
+template <ggml_type kType>
+void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int output) {
+  constexpr PackedFormat kFormat = *find_format(kType);
+  std::uint8_t* const low = quarter + half * kFormat.low_bytes() / 2;
+  std::uint8_t* const high = quarter + kFormat.low_bytes() + half * kFormat.high_bytes() / 2;
+  if constexpr (kFormat.bits == 8) {
+    for (int v = 0; v < 8; ++v) store32(low + 64 * v + 4 * output, load32(codes + 4 * v));
+  } else if constexpr (kFormat.bits >= 4) {
+    for (int v = 0; v < 4; ++v) {
+      store32(low + 64 * v + 4 * output, (load32(codes + 4 * v) & 0x0f0f0f0fu) |
+                                             (load32(codes + 4 * v + 16) & 0x0f0f0f0fu) << 4);
+    }
+  } else {
+    write_planes(codes, 0, low, output);
+  }
+  if constexpr (kFormat.bits == 6) {
+    write_planes(codes, 4, high, output);
+  } else if constexpr (kFormat.high_bytes() > 0) {
+    for (int v = 0; v < 8; ++v) {
+      const std::uint32_t four = gather_bits(load32(codes + 4 * v) >> (kFormat.bits - 1));
+      high[8 * v + output / 2] |= static_cast<std::uint8_t>(four << (output % 2 * 4));
     }
   }
 }
 
-/// Writes one output's part of a quarter (docs/kernels.md).
-void write_quarter(const PackedFormat& format, const Quarter& quarter, std::uint8_t* to,
-                   int output) {
-  const int low_bytes = format.low_bytes() / 2;  // of a half
-  const int high_bytes = format.high_bytes() / 2;
-  for (int half = 0; half < 2; ++half) {
-    const std::uint8_t* const codes = quarter.codes + 32 * half;
-    std::uint8_t* const low = to + half * low_bytes;
-    std::uint8_t* const high = to + format.low_bytes() + half * high_bytes;
-    if (format.bits == 8) {
-      for (int v = 0; v < 8; ++v) std::memcpy(low + 64 * v + 4 * output, codes + 4 * v, 4);
-    } else if (format.bits >= 4) {
-      std::uint8_t bytes[16];
-      for (int i = 0; i < 16; ++i) {
-        bytes[i] = static_cast<std::uint8_t>((codes[i] & 15) | codes[i + 16] << 4);
-      }
-      for (int v = 0; v < 4; ++v) std::memcpy(low + 64 * v + 4 * output, bytes + 4 * v, 4);
-    } else {
-      write_planes(codes, 0, low, output);
+/// Writes one output's part of a cell: its next `inputs` weights, at `from`.
+template <ggml_type kType>
+void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int output) {
+  constexpr PackedFormat kFormat = *find_format(kType);
+  constexpr int kAfterCodes = kFormat.low_bytes() + kFormat.high_bytes();
+  if constexpr (kFormat.kind == WeightKind::kF32) {
+    for (int i = 0; i < inputs; ++i) {
+      store32(cell + 4 * (kBlockOutputs * i + output), load32(from + 4 * i));
     }
-    if (format.bits == 6) {
-      write_planes(codes, 4, high, output);
-    } else if (format.high_bytes() > 0) {
-      const int shift = format.bits - 1;
-      for (int v = 0; v < 8; ++v) {
-        int four = 0;
-        for (int b = 0; b < 4; ++b) four |= (codes[4 * v + b] >> shift & 1) << b;
-        high[8 * v + output / 2] |= static_cast<std::uint8_t>(four << (output % 2 * 4));
+  } else if constexpr (kFormat.kind == WeightKind::kF16) {
+    for (int i = 0; i < inputs; ++i) {
+      store16(cell + 2 * (kBlockOutputs * i + output), load16(from + 2 * i));
+    }
+  } else if constexpr (kFormat.kind == WeightKind::kBF16) {
+    for (int i = 0; i < inputs; ++i) {  // pairs of inputs, as the dot product takes them
+      store16(cell + 64 * (i / 2) + 4 * output + 2 * (i % 2), load16(from + 2 * i));
+    }
+  } else if constexpr (kFormat.sub_scales) {
+    const BlockScale scale = block_scale(kType, from);
+    store16(cell + 2 * output, scale.scale);
+    store16(cell + 2 * (kBlockOutputs + output), scale.min);
+    std::uint8_t* quarter = cell + kFormat.header_bytes();
+    for (int q = 0; q < 4; ++q, quarter += kFormat.quarter_bytes()) {
+      Quarter read;
+      read_block256<kType>(from, q, read);
+      write_codes<kType>(read.codes, quarter, 0, output);
+      write_codes<kType>(read.codes + 32, quarter, 1, output);
+      constexpr int kGroups = 64 / kFormat.group;
+      for (int g = 0; g < kGroups; ++g) {
+        std::uint8_t* const scales = quarter + kAfterCodes + g * kFormat.scale_bytes();
+        scales[output] = read.scales[g];
+        if (kFormat.has_min) scales[kGroups * kFormat.scale_bytes() + output] = read.mins[g];
+      }
+    }
+  } else {
+    constexpr int kBlockBytes = 32 * kFormat.bits / 8 + (kFormat.has_min ? 4 : 2);
+    for (int g = 0; g < inputs / 32; ++g, from += kBlockBytes) {
+      std::uint8_t codes[32];
+      read_block32<kType>(from, codes);
+      write_codes<kType>(codes, cell, g, output);
+      std::uint8_t* const scales = cell + kAfterCodes + g * kFormat.scale_bytes();
+      store16(scales + 2 * output, load16(from));
+      if (kFormat.has_min) {
+        store16(scales + 2 * kFormat.scale_bytes() + 2 * output, load16(from + 2));
       }
     }
   }
-  std::uint8_t* at = to + format.low_bytes() + format.high_bytes();
-  for (const std::uint16_t* values : {quarter.scales, quarter.mins}) {
-    if (values == quarter.mins && !format.has_min) break;
-    for (int g = 0; g < 64 / format.group; ++g, at += format.scale_bytes()) {
-      if (format.sub_scales) {
-        at[output] = static_cast<std::uint8_t>(values[g]);
-      } else {
-        std::memcpy(at + 2 * output, values + g, 2);
-      }
+}
+
+/// Packs a block: `outputs` rows of `inputs` weights. What the last cell has beyond them stays
+/// zero.
+template <ggml_type kType>
+void pack_block(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t* cell) {
+  constexpr PackedFormat kFormat = *find_format(kType);
+  const std::size_t row_bytes = ggml_row_size(kType, inputs);
+  const std::size_t cell_row_bytes = ggml_row_size(kType, kFormat.cell_inputs());
+  for (int begin = 0; begin < inputs; begin += kFormat.cell_inputs()) {
+    const int count = std::min(inputs - begin, kFormat.cell_inputs());
+    for (int output = 0; output < outputs; ++output) {
+      pack_cell<kType>(rows + output * row_bytes, count, cell, output);
     }
+    rows += cell_row_bytes;
+    cell += kFormat.cell_bytes();
+  }
+}
+
+using PackBlock = void (*)(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t* to);
+
+PackBlock pack_block_of(ggml_type type) {
+  switch (type) {
+    case GGML_TYPE_F32:
+      return pack_block<GGML_TYPE_F32>;
+    case GGML_TYPE_F16:
+      return pack_block<GGML_TYPE_F16>;
+    case GGML_TYPE_BF16:
+      return pack_block<GGML_TYPE_BF16>;
+    case GGML_TYPE_Q4_0:
+      return pack_block<GGML_TYPE_Q4_0>;
+    case GGML_TYPE_Q4_1:
+      return pack_block<GGML_TYPE_Q4_1>;
+    case GGML_TYPE_Q5_0:
+      return pack_block<GGML_TYPE_Q5_0>;
+    case GGML_TYPE_Q5_1:
+      return pack_block<GGML_TYPE_Q5_1>;
+    case GGML_TYPE_Q8_0:
+      return pack_block<GGML_TYPE_Q8_0>;
+    case GGML_TYPE_Q2_K:
+      return pack_block<GGML_TYPE_Q2_K>;
+    case GGML_TYPE_Q3_K:
+      return pack_block<GGML_TYPE_Q3_K>;
+    case GGML_TYPE_Q4_K:
+      return pack_block<GGML_TYPE_Q4_K>;
+    case GGML_TYPE_Q5_K:
+      return pack_block<GGML_TYPE_Q5_K>;
+    default:
+      return pack_block<GGML_TYPE_Q6_K>;
   }
 }
 
@@ -238,9 +345,9 @@ AlignedBytes::AlignedBytes(std::size_t size) : size_(size) {
 void AlignedBytes::Unmap::operator()(std::byte* pointer) const { munmap(pointer, bytes); }
 
 PackedFormat packed_format(ggml_type type) {
+  if (const PackedFormat* const format = find_format(type)) return *format;
   std::string accepted;
   for (const PackedFormat& format : kPackedFormats) {
-    if (format.type == type) return format;
     accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(format.type));
   }
   throw Error(fmt::format("weights of type {} are not supported (supported: {})",
@@ -274,53 +381,13 @@ PackedMatrix::PackedMatrix(const Tensor& tensor, std::byte* memory)
 }
 
 void PackedMatrix::pack(const Tensor& tensor, int begin, int end) {
-  const auto* const bytes = reinterpret_cast<const std::uint8_t*>(tensor.data.data());
+  const PackBlock pack_block = pack_block_of(format_.type);
+  const auto* const rows = reinterpret_cast<const std::uint8_t*>(tensor.data.data());
   const std::size_t row_bytes = ggml_row_size(tensor.type, inputs_);
-  const std::size_t source_block_bytes = ggml_type_size(tensor.type);
-  const int end_output = std::min(end * kBlockOutputs, outputs_);
-  for (int output = begin * kBlockOutputs; output < end_output; ++output) {
-    const std::uint8_t* row = bytes + output * row_bytes;
-    const int lane = output % kBlockOutputs;
-    auto* cell = reinterpret_cast<std::uint8_t*>(bytes_) + output / kBlockOutputs * block_bytes_;
-    if (format_.kind == WeightKind::kBF16) {  // pairs of inputs, as the dot product takes them
-      for (int i = 0; i < inputs_; ++i) {
-        std::memcpy(cell + std::size_t{64} * (i / 2) + 4 * lane + 2 * (i % 2), row + 2 * i, 2);
-      }
-      continue;
-    }
-    if (format_.kind != WeightKind::kCodes) {
-      const std::size_t size = source_block_bytes;
-      for (int i = 0; i < inputs_; ++i) {
-        std::memcpy(cell + (static_cast<std::size_t>(i) * kBlockOutputs + lane) * size,
-                    row + i * size, size);
-      }
-      continue;
-    }
-    Quarter quarter{};
-    for (int c = 0; c < cells(); ++c, cell += format_.cell_bytes()) {
-      if (format_.sub_scales) {
-        const BlockScale scale = block_scale(tensor.type, row);
-        std::memcpy(cell + 2 * lane, &scale.scale, 2);
-        std::memcpy(cell + 2 * (kBlockOutputs + lane), &scale.min, 2);
-        for (int q = 0; q < 4; ++q) {
-          read_block256(tensor.type, row, q, quarter);
-          write_quarter(format_, quarter,
-                        cell + format_.header_bytes() + q * format_.quarter_bytes(), lane);
-        }
-        row += source_block_bytes;
-        continue;
-      }
-      for (int g = 0; g < 2; ++g) {
-        if (64 * c + 32 * g < inputs_) {
-          read_block32(format_, row, g, quarter);
-          row += source_block_bytes;
-        } else {
-          std::fill_n(quarter.codes + 32 * g, 32, std::uint8_t{0});
-          quarter.scales[g] = quarter.mins[g] = 0;
-        }
-      }
-      write_quarter(format_, quarter, cell, lane);
-    }
+  for (int block = begin; block < end; ++block) {
+    const int first = block * kBlockOutputs;
+    pack_block(rows + first * row_bytes, std::min(kBlockOutputs, outputs_ - first), inputs_,
+               reinterpret_cast<std::uint8_t*>(bytes_) + block * block_bytes_);
   }
 }
 

@@ -491,10 +491,13 @@ std::optional<std::filesystem::path> find_heads(
     std::ranges::sort(files);
     candidates.insert(candidates.end(), files.begin(), files.end());
   }
-  std::optional<ModelIdentity> identity;  // hashes the model's bytes: only where there is a choice
+  std::optional<ModelIdentity> identity;  // hashes the model's bytes: only where one may fit
   for (const std::filesystem::path& candidate : candidates) {
     try {
       const ModelIdentity base = read_base(GgufFile(candidate));
+      if (base.layers != model.config().layers || base.hidden_size != model.config().hidden_size) {
+        continue;
+      }
       if (!identity) {
         identity = model.identity();
       }

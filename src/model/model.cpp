@@ -210,6 +210,7 @@ ModelIdentity Model::identity() const {
       hash.add_word(static_cast<std::uint64_t>(extent));
     }
     hash.add(tensor.data);
+    file_->release(tensor.data);
   }
   identity.tensor_hash = fmt::format("{:016x}", hash.value());
   return identity;
