@@ -117,8 +117,10 @@ ProductLimit product_limit(ggml_type type, MatrixShape shape, int rows, const Ma
   const PackedFormat format = packed_format(type);
   double seconds_per_multiply_add;
   if (format.group > 0) {
-    const double dots = format.group / 4.0 * peaks.instructions_per_dot;
-    const double slots = format.has_min ? 3 : 2;
+    // Of 32 inputs.
+    const double dots = 8.0 * peaks.instructions_per_dot;
+    const int groups = 32 / format.group;
+    const int slots = 1 + groups + (format.has_min ? groups : 0);
     seconds_per_multiply_add = (dots + slots) / dots / peaks.int8_per_second;
   } else if (type == GGML_TYPE_BF16 && peaks.bf16_per_second > 0) {
     seconds_per_multiply_add = 1 / peaks.bf16_per_second;

@@ -59,8 +59,8 @@ TEST(KernelBench, TheLimitIsMemoryAtFewRowsAndArithmeticAtMany) {
     return product_limit(type, kShape, 1, p).arithmetic_seconds * 100e9 / weights;
   };
   EXPECT_NEAR(arithmetic(GGML_TYPE_Q4_K, peaks), 11.0 / 8, 1e-9);  // a min
-  EXPECT_NEAR(arithmetic(GGML_TYPE_Q6_K, peaks), 6.0 / 4, 1e-9);   // groups of 16
-  EXPECT_NEAR(arithmetic(GGML_TYPE_Q2_K, peaks), 7.0 / 4, 1e-9);   // both
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q6_K, peaks), 11.0 / 8, 1e-9);  // groups of 16
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q2_K, peaks), 13.0 / 8, 1e-9);  // both
   EXPECT_NEAR(arithmetic(GGML_TYPE_F16, peaks), 10.0, 1e-9);
   EXPECT_NEAR(arithmetic(GGML_TYPE_BF16, peaks), 10.0, 1e-9);
   MachinePeaks with_bf16 = peaks;

@@ -25,9 +25,9 @@ double seconds_since(Clock::time_point start) {
 
 struct LlamaPeer::State {
   struct Free {
-    void operator()(llama_model* model) const { llama_model_free(model); }
-    void operator()(llama_context* context) const { llama_free(context); }
-    void operator()(ggml_threadpool* pool) const { ggml_threadpool_free(pool); }
+    void operator()(llama_model* freed) const { llama_model_free(freed); }
+    void operator()(llama_context* freed) const { llama_free(freed); }
+    void operator()(ggml_threadpool* freed) const { ggml_threadpool_free(freed); }
   };
   std::unique_ptr<llama_model, Free> model;
   std::unique_ptr<ggml_threadpool, Free> threads;

@@ -215,24 +215,23 @@ bool has_avx512_vnni() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+/// What clang 14's __builtin_cpu_supports has no names for: a bit of EAX of leaf 7, subleaf 1.
+bool has_late_feature(int bit) {
+  unsigned eax = 7, ebx, ecx = 1, edx;
+  asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  return (eax >> bit & 1) != 0;
+}
 #endif
 
 /// Best first.
 constexpr IsaPeaks kIsaPeaks[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16", "vpdpbusd zmm", 1,
-     [] { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }, int8_avx512,
-     f32_avx512, bf16_avx512},
+    {"avx512_bf16", "vpdpbusd zmm", 1, [] { return has_avx512_vnni() && has_late_feature(5); },
+     int8_avx512, f32_avx512, bf16_avx512},
     {"avx512", "vpdpbusd zmm", 1, has_avx512_vnni, int8_avx512, f32_avx512, nullptr},
 #ifdef FIRP_AVX_VNNI
-    {"avx_vnni", "vpdpbusd ymm", 1,
-     [] {
-       // __builtin_cpu_supports knows it only since g++ 11 and clang 15: ask the CPU itself.
-       unsigned eax = 7, ebx, ecx = 1, edx;
-       asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-       return has_avx2() && (eax >> 4 & 1) != 0;
-     },
-     int8_avx_vnni, f32_avx2, nullptr},
+    {"avx_vnni", "vpdpbusd ymm", 1, [] { return has_avx2() && has_late_feature(4); }, int8_avx_vnni,
+     f32_avx2, nullptr},
 #endif
     {"avx2", "vpmaddubsw + vpaddw ymm", 2, has_avx2, int8_avx2, f32_avx2, nullptr},
 #endif

@@ -111,6 +111,17 @@ void codes_tile(const TileTask& task) {
   Prefetch prefetch(task, 2 * kQuarters * task.cells);
   const std::byte* cell = task.weights;
   for (int c = 0; c < task.cells; ++c, cell += kFormat.cell_bytes()) {
+    [[maybe_unused]] alignas(64) float headers[kBlocks][2 * kBlockOutputs];
+    if constexpr (kFormat.sub_scales) {
+#pragma GCC unroll 16
+      for (int b = 0; b < kBlocks; ++b) {
+        const Half* const header = reinterpret_cast<const Half*>(cell + b * block_bytes);
+        store(headers[b], load_half(header));
+        if constexpr (kFormat.has_min) {
+          store(headers[b] + kBlockOutputs, load_half(header + kBlockOutputs));
+        }
+      }
+    }
     const std::byte* quarter = cell + kFormat.header_bytes();
     for (int q = 0; q < kQuarters; ++q, quarter += kFormat.quarter_bytes()) {
 #pragma GCC unroll 1
@@ -121,13 +132,15 @@ void codes_tile(const TileTask& task) {
             quarter + kFormat.low_bytes() + half * (kFormat.high_bytes() / 2);
         const std::byte* const scales = quarter + kFormat.low_bytes() + kFormat.high_bytes() +
                                         half * (kGroups * kFormat.scale_bytes());
+        // In a group of 16, the first of two: its term, not yet scaled as the activations are.
+        [[maybe_unused]] F32x16 first_term[kRows][kBlocks];
 #pragma GCC unroll 2
         for (int g = 0; g < kGroups; ++g) {
           const int part = kGroups == 1 ? 2 : g;  // the sums of all 32 inputs, or of 16
           Sum dot[kRows][kBlocks];
 #pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) {
-            const Sum start(kZero == 0 ? 0 : -kZero * in[r]->sums[part]);
+            const Sum start(kZero, in[r]->minus_sums[part]);
 #pragma GCC unroll 16
             for (int b = 0; b < kBlocks; ++b) dot[r][b] = start;
           }
@@ -135,31 +148,39 @@ void codes_tile(const TileTask& task) {
           for (int i = 0; i < kVectors; ++i) {
             // Both nibbles of a byte one after the other: it is loaded once.
             const int v = kGroups == 1 ? i / 2 + 4 * (i % 2) : g * kVectors + i;
+            Codes codes[kBlocks];
 #pragma GCC unroll 16
             for (int b = 0; b < kBlocks; ++b) {
-              const Codes codes =
-                  load_code<kBits>(low + b * block_bytes, high + b * block_bytes, v);
+              codes[b] = load_code<kBits>(low + b * block_bytes, high + b * block_bytes, v);
+            }
+            // The blocks of a row one after the other: its activations are loaded once.
 #pragma GCC unroll 16
-              for (int r = 0; r < kRows; ++r) dot[r][b].add(codes, in[r]->codes + 4 * v);
+            for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+              for (int b = 0; b < kBlocks; ++b) dot[r][b].add(codes[b], in[r]->codes + 4 * v);
             }
           }
 #pragma GCC unroll 16
           for (int b = 0; b < kBlocks; ++b) {
             const std::byte* const at = scales + b * block_bytes + g * kFormat.scale_bytes();
-            const Half* const header = reinterpret_cast<const Half*>(cell + b * block_bytes);
-            const F32x16 scale = kFormat.sub_scales ? mul(load_half(header), load_bytes(at))
+            const F32x16 scale = kFormat.sub_scales ? mul(load(headers[b]), load_bytes(at))
                                                     : load_half(reinterpret_cast<const Half*>(at));
 #pragma GCC unroll 16
             for (int r = 0; r < kRows; ++r) {
-              result[r][b] =
-                  fma(to_float(dot[r][b].sum(kZero == 0 ? 0 : -kZero * in[r]->sums[part])),
-                      mul(scale, splat(in[r]->scale)), result[r][b]);
+              const F32x16 sum = to_float(dot[r][b].sum(kZero * in[r]->minus_sums[part]));
+              const F32x16 input_scale = splat(in[r]->scale);
+              if constexpr (kGroups == 1) {
+                result[r][b] = fma(sum, mul(scale, input_scale), result[r][b]);
+              } else if (g == 0) {
+                first_term[r][b] = mul(sum, scale);
+              } else {
+                result[r][b] = fma(fma(sum, scale, first_term[r][b]), input_scale, result[r][b]);
+              }
             }
             if constexpr (kFormat.has_min) {
-              const F32x16 min =
-                  kFormat.sub_scales
-                      ? mul(load_half(header + kBlockOutputs), load_bytes(at + kMins))
-                      : load_half(reinterpret_cast<const Half*>(at + kMins));
+              const F32x16 min = kFormat.sub_scales
+                                     ? mul(load(headers[b] + kBlockOutputs), load_bytes(at + kMins))
+                                     : load_half(reinterpret_cast<const Half*>(at + kMins));
 #pragma GCC unroll 16
               for (int r = 0; r < kRows; ++r) {
                 result[r][b] = fma(min, splat(in[r]->scaled_sums[part]), result[r][b]);
@@ -394,11 +415,11 @@ inline void quantize(const float* values, ActivationGroup& group) {
   for (int half = 0; half < 2; ++half) {
     // The bounds only matter where a value is not finite.
     const F32x16 code = max(min(mul(half == 0 ? a : b, inverse), splat(127.0f)), splat(-127.0f));
-    group.sums[half] = store_codes(group.codes + 16 * half, to_int(code));
+    group.minus_sums[half] = -store_codes(group.codes + 16 * half, to_int(code));
   }
-  group.sums[2] = group.sums[0] + group.sums[1];
+  group.minus_sums[2] = group.minus_sums[0] + group.minus_sums[1];
   for (int part = 0; part < 3; ++part) {
-    group.scaled_sums[part] = group.scale * static_cast<float>(group.sums[part]);
+    group.scaled_sums[part] = group.scale * static_cast<float>(-group.minus_sums[part]);
   }
 }
 

@@ -24,9 +24,20 @@ struct Isa {
 };
 
 #if defined(FIRP_X86)
+// clang 14's __builtin_cpu_supports has no names for F16C and for what leaf 7, subleaf 1 tells.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+/// A bit of EAX of leaf 7, subleaf 1.
+bool has_late_feature(int bit) {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> bit & 1) != 0;
+}
+
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 bool has_avx512() {
@@ -35,19 +46,16 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vnni");
 }
 
-/// Not all compilers know its name: leaf 7, subleaf 1, EAX bit 4.
-bool has_avx_vnni() {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
-}
+bool has_avx_vnni() { return has_avx2() && has_late_feature(4); }
+bool has_avx512_bf16() { return has_avx512() && has_late_feature(5); }
 #endif
 
 /// Best first.
 constexpr Isa kIsas[] = {
 #if defined(FIRP_X86)
-    {&kKernelsAvx512Bf16, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {&kKernelsAvx512Bf16, has_avx512_bf16},
     {&kKernelsAvx512, has_avx512},
-    {&kKernelsAvxVnni, [] { return has_avx2() && has_avx_vnni(); }},
+    {&kKernelsAvxVnni, has_avx_vnni},
     {&kKernelsAvx2, has_avx2},
 #elif defined(FIRP_AARCH64)
     {&kKernelsNeonI8mm, [] { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }},
@@ -64,13 +72,14 @@ std::size_t rounded(std::size_t n, std::size_t multiple) {
 }  // namespace
 
 Activations::Activations(int max_rows, int max_inputs) {
-  const std::size_t values = static_cast<std::size_t>(max_rows) * rounded(max_inputs, 64);
-  const std::size_t group_bytes = values / 32 * sizeof(ActivationGroup);
-  memory_ = AlignedBytes(values * sizeof(float) + group_bytes + values * sizeof(std::uint16_t));
+  stride_ = static_cast<int>(rounded(max_inputs, 64));
+  const std::size_t rows = max_rows;
+  const std::size_t value_bytes = rows * values_stride() * sizeof(float);
+  const std::size_t group_bytes = rows * groups_stride() * sizeof(ActivationGroup);
+  memory_ = AlignedBytes(value_bytes + group_bytes + rows * bf16_stride() * sizeof(std::uint16_t));
   values_ = reinterpret_cast<float*>(memory_.data());
-  std::byte* const groups = memory_.data() + values * sizeof(float);
-  groups_ = reinterpret_cast<ActivationGroup*>(groups);
-  bf16_ = reinterpret_cast<std::uint16_t*>(groups + group_bytes);
+  groups_ = reinterpret_cast<ActivationGroup*>(memory_.data() + value_bytes);
+  bf16_ = reinterpret_cast<std::uint16_t*>(memory_.data() + value_bytes + group_bytes);
 }
 
 void Activations::resize(int rows, int inputs) {

@@ -21,8 +21,8 @@ inline constexpr int kPagePositions = 64;
 struct ActivationGroup {
   std::int8_t codes[32];
   float scale;
-  std::int32_t sums[3];
-  float scaled_sums[3];  ///< scale * sum
+  std::int32_t minus_sums[3];  ///< -sum
+  float scaled_sums[3];        ///< scale * sum
   std::int32_t padding;
 };
 static_assert(sizeof(ActivationGroup) == 64, "a group is a cache line");
@@ -46,15 +46,20 @@ class Activations {
   int stride() const { return stride_; }
   int group_count() const { return stride_ / 32; }  ///< of a row
 
-  float* values(int row) { return values_ + offset(row); }
-  const float* values(int row) const { return values_ + offset(row); }
-  ActivationGroup* groups(int row) { return groups_ + offset(row) / 32; }
-  const ActivationGroup* groups(int row) const { return groups_ + offset(row) / 32; }
-  std::uint16_t* bf16(int row) { return bf16_ + offset(row); }
-  const std::uint16_t* bf16(int row) const { return bf16_ + offset(row); }
+  float* values(int row) { return values_ + row * values_stride(); }
+  const float* values(int row) const { return values_ + row * values_stride(); }
+  ActivationGroup* groups(int row) { return groups_ + row * groups_stride(); }
+  const ActivationGroup* groups(int row) const { return groups_ + row * groups_stride(); }
+  std::uint16_t* bf16(int row) { return bf16_ + row * bf16_stride(); }
+  const std::uint16_t* bf16(int row) const { return bf16_ + row * bf16_stride(); }
 
  private:
-  std::size_t offset(int row) const { return static_cast<std::size_t>(row) * stride_; }
+  // A cache line from row to row beyond their width, which is often a multiple of 4 KiB: else the
+  // lines that a tile reads at once, one of each row, would share one set of the cache.
+  std::size_t values_stride() const { return stride_ + 16; }
+  std::size_t groups_stride() const { return stride_ / 32 + 1; }
+  std::size_t bf16_stride() const { return stride_ + 32; }
+
   AlignedBytes memory_;
   int rows_ = 0, inputs_ = 0, stride_ = 0;
   float* values_;

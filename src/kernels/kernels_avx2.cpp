@@ -25,7 +25,7 @@ template <int kBits>
 class DotSum {
  public:
   DotSum() = default;
-  explicit DotSum(int /*start*/) : low_(_mm256_setzero_si256()), high_(low_) {}
+  DotSum(int /*zero*/, int /*minus_sum*/) : low_(_mm256_setzero_si256()), high_(low_) {}
   void add(Codes codes, const std::int8_t* x) {
     const __m256i four = broadcast4(x);
     low_ = _mm256_add_epi16(low_, _mm256_maddubs_epi16(codes.low, four));
@@ -46,7 +46,7 @@ template <int kBits>
 requires(kBits > 4) class DotSum<kBits> {
  public:
   DotSum() = default;
-  explicit DotSum(int start) : low_(_mm256_set1_epi32(start)), high_(low_) {}
+  DotSum(int zero, int minus_sum) : low_(_mm256_set1_epi32(zero * minus_sum)), high_(low_) {}
   void add(Codes codes, const std::int8_t* x) {
     const __m256i four = broadcast4(x);
     low_ = _mm256_add_epi32(low_, pairs_to_lanes(products(codes.low, four)));

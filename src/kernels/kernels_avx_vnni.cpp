@@ -20,7 +20,7 @@ template <int kBits>
 class DotSum {
  public:
   DotSum() = default;
-  explicit DotSum(int start) : low_(_mm256_set1_epi32(start)), high_(low_) {}
+  DotSum(int zero, int minus_sum) : low_(_mm256_set1_epi32(zero * minus_sum)), high_(low_) {}
   void add(Codes codes, const std::int8_t* x) {
     const __m256i four = broadcast4(x);
     low_ = _mm256_dpbusd_avx_epi32(low_, codes.low, four);

@@ -18,8 +18,9 @@
 //     add_bits<kValue>(Codes, const std::byte*): sets kValue in the bytes whose bit of 8 bytes is 1
 //     add_two_bits(Codes, planes, s): sets two_bits(planes, s) as bits 4 and 5
 //     even_bf16, odd_bf16(Codes): of 16 pairs of bfloat16
-//   DotSum<kBits>(int start): add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4
-//     activations; sum(start) gives the lanes. Codes of 8 bits, stored + 128, count as code +
+//   DotSum<kBits>(zero, minus_sum): starts at zero * minus_sum; zero is 0 or a power of two.
+//     add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4 activations;
+//     sum(zero * minus_sum) gives the lanes. Codes of 8 bits, stored + 128, count as code +
 //     kDotZero.
 //   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16
 //   kWideRows, kWideBlocks, kFloatBlocks: the tile for many rows, as large as the registers allow;

@@ -198,7 +198,7 @@ template <int kBits>
 class DotSum {
  public:
   DotSum() = default;
-  explicit DotSum(int start) : lanes_(splat_int(start)) {}
+  DotSum(int zero, int minus_sum) : lanes_(splat_int(zero * minus_sum)) {}
   void add(const Codes& codes, const std::int8_t* x) {
     for (int i = 0; i < 16; ++i) {
       lanes_.lane[i] += codes.byte[4 * i] * x[0] + codes.byte[4 * i + 1] * x[1] +

@@ -257,13 +257,13 @@ TEST_P(KernelsTest, QuantizeRoundsToTheNearestCode) {
       ASSERT_FLOAT_EQ(x.groups(0)[group].scale, std::abs(largest) / 127);
     }
     const ActivationGroup& sums = x.groups(0)[group];
-    ASSERT_EQ(sums.sums[2], sums.sums[0] + sums.sums[1]);
+    ASSERT_EQ(sums.minus_sums[2], sums.minus_sums[0] + sums.minus_sums[1]);
     for (int part = 0; part < 3; ++part) {
-      ASSERT_EQ(sums.scaled_sums[part], sums.scale * static_cast<float>(sums.sums[part]));
+      ASSERT_EQ(sums.scaled_sums[part], sums.scale * static_cast<float>(-sums.minus_sums[part]));
     }
     for (int part = 0; part < 2; ++part) {
       const std::int8_t* const codes = x.groups(0)[group].codes + 16 * part;
-      ASSERT_EQ(x.groups(0)[group].sums[part], std::accumulate(codes, codes + 16, 0));
+      ASSERT_EQ(-x.groups(0)[group].minus_sums[part], std::accumulate(codes, codes + 16, 0));
     }
   }
 }

@@ -87,17 +87,21 @@ inline Codes add_bits(Codes x, const std::byte* bits) {
   __builtin_memcpy(&set, bits, 8);
   return _mm512_mask_add_epi8(x, set, x, _mm512_set1_epi8(kValue));
 }
+/// a where bits of `mask` are 0, joined with b where they are 1.
+inline Codes or_masked(Codes a, Codes b, __m512i mask) {
+  return _mm512_ternarylogic_epi32(a, b, mask, 0xF8);  // a | (b & mask)
+}
 inline Codes add_two_bits(Codes x, Codes planes, int s) {
   const __m512i mask = _mm512_set1_epi8(0x30);
   switch (s) {
     case 0:
-      return _mm512_or_si512(x, _mm512_and_si512(_mm512_slli_epi16(planes, 4), mask));
+      return or_masked(x, _mm512_slli_epi16(planes, 4), mask);
     case 1:
-      return _mm512_or_si512(x, _mm512_and_si512(_mm512_slli_epi16(planes, 2), mask));
+      return or_masked(x, _mm512_slli_epi16(planes, 2), mask);
     case 2:
-      return _mm512_or_si512(x, _mm512_and_si512(planes, mask));
+      return or_masked(x, planes, mask);
     default:
-      return _mm512_or_si512(x, _mm512_and_si512(_mm512_srli_epi16(planes, 2), mask));
+      return or_masked(x, _mm512_srli_epi16(planes, 2), mask);
   }
 }
 inline F32x16 even_bf16(Codes pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
@@ -109,13 +113,14 @@ template <int kBits>
 class DotSum {
  public:
   DotSum() = default;
-  explicit DotSum(int start) : lanes_(splat_int(start)) {}
-  /// The activations are broadcast by the instruction itself: the compiler would load them into
-  /// registers that the accumulators need.
+  /// Starts at zero, a power of two or 0, times minus_sum.
+  DotSum(int zero, int minus_sum)
+      : lanes_(zero == 0 ? splat_int(0)
+                         : _mm512_slli_epi32(splat_int(minus_sum), __builtin_ctz(zero))) {}
   void add(Codes codes, const std::int8_t* x) {
-    asm("vpdpbusd %2%{1to16%}, %1, %0"
-        : "+v"(lanes_)
-        : "v"(codes), "m"(*reinterpret_cast<const int(*)>(x)));
+    int four;
+    __builtin_memcpy(&four, x, 4);
+    asm("vpdpbusd %2, %1, %0" : "+v"(lanes_) : "v"(codes), "v"(splat_int(four)));
   }
   I32x16 sum(int /*start*/) const { return lanes_; }
 
