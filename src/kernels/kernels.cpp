@@ -53,10 +53,8 @@ bool has_avx512_bf16() { return has_avx512() && has_late_feature(5); }
 /// Best first.
 constexpr Isa kIsas[] = {
 #if defined(FIRP_X86)
-    {&kKernelsAvx512Bf16, has_avx512_bf16},
-    {&kKernelsAvx512, has_avx512},
-    {&kKernelsAvxVnni, has_avx_vnni},
-    {&kKernelsAvx2, has_avx2},
+    {&kKernelsAvx512Bf16, has_avx512_bf16},   {&kKernelsAvx512, has_avx512},
+    {&kKernelsAvxVnni, has_avx_vnni},         {&kKernelsAvx2, has_avx2},
 #elif defined(FIRP_AARCH64)
     {&kKernelsNeonI8mm, [] { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }},
     {&kKernelsNeonDotprod, [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},
