@@ -35,7 +35,8 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
       adapter_input_(max_rows, config_.hidden_size),
       adapter_inner_(max_rows, config_.hidden_size),
       ones_(config_.hidden_size, 1.0f),
-      slots_(pool.size()),
+      slots_(max_rows),
+      heads_(pool.size()),
       chunk_logits_(pool.size()),
       thread_best_(pool.size()) {
   const auto allocate = [max_rows](std::vector<float>& buffer, int width) {
@@ -127,6 +128,13 @@ void ForwardPass::enter_rows(int layer, int thread) {
     normed_.resize(active, d_);
     attended_.resize(active, config_.query_size());
     gated_.resize(active, config_.feed_forward_size);
+    // A row sees its ancestors as far as they exist in this layer, and itself.
+    for (int row = 0; row < active; ++row) {
+      slots_[row].clear();
+      for (const std::int32_t other : rows_[row].path) {
+        slots_[row].push_back(rows_[other].entry_layer > layer ? kNoSlot : slot(other));
+      }
+    }
   }
   barrier(thread, Phase::kEmbedding);
 
@@ -244,44 +252,33 @@ void ForwardPass::attention(int layer, int thread) {
   }
   barrier(thread, Phase::kRopeAndCache);
 
-  // A row sees its sequence's committed context, its ancestors as far as they exist in this layer,
-  // and itself.
-  std::vector<std::int32_t>& slots = slots_[thread];
-  int slots_row = -1;
-  const auto attend = [&](int row, int first_head, int heads) {
-    const PassRow& r = rows_[row];
-    if (row != slots_row) {
-      slots.clear();
-      for (const std::int32_t other : r.path) {
-        slots.push_back(rows_[other].entry_layer > layer ? kNoSlot : slot(other));
+  // The heads, row by row of each KV head, are divided so that every thread sees as many blocks.
+  const auto blocks = [&](int row) { return rows_[row].position / kPagePositions + 1; };
+  int all_blocks = 0;
+  for (int row = 0; row < active; ++row) all_blocks += blocks(row);
+  const auto [begin, end] = share(all_blocks * config_.query_heads, thread, pool_.size());
+  std::vector<AttentionHead>& heads = heads_[thread];
+  for (int kv_head = 0, before = 0; kv_head < config_.kv_heads; ++kv_head) {
+    for (int row = 0; row < active; ++row) {
+      for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        if (begin <= before && before < end) {
+          const std::size_t at = static_cast<std::size_t>(head) * head_size;
+          heads.push_back({.query = query_.data() + row * query_size + at,
+                           .out = attended_.values(row) + at,
+                           .slots = slots_[row]});
+        }
+        before += blocks(row);
       }
-      slots_row = row;
-    }
-    const std::size_t at = static_cast<std::size_t>(first_head) * head_size;
-    kernels_.attend({.query = query_.data() + row * query_size + at,
-                     .out = attended_.values(row) + at,
-                     .group = heads,
-                     .head_size = head_size,
-                     .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
-                     .offset = cache_.offset(layer, first_head / group),
-                     .pages = cache_.pages(r.sequence),
-                     .committed = cache_.length(r.sequence),
-                     .scratch = cache_.scratch(),
-                     .slots = slots});
-  };
-  if (active * config_.kv_heads >= 4 * pool_.size()) {
-    // Dealt out in turn, as the later rows of a prompt see more.
-    for (int task = thread; task < active * config_.kv_heads; task += pool_.size()) {
-      attend(task / config_.kv_heads, task % config_.kv_heads * group, group);
-    }
-  } else {
-    // Few rows: even the query heads of one KV head are divided.
-    const auto [begin, end] = share(active * config_.query_heads, thread, pool_.size());
-    for (int task = begin; task < end;) {
-      const int head = task % config_.query_heads;
-      const int heads = std::min(group - head % group, end - task);
-      attend(task / config_.query_heads, head, heads);
-      task += heads;
+      const int sequence = rows_[row].sequence;
+      if (heads.empty() || (row + 1 < active && rows_[row + 1].sequence == sequence)) continue;
+      kernels_.attend({.heads = heads,
+                       .head_size = head_size,
+                       .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
+                       .offset = cache_.offset(layer, kv_head),
+                       .pages = cache_.pages(sequence),
+                       .committed = cache_.length(sequence),
+                       .scratch = cache_.scratch()});
+      heads.clear();
     }
   }
   barrier(thread, Phase::kAttention);

@@ -151,8 +151,10 @@ class ForwardPass {
   std::vector<float> residual_, query_, key_, value_, gate_, up_, final_states_;
   std::vector<std::vector<float>> captured_;
   Activations normed_, attended_, gated_, map_input_, head_input_, adapter_input_, adapter_inner_;
-  std::vector<float> ones_;                       ///< [d]
-  std::vector<std::vector<std::int32_t>> slots_;  ///< of each thread
+  std::vector<float> ones_;  ///< [d]
+  std::vector<std::vector<std::int32_t>>
+      slots_;  ///< [max_rows]: what a row's path is in the scratch
+  std::vector<std::vector<AttentionHead>> heads_;  ///< of each thread
 
   // The head's outputs are looked through in chunks of this many, as soon as they are made.
   static constexpr int kHeadChunk = 512;

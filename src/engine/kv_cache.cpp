@@ -3,12 +3,20 @@
 #include <algorithm>
 
 namespace firp {
+namespace {
+
+// Large enough for huge pages: attention reads so many places that it would else wait for their
+// addresses.
+constexpr std::size_t kSlabBytes = std::size_t{16} << 20;
+
+}  // namespace
 
 KvCache::KvCache(const ModelConfig& config, int scratch_slots)
     : layers_(config.layers),
       kv_heads_(config.kv_heads),
       head_size_(config.head_size),
-      part_halves_(std::size_t{2} * config.head_size * kPagePositions) {
+      part_halves_(std::size_t{2} * config.head_size * kPagePositions),
+      slab_pages_(std::max<std::size_t>(1, kSlabBytes / (page_halves() * sizeof(Half)))) {
   for (int slot = 0; slot < scratch_slots; slot += kPagePositions) scratch_.push_back(take_page());
 }
 
@@ -49,8 +57,9 @@ void KvCache::commit(int sequence, std::span<const int> slots) {
     Half* const page = s.pages.back();
     const Half* const scratch = scratch_page(slot);
     for (int part = 0; part < layers_ * kv_heads_; ++part) {
-      Half* const keys = page + part * part_halves_;
-      const Half* const scratch_keys = scratch + part * part_halves_;
+      const std::size_t at = offset(part / kv_heads_, part % kv_heads_);
+      Half* const keys = page + at;
+      const Half* const scratch_keys = scratch + at;
       for (int i = 0; i < head_size_; ++i) {
         keys[i * kPagePositions + to] = scratch_keys[i * kPagePositions + from];
       }
@@ -64,14 +73,9 @@ void KvCache::commit(int sequence, std::span<const int> slots) {
 
 Half* KvCache::take_page() {
   if (free_pages_.empty()) {
-    // Several pages at a time, so that they lie in huge pages: attention reads so many places that
-    // it would else wait for their addresses.
-    constexpr std::size_t kSlabBytes = std::size_t{16} << 20;
-    const std::size_t page_halves = static_cast<std::size_t>(layers_) * kv_heads_ * part_halves_;
-    const std::size_t count = std::max<std::size_t>(1, kSlabBytes / (page_halves * sizeof(Half)));
-    AlignedBytes& slab = memory_.emplace_back(count * page_halves * sizeof(Half));
-    for (std::size_t i = count; i-- > 0;) {
-      free_pages_.push_back(reinterpret_cast<Half*>(slab.data()) + i * page_halves);
+    AlignedBytes& slab = memory_.emplace_back(slab_pages_ * page_halves() * sizeof(Half));
+    for (std::size_t i = slab_pages_; i-- > 0;) {
+      free_pages_.push_back(reinterpret_cast<Half*>(slab.data()) + i * part_halves_);
     }
   }
   Half* const page = free_pages_.back();

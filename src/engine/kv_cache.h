@@ -13,9 +13,10 @@ namespace firp {
 ///
 /// A page holds 64 positions, aligned to absolute position, of every layer and KV head:
 /// [layer][kv head]{ keys [head_size][64], values [64][head_size] }. Pages belong to a pool; a
-/// sequence has a page table. The rows of the running pass have scratch slots in pages of the same
-/// form, whatever their sequence; committing moves accepted rows from there to the sequence's
-/// pages.
+/// sequence has a page table. Pages are taken from slabs, in which a layer's and head's parts of
+/// all pages lie side by side: attention reads them one after the other. The rows of the running
+/// pass have scratch slots in pages of the same form, whatever their sequence; committing moves
+/// accepted rows from there to the sequence's pages.
 class KvCache {
  public:
   KvCache(const ModelConfig& config, int scratch_slots);
@@ -31,7 +32,7 @@ class KvCache {
 
   /// Where a layer's and head's part begins in any page, in halves.
   std::size_t offset(int layer, int kv_head) const {
-    return (static_cast<std::size_t>(layer) * kv_heads_ + kv_head) * part_halves_;
+    return (static_cast<std::size_t>(layer) * kv_heads_ + kv_head) * slab_pages_ * part_halves_;
   }
   std::span<const Half* const> pages(int sequence) const { return sequences_[sequence].pages; }
   std::span<const Half* const> scratch() const { return scratch_; }
@@ -45,9 +46,13 @@ class KvCache {
   };
 
   Half* take_page();
+  std::size_t page_halves() const {
+    return static_cast<std::size_t>(layers_) * kv_heads_ * part_halves_;
+  }
 
   int layers_, kv_heads_, head_size_;
   std::size_t part_halves_;
+  std::size_t slab_pages_;
   std::vector<AlignedBytes> memory_;
   std::vector<Half*> free_pages_;
   std::vector<Half*> scratch_;

@@ -1,12 +1,22 @@
-// Attention of one row. See kernels_body.h.
+// Attention. See kernels_body.h.
 //
 // Scores are one chain of fma over the head a position; values are added position by position. The
 // chains of several positions, heads and elements run side by side, which changes nothing in any.
+// The rows of a tree or of a prompt see the same pages: heads of several rows share a tile, and so
+// what was brought from F16.
 
-constexpr int kMostHeadSize = 1024;
+/// Calls `function` with `count`, 1 .. kMost, as its template argument.
+template <int kMost, typename Function>
+void with_count(int count, Function function) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_count<kMost - 1>(count, function);
+  }
+  function.template operator()<kMost>();
+}
 
-/// Fetches halves first .. first + count - 1 of `part`; nullptr: nothing.
-inline void fetch(const Half* part, int first, int count) {
+/// Fetches halves first .. first + count - 1 of `part`; nullptr: nothing. g++ leaves out calls of
+/// a function that does nothing but this.
+[[gnu::always_inline]] inline void fetch(const Half* part, int first, int count) {
   if (part == nullptr) return;
   for (int i = 0; i < count; i += 32) __builtin_prefetch(part + first + i, 0, 3);
 }
@@ -15,222 +25,304 @@ inline void fetch(const Half* part, int first, int count) {
 /// transposed keys begin at `keys`; `first` is a multiple of 16, and what lies between `end` and
 /// the next such number is written, too. Fetches the page part at `ahead`, as large as the keys.
 template <int kHeads, int kVectors = kAttentionVectors>
-void score(const float* query, int head_size, const Half* keys, int first, int end,
+void score(const AttentionHead* heads, int head_size, const Half* keys, int first, int end,
            float (*scores)[kPagePositions], const Half* ahead) {
+  const float* query[kHeads];
+  for (int h = 0; h < kHeads; ++h) query[h] = heads[h].query;
   for (; first + 16 * (kVectors - 1) < end; first += 16 * kVectors) {
     F32x16 sum[kHeads][kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[h][v] = splat(0.0f);
     }
     for (int i = 0; i < head_size; ++i) {
       fetch(ahead, i * kPagePositions, kPagePositions);
       F32x16 key[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         key[v] = load_half(keys + i * kPagePositions + first + 16 * v);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
-        const F32x16 q = splat(query[h * head_size + i]);
-#pragma GCC unroll 4
+        const F32x16 q = splat(query[h][i]);
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sum[h][v] = fma(q, key[v], sum[h][v]);
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) store(scores[h] + first + 16 * v, sum[h][v]);
     }
   }
   if constexpr (kVectors > 1) {
-    if (first < end) score<kHeads, kVectors - 1>(query, head_size, keys, first, end, scores, ahead);
+    if (first < end) score<kHeads, kVectors - 1>(heads, head_size, keys, first, end, scores, ahead);
   }
 }
 
-/// result[h][i] = result[h][i] * correction[h] + sum over positions of weights[h][position] * its
-/// value, from element i to the end of the head; positions without a value are not seen. Fetches
+/// out[i] = out[i] * correction[h] + sum over positions first .. end - 1 of weights[h][position] *
+/// its value, for each head, from element i on; positions without a value are not seen. Fetches
 /// the page part at `ahead`.
 template <int kHeads, int kVectors = kAttentionVectors>
-void add_values(const float (*weights)[kPagePositions], const Half* const* values, int positions,
-                int i, int head_size, const float* correction, float (*result)[kMostHeadSize],
-                const Half* ahead) {
+void add_values(const AttentionHead* heads, const float (*weights)[kPagePositions],
+                const Half* const* values, int first, int end, int i, int head_size,
+                const float* correction, const Half* ahead) {
   for (; i + 16 * kVectors <= head_size; i += 16 * kVectors) {
     F32x16 sum[kHeads][kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        sum[h][v] = mul(load(result[h] + i + 16 * v), splat(correction[h]));
+        sum[h][v] = mul(load(heads[h].out + i + 16 * v), splat(correction[h]));
       }
     }
-    for (int position = 0; position < positions; ++position) {
+    for (int position = first; position < end; ++position) {
       fetch(ahead, position * head_size, head_size);
       const Half* const at = values[position];
       if (at == nullptr) continue;
       F32x16 value[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) value[v] = load_half(at + i + 16 * v);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
         const F32x16 weight = splat(weights[h][position]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sum[h][v] = fma(weight, value[v], sum[h][v]);
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) store(result[h] + i + 16 * v, sum[h][v]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) store(heads[h].out + i + 16 * v, sum[h][v]);
     }
   }
   if constexpr (kVectors > 1) {
-    add_values<kHeads, kVectors - 1>(weights, values, positions, i, head_size, correction, result,
+    add_values<kHeads, kVectors - 1>(heads, weights, values, first, end, i, head_size, correction,
                                      ahead);
   } else if (i < head_size) {
-    F32x16 sum[kHeads];
-    for (int h = 0; h < kHeads; ++h) sum[h] = mul(load(result[h] + i), splat(correction[h]));
-    for (int position = 0; position < positions; ++position) {
-      if (values[position] == nullptr) continue;
-      Half tail[16] = {};
-      for (int k = 0; k < head_size - i; ++k) tail[k] = values[position][i + k];
-      const F32x16 value = load_half(tail);
-      for (int h = 0; h < kHeads; ++h) sum[h] = fma(splat(weights[h][position]), value, sum[h]);
+    const int n = head_size - i;
+    for (int h = 0; h < kHeads; ++h) {
+      F32x16 sum = mul(load_tail(heads[h].out + i, n), splat(correction[h]));
+      for (int position = first; position < end; ++position) {
+        if (values[position] == nullptr) continue;
+        Half tail[16] = {};
+        for (int k = 0; k < n; ++k) tail[k] = values[position][i + k];
+        sum = fma(splat(weights[h][position]), load_half(tail), sum);
+      }
+      store_tail(heads[h].out + i, sum, n);
     }
-    for (int h = 0; h < kHeads; ++h) store(result[h] + i, sum[h]);
   }
 }
 
-/// Whether the positions of a block from lane `lane` on lie in the same lanes of one scratch page:
-/// a prompt's chunk, or the first branch of a tree.
-inline bool in_their_lanes(const std::int32_t* slots, int count, int lane) {
-  if (slots[0] == kNoSlot || slots[0] % kPagePositions != lane) return false;
+/// The softmax of a head over the blocks so far; the sum of its values is in the head's `out`.
+struct Softmax {
+  float largest = -__builtin_inff();  ///< of the scores
+  float sum = 0.0f;                   ///< of e^(score - largest)
+};
+
+/// Turns the scores of a block into weights. correction[h]: what the sum of values is to be
+/// multiplied by before those of the block are added. Step by step for all heads, so that none
+/// waits for its own.
+template <int kHeads>
+void weigh(Softmax* softmax, float (*scores)[kPagePositions], float scale, float* correction) {
+  float shift[kHeads];
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) {
+    F32x16 s[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      s[v] = mul(load(scores[h] + 16 * v), splat(scale));
+      store(scores[h] + 16 * v, s[v]);
+    }
+    const float largest = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
+    shift[h] = softmax[h].largest > largest ? softmax[h].largest : largest;
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    const float before = softmax[h].largest;
+    softmax[h].largest = shift[h];
+    // Nothing seen so far (a block of missing pseudo rows): no scale to bring it to yet.
+    if (shift[h] == -__builtin_inff()) shift[h] = 0.0f;
+    correction[h] = 1.0f;  // e^0, exactly
+    if (before != shift[h]) {
+      float shrink[16];
+      store(shrink, exp(splat(before - shift[h])));
+      correction[h] = shrink[0];
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    F32x16 s[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      s[v] = exp(sub(load(scores[h] + 16 * v), splat(shift[h])));
+      store(scores[h] + 16 * v, s[v]);
+    }
+    const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
+    softmax[h].sum = softmax[h].sum * correction[h] + sum;
+  }
+}
+
+/// A block of 64 positions, as a tile of kHeads heads sees it.
+template <int kHeads>
+struct AttentionBlock {
+  const Half* page;  ///< the page part where the first `shared` positions lie for all heads
+  int shared;
+  int first_slot;         ///< of its first position in the heads' slots; negative: in the context
+  int positions[kHeads];  ///< that a head may see
+};
+
+/// Whether positions lie in the first lanes of a scratch page, as those of a prompt's chunk do.
+inline bool in_first_lanes(const std::int32_t* slots, int count) {
+  if (slots[0] == kNoSlot || slots[0] % kPagePositions != 0) return false;
   for (int i = 1; i < count; ++i) {
     if (slots[i] != slots[0] + i) return false;
   }
   return true;
 }
 
+inline const Half* part_of(const AttentionTask& task, std::int32_t slot) {
+  return task.scratch[slot / kPagePositions] + task.offset;
+}
+
 template <int kHeads>
-void attend_heads(const AttentionTask& task, const float* query, float* out) {
-  const int head_size = task.head_size;
-  const std::int32_t* const slots = task.slots.data();
-  const int end = task.committed + static_cast<int>(task.slots.size());
-  const Half* const* const pages = task.pages.data();
-  const Half* const* const scratch = task.scratch.data();
-  const int keys_halves = kPagePositions * head_size;
-
-  float result[kHeads][kMostHeadSize];
-  float largest[kHeads], sum[kHeads];
+AttentionBlock<kHeads> block_at(const AttentionTask& task, const AttentionHead* heads, int begin) {
+  AttentionBlock<kHeads> block;
+  block.first_slot = begin - task.committed;
+  int least = kPagePositions;
   for (int h = 0; h < kHeads; ++h) {
-    for (int i = 0; i < head_size + 15; ++i) result[h][i] = 0.0f;
-    largest[h] = -__builtin_inff();
-    sum[h] = 0.0f;
+    const int left = static_cast<int>(heads[h].slots.size()) - block.first_slot;
+    block.positions[h] = left < 0 ? 0 : left < kPagePositions ? left : kPagePositions;
+    least = block.positions[h] < least ? block.positions[h] : least;
   }
-
-  for (int begin = 0; begin < end; begin += kPagePositions) {
-    const int positions = end - begin < kPagePositions ? end - begin : kPagePositions;
-    int in_page = task.committed - begin;
-    in_page = in_page < 0 ? 0 : in_page > positions ? positions : in_page;
-
-    float scores[kHeads][kPagePositions];
-    const Half* values[kPagePositions];
-    if (in_page < positions) {
-      const std::int32_t* const here = slots + (begin + in_page - task.committed);
-      if (in_their_lanes(here, positions - in_page, in_page)) {
-        const Half* const keys = scratch[here[0] / kPagePositions] + task.offset;
-        score<kHeads>(query, head_size, keys, in_page / 16 * 16, positions, scores, nullptr);
-        for (int i = in_page; i < positions; ++i) values[i] = keys + keys_halves + i * head_size;
-      } else {
-        // Scores come 16 slots at a time, too.
-        float slot_scores[kHeads][kPagePositions];
-        int scored = -1;
-        for (int i = in_page; i < positions; ++i) {
-          const std::int32_t slot = here[i - in_page];
-          if (slot == kNoSlot) {
-            for (int h = 0; h < kHeads; ++h) scores[h][i] = -__builtin_inff();
-            values[i] = nullptr;
-            continue;
-          }
-          const Half* const keys = scratch[slot / kPagePositions] + task.offset;
-          const int lane = slot % kPagePositions;
-          if (slot / 16 != scored) {
-            scored = slot / 16;
-            score<kHeads>(query, head_size, keys, lane / 16 * 16, lane + 1, slot_scores, nullptr);
-          }
-          for (int h = 0; h < kHeads; ++h) scores[h][i] = slot_scores[h][lane];
-          values[i] = keys + keys_halves + lane * head_size;
-        }
-      }
+  if (block.first_slot < 0) {
+    block.page = task.pages[begin / kPagePositions] + task.offset;
+    block.shared = -block.first_slot < kPagePositions ? -block.first_slot : kPagePositions;
+    return block;
+  }
+  block.page = nullptr;
+  block.shared = least;
+  for (int h = 0; h < kHeads && least > 0; ++h) {
+    const std::int32_t* const slots = heads[h].slots.data() + block.first_slot;
+    if (h > 0 && slots == heads[h - 1].slots.data() + block.first_slot) continue;
+    if (!in_first_lanes(slots, least) || (h > 0 && part_of(task, slots[0]) != block.page)) {
+      block.shared = 0;
+      break;
     }
-    if (in_page > 0) {
-      // The scores behind them, in the same 16 lanes, must not be lost.
-      const Half* const keys = pages[begin / kPagePositions] + task.offset;
-      const int whole = in_page / 16 * 16;
-      score<kHeads>(query, head_size, keys, 0, whole, scores, keys + keys_halves);
-      if (whole < in_page) {
-        float lanes[kHeads][kPagePositions];
-        score<kHeads>(query, head_size, keys, whole, in_page, lanes, nullptr);
-        for (int h = 0; h < kHeads; ++h) {
-          for (int i = whole; i < in_page; ++i) scores[h][i] = lanes[h][i];
-        }
-      }
-      for (int i = 0; i < in_page; ++i) values[i] = keys + keys_halves + i * head_size;
-    }
+    block.page = part_of(task, slots[0]);
+  }
+  return block;
+}
 
-    float correction[kHeads];
+/// Scores of the positions that do not lie in the common page. Their keys are in scratch slots,
+/// which are taken for all heads together, a page at a time.
+template <int kHeads>
+void score_slots(const AttentionTask& task, const AttentionHead* heads,
+                 const AttentionBlock<kHeads>& block, float (*scores)[kPagePositions]) {
+  std::int32_t first = kNoSlot, last = kNoSlot;
+  for (int h = 0; h < kHeads; ++h) {
+    for (int i = block.shared; i < block.positions[h]; ++i) {
+      const std::int32_t slot = heads[h].slots[block.first_slot + i];
+      if (slot == kNoSlot) {
+        scores[h][i] = -__builtin_inff();
+        continue;
+      }
+      first = first == kNoSlot || slot < first ? slot : first;
+      last = slot > last ? slot : last;
+    }
+  }
+  for (std::int32_t lane = first / 16 * 16; lane <= last;) {
+    const std::int32_t page = lane / kPagePositions * kPagePositions;
+    const int end = last - page < kPagePositions ? last - page + 1 : kPagePositions;
+    float slot_scores[kHeads][kPagePositions];
+    score<kHeads>(heads, task.head_size, part_of(task, page), lane - page, end, slot_scores,
+                  nullptr);
     for (int h = 0; h < kHeads; ++h) {
-      for (int i = positions; i < kPagePositions; ++i) scores[h][i] = -__builtin_inff();
-      F32x16 s[4];
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) s[v] = mul(load(scores[h] + 16 * v), splat(task.scale));
-      const float block_largest = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
-      const float new_largest = largest[h] > block_largest ? largest[h] : block_largest;
-      // Nothing seen so far (a block of missing pseudo rows): no scale to bring it to yet.
-      const float shift = new_largest == -__builtin_inff() ? 0.0f : new_largest;
-      correction[h] = 1.0f;  // e^0, exactly
-      if (largest[h] != shift) {
-        float shrink[16];
-        store(shrink, exp(splat(largest[h] - shift)));
-        correction[h] = shrink[0];
+      for (int i = block.shared; i < block.positions[h]; ++i) {
+        const std::int32_t slot = heads[h].slots[block.first_slot + i];
+        if (slot >= page && slot < page + kPagePositions)
+          scores[h][i] = slot_scores[h][slot - page];
       }
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        s[v] = exp(sub(s[v], splat(shift)));
-        store(scores[h] + 16 * v, s[v]);
-      }
-      sum[h] = sum[h] * correction[h] + reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
-      largest[h] = new_largest;
     }
-    const int next = begin + kPagePositions;
-    add_values<kHeads>(
-        scores, values, positions, 0, head_size, correction, result,
-        next < task.committed ? pages[next / kPagePositions] + task.offset : nullptr);
+    lane = page + kPagePositions;
   }
+}
+
+/// `fetches`: the context's next block, too.
+template <int kHeads>
+void attend_block(const AttentionTask& task, const AttentionHead* heads, Softmax* softmax,
+                  int begin, bool fetches) {
+  const int head_size = task.head_size;
+  const int keys_halves = kPagePositions * head_size;
+  const AttentionBlock<kHeads> block = block_at<kHeads>(task, heads, begin);
+
+  float scores[kHeads][kPagePositions];
+  if (block.shared > 0) {
+    score<kHeads>(heads, head_size, block.page, 0, block.shared, scores,
+                  fetches ? block.page + keys_halves : nullptr);
+  }
+  score_slots<kHeads>(task, heads, block, scores);
+
+  float correction[kHeads];
   for (int h = 0; h < kHeads; ++h) {
-    const float inverse_sum = 1.0f / sum[h];
-    for (int i = 0; i < head_size; ++i) out[h * head_size + i] = result[h][i] * inverse_sum;
+    for (int i = block.positions[h]; i < kPagePositions; ++i) scores[h][i] = -__builtin_inff();
+  }
+  weigh<kHeads>(softmax, scores, task.scale, correction);
+
+  const Half* values[kPagePositions];
+  if (block.shared > 0) {
+    for (int i = 0; i < block.shared; ++i) values[i] = block.page + keys_halves + i * head_size;
+    const int next = begin + kPagePositions;
+    add_values<kHeads>(heads, scores, values, 0, block.shared, 0, head_size, correction,
+                       fetches && next < task.committed
+                           ? task.pages[next / kPagePositions] + task.offset
+                           : nullptr);
+    for (int h = 0; h < kHeads; ++h) correction[h] = 1.0f;
+  }
+  // Those in slots, for the heads of each row.
+  for (int h = 0; h < kHeads;) {
+    const std::int32_t* const slots = heads[h].slots.data();
+    const int row = h;
+    while (h < kHeads && heads[h].slots.data() == slots) ++h;
+    if (block.positions[row] <= block.shared) continue;
+    for (int i = block.shared; i < block.positions[row]; ++i) {
+      const std::int32_t slot = slots[block.first_slot + i];
+      values[i] = slot == kNoSlot
+                      ? nullptr
+                      : part_of(task, slot) + keys_halves + slot % kPagePositions * head_size;
+    }
+    with_count<kHeads>(h - row, [&]<int kOfRow>() {
+      add_values<kOfRow>(heads + row, scores + row, values, block.shared, block.positions[row], 0,
+                         head_size, correction + row, nullptr);
+    });
   }
 }
 
 void attend(const AttentionTask& task) {
-  for (int head = 0; head < task.group;) {
-    const float* const query = task.query + head * task.head_size;
-    float* const out = task.out + head * task.head_size;
-    switch (task.group - head) {
-      case 1:
-        attend_heads<1>(task, query, out);
-        return;
-      case 2:
-        attend_heads<2>(task, query, out);
-        return;
-      case 3:
-        attend_heads<3>(task, query, out);
-        return;
-      default:
-        attend_heads<4>(task, query, out);
-        head += 4;
+  // Few enough that their queries and sums stay in the first-level cache beside a block.
+  constexpr int kTogether = 8 * kAttentionHeads;
+  const int count = static_cast<int>(task.heads.size());
+  for (int first = 0; first < count; first += kTogether) {
+    const AttentionHead* const heads = task.heads.data() + first;
+    const int together = count - first < kTogether ? count - first : kTogether;
+    Softmax softmax[kTogether];
+    int end = 0;
+    for (int h = 0; h < together; ++h) {
+      for (int i = 0; i < task.head_size; ++i) heads[h].out[i] = 0.0f;
+      const int sees = task.committed + static_cast<int>(heads[h].slots.size());
+      end = sees > end ? sees : end;
+    }
+    const int tiles = (together + kAttentionHeads - 1) / kAttentionHeads;
+    for (int begin = 0; begin < end; begin += kPagePositions) {
+      for (int tile = 0; tile < tiles; ++tile) {
+        const int h = tile * together / tiles;
+        with_count<kAttentionHeads>((tile + 1) * together / tiles - h, [&]<int kHeads>() {
+          attend_block<kHeads>(task, heads + h, softmax + h, begin, tile == 0);
+        });
+      }
+    }
+    for (int h = 0; h < together; ++h) {
+      const float inverse_sum = 1.0f / softmax[h].sum;
+      for (int i = 0; i < task.head_size; ++i) heads[h].out[i] *= inverse_sum;
     }
   }
 }

@@ -78,16 +78,24 @@ struct ProductTask {
   const std::byte* next = nullptr;
 };
 
-/// What one row's attention in one layer reads, for the query heads that share one KV head.
+/// A query head of a row, and what the row sees beyond the committed context.
+struct AttentionHead {
+  const float* query;  ///< [head_size], after RoPE
+  float* out;          ///< [head_size]
+  /// Scratch slot of position committed + i; the last one is the row's own. kNoSlot: a pseudo row
+  /// that does not exist in this layer; the position is not seen. Heads of a row have the same.
+  std::span<const std::int32_t> slots;
+};
+
+/// Attention of rows of one sequence in one layer, for query heads that share a KV head; those of
+/// a row stand together.
 ///
 /// Keys of a page are transposed, [head_size][64], values are not, [64][head_size]; scratch pages
 /// hold tree and pseudo rows in the same form (slot s is lane s % 64 of scratch page s / 64). The
 /// pointers are to whole pages; a layer's and head's part begins `offset` halves into them, the
 /// keys first and the values right behind (head_size * 64 halves each).
 struct AttentionTask {
-  const float* query;  ///< [group][head_size], after RoPE
-  float* out;          ///< [group][head_size]
-  int group;           ///< query heads per KV head
+  std::span<const AttentionHead> heads;
   int head_size;
   float scale;  ///< 1 / sqrt(head_size)
   std::size_t offset;
@@ -96,9 +104,6 @@ struct AttentionTask {
       pages;      ///< committed context: page b holds positions 64 b .. 64 b + 63
   int committed;  ///< positions 0 .. committed - 1 are read from `pages`
   std::span<const Half* const> scratch;
-  /// Scratch slot of position committed + i; the last one is the row's own. kNoSlot: a pseudo row
-  /// that does not exist in this layer; the position is not seen.
-  std::span<const std::int32_t> slots;
 };
 inline constexpr std::int32_t kNoSlot = -1;
 
@@ -146,8 +151,8 @@ struct Kernels {
   /// (`page_part` = page + offset).
   void (*store_kv)(const float* key, const float* value, int head_size, Half* page_part, int lane);
 
-  /// Softmax attention over a row's visible positions, in ascending order, in blocks of 64 aligned
-  /// to absolute position.
+  /// Softmax attention over each row's visible positions, in ascending order, in blocks of 64
+  /// aligned to absolute position.
   void (*attend)(const AttentionTask& task);
 
   /// Enters the logits of tokens first .. first + n - 1 into `best`, the most probable `count` so

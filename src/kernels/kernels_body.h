@@ -24,7 +24,8 @@
 //     kDotZero.
 //   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16
 //   kWideRows, kWideBlocks, kFloatBlocks: the tile for many rows, as large as the registers allow;
-//   kNarrowRows; kAttentionVectors: vectors of positions (or of a head's elements) at a time
+//   kNarrowRows; kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of
+//   a head's elements) at a time
 
 // Attention uses what stands before it, so the order matters.
 // clang-format off

@@ -23,6 +23,7 @@ constexpr int kWideRows = 1;
 constexpr int kWideBlocks = 1;
 constexpr int kFloatBlocks = 1;
 constexpr int kNarrowRows = 1;
+constexpr int kAttentionHeads = 2;
 constexpr int kAttentionVectors = 1;
 constexpr int kDotZero = 128;
 

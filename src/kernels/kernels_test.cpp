@@ -448,6 +448,31 @@ TEST_P(KernelsTest, StoreKvRoundsToNearestEven) {
 
 // ---- attention ----
 
+/// Pages with keys and values, and NaN everywhere else.
+class KvPages {
+ public:
+  static constexpr std::size_t kOffset = 3;  // parts of heads need not be aligned
+
+  KvPages(const Kernels& kernels, int head_size) : kernels_(kernels), head_size_(head_size) {}
+
+  void put(int at, const float* key, const float* value) {
+    while (pages_.size() <= static_cast<std::size_t>(at / 64)) {
+      pages_.emplace_back(kOffset + std::size_t(2) * 64 * head_size_, 0x7e00);
+    }
+    kernels_.store_kv(key, value, head_size_, pages_[at / 64].data() + kOffset, at % 64);
+  }
+  std::vector<const Half*> pointers() const {
+    std::vector<const Half*> result;
+    for (const auto& page : pages_) result.push_back(page.data());
+    return result;
+  }
+
+ private:
+  const Kernels& kernels_;
+  int head_size_;
+  std::vector<std::vector<Half>> pages_;
+};
+
 /// Positions with keys and values, and queries; laid out over pages and scratch in any way.
 class Attention {
  public:
@@ -463,38 +488,29 @@ class Attention {
   /// The first `committed` positions in pages, the others in the scratch slots `slots`, and NaN
   /// everywhere else.
   std::vector<float> run(int committed, const std::vector<std::int32_t>& slots) const {
-    constexpr std::size_t kOffset = 3;  // parts of heads need not be aligned
-    const std::size_t halves = kOffset + std::size_t(2) * 64 * head_size_;
-    const auto fill = [&](std::vector<std::vector<Half>>& pages, int at, int position) {
-      const auto page = static_cast<std::size_t>(at / 64);
-      while (pages.size() <= page) pages.emplace_back(halves, 0x7e00);
-      kernels_.store_kv(keys_.data() + std::size_t(position) * head_size_,
-                        values_.data() + std::size_t(position) * head_size_, head_size_,
-                        pages[page].data() + kOffset, at % 64);
+    KvPages pages(kernels_, head_size_), scratch(kernels_, head_size_);
+    const auto put = [&](KvPages& to, int at, int position) {
+      to.put(at, keys_.data() + std::size_t(position) * head_size_,
+             values_.data() + std::size_t(position) * head_size_);
     };
-    std::vector<std::vector<Half>> pages, scratch;
-    for (int i = 0; i < committed; ++i) fill(pages, i, i);
+    for (int i = 0; i < committed; ++i) put(pages, i, i);
     for (std::size_t i = 0; i < slots.size(); ++i) {
-      if (slots[i] != kNoSlot) fill(scratch, slots[i], committed + static_cast<int>(i));
+      if (slots[i] != kNoSlot) put(scratch, slots[i], committed + static_cast<int>(i));
     }
-    const auto pointers = [](const std::vector<std::vector<Half>>& all) {
-      std::vector<const Half*> result;
-      for (const auto& page : all) result.push_back(page.data());
-      return result;
-    };
-    const std::vector<const Half*> page_pointers = pointers(pages);
-    const std::vector<const Half*> scratch_pointers = pointers(scratch);
+    const std::vector<const Half*> page_pointers = pages.pointers();
+    const std::vector<const Half*> scratch_pointers = scratch.pointers();
     std::vector<float> out(query_.size() + 1, 7.0f);
-    kernels_.attend({.query = query_.data(),
-                     .out = out.data(),
-                     .group = group_,
+    std::vector<AttentionHead> heads;
+    for (std::size_t at = 0; at < query_.size(); at += head_size_) {
+      heads.push_back({.query = &query_[at], .out = &out[at], .slots = slots});
+    }
+    kernels_.attend({.heads = heads,
                      .head_size = head_size_,
                      .scale = scale(),
-                     .offset = kOffset,
+                     .offset = KvPages::kOffset,
                      .pages = page_pointers,
                      .committed = committed,
-                     .scratch = scratch_pointers,
-                     .slots = slots});
+                     .scratch = scratch_pointers});
     EXPECT_EQ(out.back(), 7.0f);
     out.pop_back();
     return out;
@@ -625,6 +641,67 @@ TEST_P(KernelsTest, AttendOfOneHeadDoesNotDependOnTheGroup) {
     // random_values(n) begins with the same values for every n.
     const std::vector<float> some = Attention(kernels_, group, kHeadSize, kPositions).run(0, slots);
     ASSERT_TRUE(same_bits(some, std::span(all).first(some.size()))) << group;
+  }
+}
+
+/// Rows of trees, chains and prompts, whose heads share tiles in any way.
+TEST_P(KernelsTest, AttendOfARowDoesNotDependOnTheRowsBesideIt) {
+  std::mt19937 generator(8);
+  for (const int head_size : {8, 40, 64}) {
+    for (const int group : {1, 2, 3, 4, 7}) {
+      for (const bool chain : {false, true}) {
+        const int committed = static_cast<int>(generator() % 150);
+        const int rows = 1 + static_cast<int>(generator() % (chain ? 90 : 24));
+        SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << chain << ' '
+                                        << committed << ' ' << rows);
+        const std::vector<float> keys = random_values(std::size_t(committed + rows) * head_size, 1);
+        const std::vector<float> values =
+            random_values(std::size_t(committed + rows) * head_size, 2);
+        const std::vector<float> queries = random_values(std::size_t(rows) * group * head_size, 3);
+        KvPages pages(kernels_, head_size), scratch(kernels_, head_size);
+        for (int i = 0; i < committed; ++i) {
+          pages.put(i, &keys[std::size_t(i) * head_size], &values[std::size_t(i) * head_size]);
+        }
+        // As the engine lays them out, or anyhow.
+        std::vector<std::int32_t> slot_of = random_slots(rows, generator);
+        if (generator() % 4 != 0) std::iota(slot_of.begin(), slot_of.end(), committed % 64);
+        std::vector<std::vector<std::int32_t>> slots(rows);
+        for (int row = 0; row < rows; ++row) {
+          const std::size_t at = std::size_t(committed + row) * head_size;
+          scratch.put(slot_of[row], &keys[at], &values[at]);
+          if (row > 0 && (chain || generator() % 6 != 0)) {
+            slots[row] = slots[chain ? row - 1 : generator() % row];
+            if (!chain && generator() % 4 == 0) slots[row].back() = kNoSlot;
+          }
+          slots[row].push_back(slot_of[row]);
+        }
+        const std::vector<const Half*> page_pointers = pages.pointers();
+        const std::vector<const Half*> scratch_pointers = scratch.pointers();
+        std::vector<float> alone(queries.size() + 1, 7.0f), together = alone;
+        const auto attend = [&](std::vector<float>& out, int first, int end) {
+          std::vector<AttentionHead> heads;
+          for (int head = first; head < end; ++head) {
+            heads.push_back({.query = &queries[std::size_t(head) * head_size],
+                             .out = &out[std::size_t(head) * head_size],
+                             .slots = slots[head / group]});
+          }
+          kernels_.attend({.heads = heads,
+                           .head_size = head_size,
+                           .scale = 0.2f,
+                           .offset = KvPages::kOffset,
+                           .pages = page_pointers,
+                           .committed = committed,
+                           .scratch = scratch_pointers});
+        };
+        for (int head = 0; head < rows * group; ++head) attend(alone, head, head + 1);
+        for (int first = 0; first < rows * group;) {
+          const int end = first + 1 + static_cast<int>(generator() % (rows * group - first));
+          attend(together, first, end);
+          first = end;
+        }
+        ASSERT_TRUE(same_bits(together, alone));
+      }
+    }
   }
 }
 

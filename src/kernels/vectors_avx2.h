@@ -10,6 +10,7 @@ struct I32x16 {
 using Codes = I32x16;
 
 constexpr int kFloatBlocks = 2;
+constexpr int kAttentionHeads = 6;
 constexpr int kAttentionVectors = 1;
 
 inline F32x16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

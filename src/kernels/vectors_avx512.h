@@ -9,6 +9,7 @@ constexpr int kWideRows = 6;
 constexpr int kWideBlocks = 2;
 constexpr int kFloatBlocks = 4;
 constexpr int kNarrowRows = 6;
+constexpr int kAttentionHeads = 6;
 constexpr int kAttentionVectors = 4;
 constexpr int kDotZero = 128;
 

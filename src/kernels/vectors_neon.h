@@ -12,6 +12,7 @@ struct Codes {
 };
 
 constexpr int kFloatBlocks = 2;
+constexpr int kAttentionHeads = 6;
 constexpr int kAttentionVectors = 1;
 
 /// function of the parts of each argument, part by part.
