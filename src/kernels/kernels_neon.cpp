@@ -31,7 +31,7 @@ class DotSum {
 
  public:
   DotSum() = default;
-  explicit DotSum(int /*start*/) {
+  DotSum(int /*zero*/, int /*minus_sum*/) {
     for (int i = 0; i < 4; ++i) low_[i] = high_[i] = vdupq_n_s16(0);
   }
   void add(Codes codes, const std::int8_t* x) {
@@ -59,7 +59,7 @@ template <>
 class DotSum<8> {
  public:
   DotSum() = default;
-  explicit DotSum(int start) : lanes_(splat_int(start)) {}
+  DotSum(int zero, int minus_sum) : lanes_(splat_int(zero * minus_sum)) {}
   void add(Codes codes, const std::int8_t* x) {
     const int8x16_t four = broadcast4(x);
     lanes_ = each<I32x16>(

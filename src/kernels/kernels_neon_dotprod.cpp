@@ -20,7 +20,7 @@ template <int kBits>
 class DotSum {
  public:
   DotSum() = default;
-  explicit DotSum(int start) : lanes_(splat_int(start)) {}
+  DotSum(int zero, int minus_sum) : lanes_(splat_int(zero * minus_sum)) {}
   void add(Codes codes, const std::int8_t* x) {
     const int8x16_t four = broadcast4(x);
     lanes_ = each<I32x16>(
