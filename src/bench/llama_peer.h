@@ -5,17 +5,19 @@
 
 #include "bench/bench.h"
 #include "decode/sampler.h"
+#include "kernels/kernels.h"
 #include "model/vocabulary.h"
 
 namespace firp {
 
 /// Plain decoding through libllama on the CPU, in this process: the peer that our times are held
-/// against. Its defaults (F16 KV cache, flash attention, batch sizes), our number of threads.
+/// against. Its defaults (flash attention, batch sizes), our number of threads and type of KV
+/// cache.
 class LlamaPeer {
  public:
   /// `vocabulary` must outlive the peer.
   LlamaPeer(const std::filesystem::path& model, const Vocabulary& vocabulary, int threads,
-            int context, const SamplingOptions& sampling);
+            int context, CacheType cache_type, const SamplingOptions& sampling);
   ~LlamaPeer();
 
   /// The method "llama.cpp"; the peer must outlive it.

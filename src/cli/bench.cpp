@@ -182,7 +182,9 @@ int run_forward(BenchFlags& flags) {
       std::max(flags.context + 2 * kMostPassRows, ForwardBenchOptions().prefill_tokens);
   if (!flags.synthetic.empty()) {
     const SyntheticModel synthetic(flags.synthetic);
-    Engine engine(synthetic.model(), {.threads = threads, .context = positions});
+    Engine engine(
+        synthetic.model(),
+        {.threads = threads, .context = positions, .cache_type = flags.decode.cache_type()});
     return report_forward(flags, engine, synthetic.model(), {}, nullptr);
   }
   flags.decode.context = positions;
@@ -191,7 +193,7 @@ int run_forward(BenchFlags& flags) {
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(flags.decode.model, decoder.vocabulary, threads, positions,
-                 decoder.options.sampling);
+                 flags.decode.cache_type(), decoder.options.sampling);
   }
   return report_forward(flags, decoder.engine, decoder.model, decoder.heads_path,
                         peer ? &*peer : nullptr);
@@ -220,7 +222,7 @@ int run_prompts(BenchFlags& flags) {
     peer.emplace(
         flags.decode.model, decoder.vocabulary, flags.decode.thread_count(),
         flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
-        decoder.options.sampling);
+        flags.decode.cache_type(), decoder.options.sampling);
     methods.push_back(peer->method());
   }
 
