@@ -114,7 +114,8 @@ double prefill_limit_seconds(const Engine& engine, const Model& model, int token
   for (int done = 0; done < tokens;) {
     const int count = std::min(tokens - done, engine.options().max_rows);
     const std::vector<int> rows(engine.config().layers, count);
-    seconds += pass_limit_seconds(model, rows, done + count == tokens ? 1 : 0, done, peaks);
+    seconds += pass_limit_seconds(model, rows, done + count == tokens ? 1 : 0, done,
+                                  engine.options().cache_type, peaks);
     done += count;
   }
   return seconds;
@@ -123,8 +124,10 @@ double prefill_limit_seconds(const Engine& engine, const Model& model, int token
 }  // namespace
 
 double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_layer, int head_rows,
-                          int context, const MachinePeaks& peaks) {
+                          int context, CacheType cache_type, const MachinePeaks& peaks) {
   const ModelConfig& config = model.config();
+  const PagePart part = {.type = cache_type, .head_size = config.head_size};
+  const double cache_bytes = 1.0 * config.kv_heads * context * part.bytes() / kPagePositions;
   double seconds = least_seconds(model.head(), head_rows, peaks);
   for (int layer = 0; layer < config.layers; ++layer) {
     const int rows = rows_of_layer[layer];
@@ -133,7 +136,6 @@ double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_la
     for (const Tensor* matrix : {w.query, w.key, w.value, w.output, w.gate, w.up, w.down}) {
       seconds += least_seconds(*matrix, rows, peaks);
     }
-    const double cache_bytes = 2.0 * config.kv_size() * context * sizeof(std::uint16_t);
     seconds += cache_bytes / peaks.bytes_per_second;
   }
   return seconds;
@@ -224,7 +226,8 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
   for (PassResult& pass : result.passes) {
     pass.limit_seconds =
         pass_limit_seconds(model, rows_of_layers(engine, pass.token_rows, pass.pseudo_rows),
-                           pass.token_rows + pass.pseudo_rows, options.context, peaks_now);
+                           pass.token_rows + pass.pseudo_rows, options.context,
+                           engine.options().cache_type, peaks_now);
   }
   result.prefill = {
       .tokens = options.prefill_tokens,

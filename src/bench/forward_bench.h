@@ -63,7 +63,7 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
 /// The least seconds of a pass: for each matrix the longer of its bytes at the bandwidth and its
 /// multiply-adds at the peak. `rows_of_layer`: rows in each layer; `head_rows`: in the head.
 double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_layer, int head_rows,
-                          int context, const MachinePeaks& peaks);
+                          int context, CacheType cache_type, const MachinePeaks& peaks);
 
 std::string forward_table(const ForwardResult& result, const MachinePeaks& peaks);
 nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const ForwardResult& result,

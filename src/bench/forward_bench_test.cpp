@@ -116,10 +116,10 @@ TEST_F(ForwardBench, TheLimitIsTheSumOfItsParts) {
     layer_bytes += bytes(*matrix);
   }
   const double cache_bytes = 100 * 2.0 * c.kv_size() * 2;
-  EXPECT_NEAR(pass_limit_seconds(tiny, {1, 1, 1}, 1, 100, peaks),
+  EXPECT_NEAR(pass_limit_seconds(tiny, {1, 1, 1}, 1, 100, CacheType::kF16, peaks),
               (3 * (layer_bytes + cache_bytes) + bytes(tiny.head())) / 1e9, 1e-12);
   // The lowest layer has no rows; the head has many, and costs arithmetic.
-  EXPECT_NEAR(pass_limit_seconds(tiny, {0, 1, 1}, 100, 0, peaks),
+  EXPECT_NEAR(pass_limit_seconds(tiny, {0, 1, 1}, 100, 0, CacheType::kF16, peaks),
               2 * layer_bytes / 1e9 + 100.0 * c.vocabulary_size * c.hidden_size * 1.25 / 100e9,
               1e-12);
 }

@@ -34,7 +34,8 @@ struct LlamaPeer::State {
   std::unique_ptr<llama_context, Free> context;
 };
 
-LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int context)
+LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int context,
+                     CacheType cache_type)
     : state_(std::make_unique<State>()) {
   const GgmlErrors errors;
   llama_model_params model_parameters = llama_model_default_params();
@@ -48,6 +49,8 @@ LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int contex
   parameters.n_ctx = static_cast<std::uint32_t>(context);
   parameters.n_threads = threads;
   parameters.n_threads_batch = threads;
+  parameters.type_k = cache_type == CacheType::kQ8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+  parameters.type_v = parameters.type_k;
   state_->context.reset(llama_init_from_model(state_->model.get(), parameters));
   // A pool that lives as long as the context, as llama.cpp's own programs have it: without one,
   // builds without OpenMP start their threads anew for each token.

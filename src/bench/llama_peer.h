@@ -5,15 +5,17 @@
 
 #include "bench/bench.h"
 #include "decode/sampler.h"
+#include "kernels/kernels.h"
 #include "model/vocabulary.h"
 
 namespace firp {
 
 /// Plain decoding through libllama on the CPU, in this process: the peer that our times are held
-/// against. Its defaults (F16 KV cache, flash attention, batch sizes), our number of threads.
+/// against. Its defaults (flash attention, batch sizes), our number of threads and type of KV
+/// cache.
 class LlamaPeer {
  public:
-  LlamaPeer(const std::filesystem::path& model, int threads, int context);
+  LlamaPeer(const std::filesystem::path& model, int threads, int context, CacheType cache_type);
   ~LlamaPeer();
 
   /// The method "llama.cpp"; the peer and the vocabulary must outlive it.

@@ -48,6 +48,9 @@ refuses 1 '-t must be at most' generate "${prompt[@]}" -t 100000
 refuses 1 '-t must be at least 1|built without training' train -m "$model" -t 0 -o "$scratch/x.firp.gguf"
 refuses 1 '-n must be at least 1' generate "${prompt[@]}" -n -1
 refuses 1 '-c must be at least 1' generate "${prompt[@]}" -c 0
+refuses 2 'cache-type-k' generate "${prompt[@]}" -ctk q4_0
+refuses 1 'must be the same' generate "${prompt[@]}" -ctk q8_0
+refuses 1 'must be the same' bench --forward --synthetic smollm2-135m:q4_0 -ctv q8_0
 refuses 1 '--temp must be between' generate "${prompt[@]}" --temp -1
 refuses 1 '--temp must be between' generate "${prompt[@]}" --temp nan
 refuses 1 '--top-p must be between' generate "${prompt[@]}" --top-p 1.5

@@ -201,9 +201,11 @@ int run_forward(BenchFlags& flags) {
     std::optional<LlamaPeer> peer;
     if (!flags.peer.empty()) {
       file.emplace(synthetic);
-      peer.emplace(file->path(), threads, positions);
+      peer.emplace(file->path(), threads, positions, flags.decode.cache_type());
     }
-    Engine engine(synthetic.model(), {.threads = threads, .context = positions});
+    Engine engine(
+        synthetic.model(),
+        {.threads = threads, .context = positions, .cache_type = flags.decode.cache_type()});
     return report_forward(flags, engine, synthetic.model(), {}, peer ? &*peer : nullptr);
   }
   flags.decode.context = positions;
@@ -211,7 +213,7 @@ int run_forward(BenchFlags& flags) {
   Decoder decoder(flags.decode, small);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
-    peer.emplace(flags.decode.model, threads, positions);
+    peer.emplace(flags.decode.model, threads, positions, flags.decode.cache_type());
   }
   return report_forward(flags, decoder.engine, decoder.model, decoder.heads_path,
                         peer ? &*peer : nullptr);
@@ -256,7 +258,8 @@ int run_prompts(BenchFlags& flags) {
   if (!flags.peer.empty()) {
     peer.emplace(
         flags.decode.model, flags.decode.thread_count(),
-        flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)));
+        flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
+        flags.decode.cache_type());
     methods.push_back(peer->method(decoder.vocabulary, decoder.options.sampling));
   }
 

@@ -51,6 +51,7 @@ int largest(std::span<const int> trees) {
 /// Refuses what can be refused before the model is read.
 DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   flags.thread_count();
+  flags.cache_type();
   require_at_least(flags.context.value_or(1), 1, "-c");
   require_at_least(largest_tree, 1, "--tree");
   if (largest_tree > kLargestTree) {
@@ -90,7 +91,8 @@ Engine make_engine(const DecodeFlags& flags, int largest_tree, const Model& mode
   if (!heads_path.empty()) heads = read_heads(heads_path, &model);
   Engine engine(model, {.threads = flags.thread_count(),
                         .context = context,
-                        .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0)});
+                        .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
+                        .cache_type = flags.cache_type()});
   if (heads) engine.set_heads(*heads);
   return engine;
 }
@@ -124,6 +126,13 @@ int DecodeFlags::thread_count() const {
   return count;
 }
 
+CacheType DecodeFlags::cache_type() const {
+  if (cache_type_k != cache_type_v) {
+    throw Error("-ctk and -ctv must be the same: keys and values are kept in one type");
+  }
+  return cache_type_k == "q8_0" ? CacheType::kQ8_0 : CacheType::kF16;
+}
+
 void DecodeFlags::add_model_to(CLI::App& app) {
   app.add_option("-m,--model,model", model, "The model, a GGUF file")->required();
   app.add_option("-t,--threads", threads, "Threads (default: one per core)");
@@ -133,6 +142,13 @@ void DecodeFlags::add_decoding_to(CLI::App& app) {
   app.add_option(
       "-c,--ctx-size", context,
       "Tokens that prompt and answers may take together (default: the model's own limit)");
+  app.add_option("--cache-type-k", cache_type_k,
+                 "(-ctk) What keys are kept as: f16, or q8_0, in about half the memory")
+      ->check(CLI::IsMember({"f16", "q8_0"}))
+      ->capture_default_str();
+  app.add_option("--cache-type-v", cache_type_v, "(-ctv) The same of values; as for the keys")
+      ->check(CLI::IsMember({"f16", "q8_0"}))
+      ->capture_default_str();
 
   CLI::App* sampled = app.add_option_group("Sampling");
   sampled->add_option("--temp", sampling.temperature, "Temperature; 0: always the likeliest token")

@@ -30,6 +30,7 @@ struct DecodeFlags {
   std::string drafting = "deferred";
   std::optional<int> threads;
   std::optional<int> context;
+  std::string cache_type_k = "f16", cache_type_v = "f16";
   std::optional<std::uint64_t> seed;
   SamplingOptions sampling;
   std::string colour = "auto";
@@ -41,6 +42,8 @@ struct DecodeFlags {
 
   /// -t, or one per core. An Error for a number that makes no sense.
   int thread_count() const;
+  /// An Error where keys and values are to differ.
+  CacheType cache_type() const;
 };
 
 /// A model made ready to decode as the flags say.

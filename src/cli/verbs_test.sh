@@ -18,7 +18,7 @@ fail() {
 
 # Text: the same with and without drafts, whatever the tree, the sampling or the threads.
 question='Write a short story about a lighthouse keeper and a parrot.'
-for sampling in '--temp 0' '--temp 0.8 --seed 7 --repeat-penalty 1.1'; do
+for sampling in '--temp 0' '--temp 0.8 --seed 7 --repeat-penalty 1.1' '-ctk q8_0 -ctv q8_0'; do
   # shellcheck disable=SC2086 # flags
   "$firp" generate "$model" -p "$question" -n 48 $sampling --draft none \
     > "$scratch/plain" 2> "$scratch/log" || fail "generate: $(cat "$scratch/log")"

@@ -40,7 +40,7 @@ struct Engine::State {
         kernels(default_kernels()),
         pool(options.threads),
         weights(m, pool),
-        cache(m.config(), options.max_rows + kPagePositions - 1),
+        cache(m.config(), o.cache_type, options.max_rows + kPagePositions - 1),
         pass(m, weights, kernels, cache, pool, options.max_rows) {}
 
   void check(std::span<const Row> batch) const;

@@ -16,6 +16,7 @@ struct EngineOptions {
   int threads = 0;     ///< 0: one per core
   int context = 4096;  ///< positions a sequence may hold
   int max_rows = 256;  ///< rows of one pass
+  CacheType cache_type = CacheType::kF16;
 };
 
 inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context

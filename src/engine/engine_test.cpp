@@ -114,12 +114,13 @@ bool bits_equal(std::span<const float> a, std::span<const float> b) {
 /// The law: logits of a position do not depend on whether it was computed alone, in a tree with
 /// pseudo rows beside it, or in a prefill chunk; nor on other sequences or the number of threads.
 void expect_bit_equal_rows(const TinyModelOptions& options, const std::string& isa,
-                           std::uint32_t seed) {
-  SCOPED_TRACE(options.architecture + " " + ggml_type_name(options.type) + " " + isa);
+                           std::uint32_t seed, CacheType cache_type = CacheType::kF16) {
+  SCOPED_TRACE(options.architecture + " " + ggml_type_name(options.type) + " " + isa +
+               (cache_type == CacheType::kQ8_0 ? " Q8_0 cache" : ""));
   const TinyModel model(options, isa);
   std::mt19937 random(seed);
-  Engine batched(*model, {.threads = 3, .context = 200, .max_rows = 128});
-  Engine alone(*model, {.threads = 1, .context = 200, .max_rows = 1});
+  Engine batched(*model, {.threads = 3, .context = 200, .max_rows = 128, .cache_type = cache_type});
+  Engine alone(*model, {.threads = 1, .context = 200, .max_rows = 1, .cache_type = cache_type});
   ASSERT_EQ(batched.isa(), isa);
   // Steps that enter at different layers, a later step below an earlier one.
   batched.set_heads(random_heads((*model).config(), {2, 1, 2}, seed));
@@ -187,41 +188,47 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
         expect_bit_equal_rows({.architecture = architecture, .type = type}, isa, seed++);
       }
     }
-    expect_bit_equal_rows({.type = GGML_TYPE_Q4_1,
-                           .query_heads = 4,
-                           .kv_heads = 2,
-                           .head_size = 80,
-                           .tied_head = true},
-                          isa, seed++);
+    for (const CacheType cache_type : {CacheType::kF16, CacheType::kQ8_0}) {
+      for (int trial = 0; trial < 4; ++trial) {
+        expect_bit_equal_rows({.type = GGML_TYPE_Q4_1,
+                               .query_heads = 4,
+                               .kv_heads = 2,
+                               .head_size = trial % 2 == 0 ? 80 : 64,
+                               .tied_head = true},
+                              isa, seed++, cache_type);
+      }
+    }
   }
 }
 
 TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
   const TinyModel model({.type = GGML_TYPE_Q4_1});
-  Engine engine(*model, {.threads = 2, .context = 100});
-  std::mt19937 random(5);
-  const std::vector<Token> context = random_tokens(60, 320, random);
-  const int tree = engine.add_sequence();
-  const int plain = engine.add_sequence();
-  append(engine, tree, context, 60);
-  append(engine, plain, context, 60);
-  // Nodes 0 - 2 - 4 are accepted; 1 and 3 are other branches.
-  const std::vector<Token> tokens = {5, 6, 7, 8, 9};
-  const std::vector<int> parents = {kContext, 0, 0, 1, 2};
-  std::vector<Row> rows;
-  for (int i = 0; i < 5; ++i) {
-    const int position = parents[i] == kContext ? 60 : rows[parents[i]].position + 1;
-    rows.push_back(
-        {.sequence = tree, .position = position, .parent = parents[i], .token = tokens[i]});
-  }
-  engine.forward(rows);
-  engine.commit(tree, std::vector<int>{0, 2, 4});
-  append(engine, plain, std::vector<Token>{5, 7, 9}, 1);
-  ASSERT_EQ(engine.length(tree), engine.length(plain));
-  for (Token token = 20; token < 26; ++token) {
-    const std::vector<float> a = logits_alone(engine, tree, token);
-    const std::vector<float> b = logits_alone(engine, plain, token);
-    ASSERT_TRUE(bits_equal(a, b));
+  for (const CacheType cache_type : {CacheType::kF16, CacheType::kQ8_0}) {
+    Engine engine(*model, {.threads = 2, .context = 100, .cache_type = cache_type});
+    std::mt19937 random(5);
+    const std::vector<Token> context = random_tokens(60, 320, random);
+    const int tree = engine.add_sequence();
+    const int plain = engine.add_sequence();
+    append(engine, tree, context, 60);
+    append(engine, plain, context, 60);
+    // Nodes 0 - 2 - 4 are accepted; 1 and 3 are other branches.
+    const std::vector<Token> tokens = {5, 6, 7, 8, 9};
+    const std::vector<int> parents = {kContext, 0, 0, 1, 2};
+    std::vector<Row> rows;
+    for (int i = 0; i < 5; ++i) {
+      const int position = parents[i] == kContext ? 60 : rows[parents[i]].position + 1;
+      rows.push_back(
+          {.sequence = tree, .position = position, .parent = parents[i], .token = tokens[i]});
+    }
+    engine.forward(rows);
+    engine.commit(tree, std::vector<int>{0, 2, 4});
+    append(engine, plain, std::vector<Token>{5, 7, 9}, 1);
+    ASSERT_EQ(engine.length(tree), engine.length(plain));
+    for (Token token = 20; token < 26; ++token) {
+      const std::vector<float> a = logits_alone(engine, tree, token);
+      const std::vector<float> b = logits_alone(engine, plain, token);
+      ASSERT_TRUE(bits_equal(a, b));
+    }
   }
 }
 

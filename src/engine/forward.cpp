@@ -246,7 +246,7 @@ void ForwardPass::attention(int layer, int thread) {
       add(std::span(w.value_bias).subspan(static_cast<std::size_t>(kv_head) * head_size, head_size),
           value_.data() + at);
     }
-    kernels_.store_kv(key_.data() + at, value_.data() + at, head_size,
+    kernels_.store_kv(key_.data() + at, value_.data() + at, cache_.part(),
                       cache_.scratch_page(slot(row)) + cache_.offset(layer, kv_head),
                       slot(row) % kPagePositions);
   }
@@ -272,7 +272,7 @@ void ForwardPass::attention(int layer, int thread) {
       const int sequence = rows_[row].sequence;
       if (heads.empty() || (row + 1 < active && rows_[row + 1].sequence == sequence)) continue;
       kernels_.attend({.heads = heads,
-                       .head_size = head_size,
+                       .part = cache_.part(),
                        .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
                        .offset = cache_.offset(layer, kv_head),
                        .pages = cache_.pages(sequence),

@@ -9,14 +9,34 @@ namespace {
 // addresses.
 constexpr std::size_t kSlabBytes = std::size_t{16} << 20;
 
+/// Copies lane `from` of `rows` rows of 64 to lane `to`.
+template <typename T>
+void copy_lane(int rows, const std::byte* source, int from, std::byte* target, int to) {
+  const T* const read = reinterpret_cast<const T*>(source) + from;
+  T* const written = reinterpret_cast<T*>(target) + to;
+  for (int i = 0; i < rows; ++i) written[i * kPagePositions] = read[i * kPagePositions];
+}
+
+void copy_position(const PagePart& part, const std::byte* source, int from, std::byte* target,
+                   int to) {
+  if (part.type == CacheType::kF16) {
+    copy_lane<Half>(part.head_size, source, from, target, to);
+  } else {
+    copy_lane<std::byte>(part.head_size, source, from, target, to);
+    const int codes = part.head_size * kPagePositions;
+    copy_lane<float>(part.groups(), source + codes, from, target + codes, to);
+  }
+  std::copy_n(source + part.key_bytes() + from * part.value_bytes(), part.value_bytes(),
+              target + part.key_bytes() + to * part.value_bytes());
+}
+
 }  // namespace
 
-KvCache::KvCache(const ModelConfig& config, int scratch_slots)
+KvCache::KvCache(const ModelConfig& config, CacheType type, int scratch_slots)
     : layers_(config.layers),
       kv_heads_(config.kv_heads),
-      head_size_(config.head_size),
-      part_halves_(std::size_t{2} * config.head_size * kPagePositions),
-      slab_pages_(std::max<std::size_t>(1, kSlabBytes / (page_halves() * sizeof(Half)))) {
+      part_{.type = type, .head_size = config.head_size},
+      slab_pages_(std::max<std::size_t>(1, kSlabBytes / page_bytes())) {
   for (int slot = 0; slot < scratch_slots; slot += kPagePositions) scratch_.push_back(take_page());
 }
 
@@ -54,31 +74,24 @@ void KvCache::commit(int sequence, std::span<const int> slots) {
     const int to = s.length % kPagePositions;
     const int from = slot % kPagePositions;
     if (to == 0) s.pages.push_back(take_page());
-    Half* const page = s.pages.back();
-    const Half* const scratch = scratch_page(slot);
+    std::byte* const page = s.pages.back();
+    const std::byte* const scratch = scratch_page(slot);
     for (int part = 0; part < layers_ * kv_heads_; ++part) {
       const std::size_t at = offset(part / kv_heads_, part % kv_heads_);
-      Half* const keys = page + at;
-      const Half* const scratch_keys = scratch + at;
-      for (int i = 0; i < head_size_; ++i) {
-        keys[i * kPagePositions + to] = scratch_keys[i * kPagePositions + from];
-      }
-      const std::size_t values = std::size_t{kPagePositions} * head_size_;
-      std::copy_n(scratch_keys + values + std::size_t(from) * head_size_, head_size_,
-                  keys + values + std::size_t(to) * head_size_);
+      copy_position(part_, scratch + at, from, page + at, to);
     }
     ++s.length;
   }
 }
 
-Half* KvCache::take_page() {
+std::byte* KvCache::take_page() {
   if (free_pages_.empty()) {
-    AlignedBytes& slab = memory_.emplace_back(slab_pages_ * page_halves() * sizeof(Half));
+    AlignedBytes& slab = memory_.emplace_back(slab_pages_ * page_bytes());
     for (std::size_t i = slab_pages_; i-- > 0;) {
-      free_pages_.push_back(reinterpret_cast<Half*>(slab.data()) + i * part_halves_);
+      free_pages_.push_back(slab.data() + i * part_.bytes());
     }
   }
-  Half* const page = free_pages_.back();
+  std::byte* const page = free_pages_.back();
   free_pages_.pop_back();
   return page;
 }

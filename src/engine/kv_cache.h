@@ -9,17 +9,16 @@
 
 namespace firp {
 
-/// Keys and values, in F16, of all layers.
+/// Keys and values of all layers.
 ///
-/// A page holds 64 positions, aligned to absolute position, of every layer and KV head:
-/// [layer][kv head]{ keys [head_size][64], values [64][head_size] }. Pages belong to a pool; a
-/// sequence has a page table. Pages are taken from slabs, in which a layer's and head's parts of
-/// all pages lie side by side: attention reads them one after the other. The rows of the running
-/// pass have scratch slots in pages of the same form, whatever their sequence; committing moves
-/// accepted rows from there to the sequence's pages.
+/// A page holds 64 positions, aligned to absolute position: a PagePart of every layer and KV head.
+/// Pages belong to a pool; a sequence has a page table. Pages are taken from slabs, in which a
+/// layer's and head's parts of all pages lie side by side: attention reads them one after the
+/// other. The rows of the running pass have scratch slots in pages of the same form, whatever their
+/// sequence; committing moves accepted rows from there to the sequence's pages.
 class KvCache {
  public:
-  KvCache(const ModelConfig& config, int scratch_slots);
+  KvCache(const ModelConfig& config, CacheType type, int scratch_slots);
 
   int add_sequence();  ///< the lowest free number
   void remove_sequence(int sequence);
@@ -30,32 +29,33 @@ class KvCache {
   /// Appends the scratch slots' keys and values, in this order, to the sequence.
   void commit(int sequence, std::span<const int> slots);
 
-  /// Where a layer's and head's part begins in any page, in halves.
+  const PagePart& part() const { return part_; }
+  /// Where a layer's and head's part begins in any page, in bytes.
   std::size_t offset(int layer, int kv_head) const {
-    return (static_cast<std::size_t>(layer) * kv_heads_ + kv_head) * slab_pages_ * part_halves_;
+    return (static_cast<std::size_t>(layer) * kv_heads_ + kv_head) * slab_pages_ * part_.bytes();
   }
-  std::span<const Half* const> pages(int sequence) const { return sequences_[sequence].pages; }
-  std::span<const Half* const> scratch() const { return scratch_; }
-  Half* scratch_page(int slot) { return scratch_[slot / kPagePositions]; }
+  std::span<const std::byte* const> pages(int sequence) const { return sequences_[sequence].pages; }
+  std::span<const std::byte* const> scratch() const { return scratch_; }
+  std::byte* scratch_page(int slot) { return scratch_[slot / kPagePositions]; }
 
  private:
   struct Sequence {
     bool used = false;
     int length = 0;
-    std::vector<Half*> pages;
+    std::vector<std::byte*> pages;
   };
 
-  Half* take_page();
-  std::size_t page_halves() const {
-    return static_cast<std::size_t>(layers_) * kv_heads_ * part_halves_;
+  std::byte* take_page();
+  std::size_t page_bytes() const {
+    return static_cast<std::size_t>(layers_) * kv_heads_ * part_.bytes();
   }
 
-  int layers_, kv_heads_, head_size_;
-  std::size_t part_halves_;
+  int layers_, kv_heads_;
+  PagePart part_;
   std::size_t slab_pages_;
   std::vector<AlignedBytes> memory_;
-  std::vector<Half*> free_pages_;
-  std::vector<Half*> scratch_;
+  std::vector<std::byte*> free_pages_;
+  std::vector<std::byte*> scratch_;
   std::vector<Sequence> sequences_;
 };
 

@@ -16,7 +16,8 @@ ModelConfig small_config() {
 /// Fills slot `slot` with halves that name the row, the part and the element.
 void fill(KvCache& cache, int slot, int row) {
   for (int part = 0; part < 6; ++part) {
-    Half* const keys = cache.scratch_page(slot) + cache.offset(part / 3, part % 3);
+    auto* const keys =
+        reinterpret_cast<Half*>(cache.scratch_page(slot) + cache.offset(part / 3, part % 3));
     Half* const values = keys + 8 * kPagePositions;
     for (int i = 0; i < 8; ++i) {
       keys[i * kPagePositions + slot % kPagePositions] =
@@ -27,9 +28,9 @@ void fill(KvCache& cache, int slot, int row) {
 }
 
 void expect_row(const KvCache& cache, int sequence, int position, int row) {
-  const Half* const page = cache.pages(sequence)[position / kPagePositions];
+  const std::byte* const page = cache.pages(sequence)[position / kPagePositions];
   for (int part = 0; part < 6; ++part) {
-    const Half* const keys = page + cache.offset(part / 3, part % 3);
+    const auto* const keys = reinterpret_cast<const Half*>(page + cache.offset(part / 3, part % 3));
     const Half* const values = keys + 8 * kPagePositions;
     for (int i = 0; i < 8; ++i) {
       ASSERT_EQ(keys[i * kPagePositions + position % kPagePositions], row * 100 + part * 10 + i);
@@ -39,7 +40,7 @@ void expect_row(const KvCache& cache, int sequence, int position, int row) {
 }
 
 TEST(KvCache, CommitMovesSlotsInOrderAcrossPages) {
-  KvCache cache(small_config(), 130);
+  KvCache cache(small_config(), CacheType::kF16, 130);
   const int a = cache.add_sequence();
   const int b = cache.add_sequence();
   std::vector<int> slots;
@@ -59,7 +60,7 @@ TEST(KvCache, CommitMovesSlotsInOrderAcrossPages) {
 }
 
 TEST(KvCache, TruncateKeepsTheBeginningAndFreesPages) {
-  KvCache cache(small_config(), 64);
+  KvCache cache(small_config(), CacheType::kF16, 64);
   const int sequence = cache.add_sequence();
   for (int i = 0; i < 130; ++i) {
     fill(cache, i % 64, i);
@@ -78,7 +79,7 @@ TEST(KvCache, TruncateKeepsTheBeginningAndFreesPages) {
 }
 
 TEST(KvCache, SequenceNumbersAreReusedLowestFirst) {
-  KvCache cache(small_config(), 1);
+  KvCache cache(small_config(), CacheType::kF16, 1);
   EXPECT_EQ(cache.add_sequence(), 0);
   EXPECT_EQ(cache.add_sequence(), 1);
   EXPECT_EQ(cache.add_sequence(), 2);

@@ -59,11 +59,13 @@ std::vector<float> llama_logits(const std::filesystem::path& path, std::span<con
   return {logits, logits + tokens.size() * vocabulary};
 }
 
-std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens) {
+std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens,
+                              CacheType cache_type = CacheType::kF16) {
   const Model model(path);
   Engine engine(model, {.threads = 2,
                         .context = static_cast<int>(tokens.size()),
-                        .max_rows = static_cast<int>(tokens.size())});
+                        .max_rows = static_cast<int>(tokens.size()),
+                        .cache_type = cache_type});
   const int sequence = engine.add_sequence();
   std::vector<Row> rows;
   std::vector<int> all;
@@ -215,6 +217,32 @@ TEST(Oracle, RealModelHasLibllamasPerplexityAndChoices) {
   std::printf("perplexity %.4f, libllama's %.4f; top-1 agreement %.1f %% of %zu positions\n",
               seen.perplexity, expected.perplexity, 100 * agreement, tokens.size());
   EXPECT_NEAR(seen.perplexity / expected.perplexity, 1, 0.005);
+  EXPECT_GE(agreement, 0.95);
+}
+
+// Keys and values of 8 bits move the logits less than rounded activations do.
+TEST(Oracle, Q8CacheHasThePerplexityOfAnF16Cache) {
+  const std::filesystem::path path = real_model();
+  ASSERT_TRUE(std::filesystem::exists(path)) << path << " is missing: `make test` fetches it";
+  const std::vector<Token> tokens = Vocabulary(path).tokenize(kText, true);
+  const std::vector<float> f16 = our_logits(path, tokens);
+  const std::vector<float> q8 = our_logits(path, tokens, CacheType::kQ8_0);
+  double differences = 0, squares = 0, mean = 0;
+  for (const float logit : f16) mean += logit / static_cast<double>(f16.size());
+  for (std::size_t i = 0; i < f16.size(); ++i) {
+    differences += (double(q8[i]) - f16[i]) * (double(q8[i]) - f16[i]);
+    squares += (f16[i] - mean) * (f16[i] - mean);
+  }
+  const Score expected = score(f16, tokens), seen = score(q8, tokens);
+  int same = 0;
+  for (std::size_t i = 0; i < tokens.size(); ++i) same += seen.best[i] == expected.best[i];
+  const double agreement = same / static_cast<double>(tokens.size());
+  std::printf(
+      "perplexity %.4f, with F16 %.4f; relative RMSE of the logits "
+      "%.4f; top-1 %.1f %%\n",
+      seen.perplexity, expected.perplexity, std::sqrt(differences / squares), 100 * agreement);
+  EXPECT_NEAR(seen.perplexity / expected.perplexity, 1, 0.005);
+  EXPECT_LE(std::sqrt(differences / squares), 0.03);
   EXPECT_GE(agreement, 0.95);
 }
 

@@ -3,7 +3,38 @@
 // Scores are one chain of fma over the head a position; values are added position by position. The
 // chains of several positions, heads and elements run side by side, which changes nothing in any.
 // The rows of a tree or of a prompt see the same pages: heads of several rows share a tile, and so
-// what was brought from F16.
+// what was brought from the cache's type.
+
+/// Reads of a page part of each type (PagePart): keys of 16 positions, 16 elements of a value, or
+/// the last n of them.
+struct F16Cache {
+  static F32x16 keys(const std::byte* part, int /*head_size*/, int i, int position) {
+    return load_half(reinterpret_cast<const Half*>(part) + i * kPagePositions + position);
+  }
+  static F32x16 value(const std::byte* row, int /*head_size*/, int i) {
+    return load_half(reinterpret_cast<const Half*>(row) + i);
+  }
+  static F32x16 end_of_value(const std::byte* row, int /*head_size*/, int i, int n) {
+    Half tail[16] = {};
+    for (int k = 0; k < n; ++k) tail[k] = reinterpret_cast<const Half*>(row)[i + k];
+    return load_half(tail);
+  }
+};
+struct Q8Cache {
+  static F32x16 keys(const std::byte* part, int head_size, int i, int position) {
+    const auto* const scales = reinterpret_cast<const float*>(part + head_size * kPagePositions);
+    return mul(load_bytes(part + i * kPagePositions + position),
+               load(scales + i / 32 * kPagePositions + position));
+  }
+  static F32x16 value(const std::byte* row, int head_size, int i) {
+    const int groups = (head_size + 31) / 32;
+    return mul(load_bytes(row + groups * sizeof(float) + i),
+               splat(reinterpret_cast<const float*>(row)[i / 32]));
+  }
+  static F32x16 end_of_value(const std::byte* row, int head_size, int i, int /*n*/) {
+    return value(row, head_size, i);
+  }
+};
 
 /// Calls `function` with `count`, 1 .. kMost, as its template argument.
 template <int kMost, typename Function>
@@ -14,19 +45,26 @@ void with_count(int count, Function function) {
   function.template operator()<kMost>();
 }
 
-/// Fetches halves first .. first + count - 1 of `part`; nullptr: nothing. g++ leaves out calls of
-/// a function that does nothing but this.
-[[gnu::always_inline]] inline void fetch(const Half* part, int first, int count) {
-  if (part == nullptr) return;
-  for (int i = 0; i < count; i += 32) __builtin_prefetch(part + first + i, 0, 3);
+/// What is fetched to the cache meanwhile, in even steps; nullptr: nothing.
+struct Ahead {
+  const std::byte* at = nullptr;
+  std::size_t step_bytes = 0;
+};
+
+/// g++ leaves out calls of a function that does nothing but this.
+[[gnu::always_inline]] inline void fetch(const Ahead& ahead, int step) {
+  if (ahead.at == nullptr) return;
+  for (std::size_t i = 0; i < ahead.step_bytes; i += 64) {
+    __builtin_prefetch(ahead.at + step * ahead.step_bytes + i, 0, 3);
+  }
 }
 
-/// Scores of kHeads query heads with the positions first .. end - 1 of the page part whose
-/// transposed keys begin at `keys`; `first` is a multiple of 16, and what lies between `end` and
-/// the next such number is written, too. Fetches the page part at `ahead`, as large as the keys.
-template <int kHeads, int kVectors = kAttentionVectors>
-void score(const AttentionHead* heads, int head_size, const Half* keys, int first, int end,
-           float (*scores)[kPagePositions], const Half* ahead) {
+/// Scores of kHeads query heads with the positions first .. end - 1 of the page part at `part`;
+/// `first` is a multiple of 16, and what lies between `end` and the next such number is written,
+/// too. A step of `ahead` is an element.
+template <typename Cache, int kHeads, int kVectors = kAttentionVectors>
+void score(const AttentionHead* heads, int head_size, const std::byte* part, int first, int end,
+           float (*scores)[kPagePositions], const Ahead& ahead) {
   const float* query[kHeads];
   for (int h = 0; h < kHeads; ++h) query[h] = heads[h].query;
   for (; first + 16 * (kVectors - 1) < end; first += 16 * kVectors) {
@@ -37,11 +75,11 @@ void score(const AttentionHead* heads, int head_size, const Half* keys, int firs
       for (int v = 0; v < kVectors; ++v) sum[h][v] = splat(0.0f);
     }
     for (int i = 0; i < head_size; ++i) {
-      fetch(ahead, i * kPagePositions, kPagePositions);
+      fetch(ahead, i);
       F32x16 key[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        key[v] = load_half(keys + i * kPagePositions + first + 16 * v);
+        key[v] = Cache::keys(part, head_size, i, first + 16 * v);
       }
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
@@ -57,17 +95,19 @@ void score(const AttentionHead* heads, int head_size, const Half* keys, int firs
     }
   }
   if constexpr (kVectors > 1) {
-    if (first < end) score<kHeads, kVectors - 1>(heads, head_size, keys, first, end, scores, ahead);
+    if (first < end) {
+      score<Cache, kHeads, kVectors - 1>(heads, head_size, part, first, end, scores, ahead);
+    }
   }
 }
 
 /// out[i] = out[i] * correction[h] + sum over positions first .. end - 1 of weights[h][position] *
-/// its value, for each head, from element i on; positions without a value are not seen. Fetches
-/// the page part at `ahead`.
-template <int kHeads, int kVectors = kAttentionVectors>
+/// its value, for each head, from element i on; positions without a value are not seen. A step of
+/// `ahead` is a position.
+template <typename Cache, int kHeads, int kVectors = kAttentionVectors>
 void add_values(const AttentionHead* heads, const float (*weights)[kPagePositions],
-                const Half* const* values, int first, int end, int i, int head_size,
-                const float* correction, const Half* ahead) {
+                const std::byte* const* values, int first, int end, int i, int head_size,
+                const float* correction, const Ahead& ahead) {
   for (; i + 16 * kVectors <= head_size; i += 16 * kVectors) {
     F32x16 sum[kHeads][kVectors];
 #pragma GCC unroll 8
@@ -78,12 +118,12 @@ void add_values(const AttentionHead* heads, const float (*weights)[kPagePosition
       }
     }
     for (int position = first; position < end; ++position) {
-      fetch(ahead, position * head_size, head_size);
-      const Half* const at = values[position];
-      if (at == nullptr) continue;
+      fetch(ahead, position);
+      const std::byte* const row = values[position];
+      if (row == nullptr) continue;
       F32x16 value[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) value[v] = load_half(at + i + 16 * v);
+      for (int v = 0; v < kVectors; ++v) value[v] = Cache::value(row, head_size, i + 16 * v);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
         const F32x16 weight = splat(weights[h][position]);
@@ -98,17 +138,17 @@ void add_values(const AttentionHead* heads, const float (*weights)[kPagePosition
     }
   }
   if constexpr (kVectors > 1) {
-    add_values<kHeads, kVectors - 1>(heads, weights, values, first, end, i, head_size, correction,
-                                     ahead);
+    add_values<Cache, kHeads, kVectors - 1>(heads, weights, values, first, end, i, head_size,
+                                            correction, ahead);
   } else if (i < head_size) {
     const int n = head_size - i;
     for (int h = 0; h < kHeads; ++h) {
       F32x16 sum = mul(load_tail(heads[h].out + i, n), splat(correction[h]));
       for (int position = first; position < end; ++position) {
-        if (values[position] == nullptr) continue;
-        Half tail[16] = {};
-        for (int k = 0; k < n; ++k) tail[k] = values[position][i + k];
-        sum = fma(splat(weights[h][position]), load_half(tail), sum);
+        const std::byte* const row = values[position];
+        if (row == nullptr) continue;
+        const F32x16 value = Cache::end_of_value(row, head_size, i, n);
+        sum = fma(splat(weights[h][position]), value, sum);
       }
       store_tail(heads[h].out + i, sum, n);
     }
@@ -165,7 +205,7 @@ void weigh(Softmax* softmax, float (*scores)[kPagePositions], float scale, float
 /// A block of 64 positions, as a tile of kHeads heads sees it.
 template <int kHeads>
 struct AttentionBlock {
-  const Half* page;  ///< the page part where the first `shared` positions lie for all heads
+  const std::byte* page;  ///< the page part where the first `shared` positions lie for all heads
   int shared;
   int first_slot;         ///< of its first position in the heads' slots; negative: in the context
   int positions[kHeads];  ///< that a head may see
@@ -180,7 +220,7 @@ inline bool in_first_lanes(const std::int32_t* slots, int count) {
   return true;
 }
 
-inline const Half* part_of(const AttentionTask& task, std::int32_t slot) {
+inline const std::byte* part_of(const AttentionTask& task, std::int32_t slot) {
   return task.scratch[slot / kPagePositions] + task.offset;
 }
 
@@ -215,7 +255,7 @@ AttentionBlock<kHeads> block_at(const AttentionTask& task, const AttentionHead* 
 
 /// Scores of the positions that do not lie in the common page. Their keys are in scratch slots,
 /// which are taken for all heads together, a page at a time.
-template <int kHeads>
+template <typename Cache, int kHeads>
 void score_slots(const AttentionTask& task, const AttentionHead* heads,
                  const AttentionBlock<kHeads>& block, float (*scores)[kPagePositions]) {
   std::int32_t first = kNoSlot, last = kNoSlot;
@@ -234,8 +274,8 @@ void score_slots(const AttentionTask& task, const AttentionHead* heads,
     const std::int32_t page = lane / kPagePositions * kPagePositions;
     const int end = last - page < kPagePositions ? last - page + 1 : kPagePositions;
     float slot_scores[kHeads][kPagePositions];
-    score<kHeads>(heads, task.head_size, part_of(task, page), lane - page, end, slot_scores,
-                  nullptr);
+    score<Cache, kHeads>(heads, task.part.head_size, part_of(task, page), lane - page, end,
+                         slot_scores, {});
     for (int h = 0; h < kHeads; ++h) {
       for (int i = block.shared; i < block.positions[h]; ++i) {
         const std::int32_t slot = heads[h].slots[block.first_slot + i];
@@ -248,19 +288,21 @@ void score_slots(const AttentionTask& task, const AttentionHead* heads,
 }
 
 /// `fetches`: the context's next block, too.
-template <int kHeads>
+template <typename Cache, int kHeads>
 void attend_block(const AttentionTask& task, const AttentionHead* heads, Softmax* softmax,
                   int begin, bool fetches) {
-  const int head_size = task.head_size;
-  const int keys_halves = kPagePositions * head_size;
+  const int head_size = task.part.head_size;
+  const std::size_t key_bytes = task.part.key_bytes();
+  const std::size_t value_bytes = task.part.value_bytes();
   const AttentionBlock<kHeads> block = block_at<kHeads>(task, heads, begin);
 
   float scores[kHeads][kPagePositions];
   if (block.shared > 0) {
-    score<kHeads>(heads, head_size, block.page, 0, block.shared, scores,
-                  fetches ? block.page + keys_halves : nullptr);
+    Ahead ahead;
+    if (fetches) ahead = {block.page + key_bytes, kPagePositions * value_bytes / head_size};
+    score<Cache, kHeads>(heads, head_size, block.page, 0, block.shared, scores, ahead);
   }
-  score_slots<kHeads>(task, heads, block, scores);
+  score_slots<Cache, kHeads>(task, heads, block, scores);
 
   float correction[kHeads];
   for (int h = 0; h < kHeads; ++h) {
@@ -268,14 +310,16 @@ void attend_block(const AttentionTask& task, const AttentionHead* heads, Softmax
   }
   weigh<kHeads>(softmax, scores, task.scale, correction);
 
-  const Half* values[kPagePositions];
+  const std::byte* values[kPagePositions];
   if (block.shared > 0) {
-    for (int i = 0; i < block.shared; ++i) values[i] = block.page + keys_halves + i * head_size;
+    for (int i = 0; i < block.shared; ++i) values[i] = block.page + key_bytes + i * value_bytes;
     const int next = begin + kPagePositions;
-    add_values<kHeads>(heads, scores, values, 0, block.shared, 0, head_size, correction,
-                       fetches && next < task.committed
-                           ? task.pages[next / kPagePositions] + task.offset
-                           : nullptr);
+    Ahead ahead;
+    if (fetches && next < task.committed) {
+      ahead = {task.pages[next / kPagePositions] + task.offset, key_bytes / kPagePositions};
+    }
+    add_values<Cache, kHeads>(heads, scores, values, 0, block.shared, 0, head_size, correction,
+                              ahead);
     for (int h = 0; h < kHeads; ++h) correction[h] = 1.0f;
   }
   // Those in slots, for the heads of each row.
@@ -288,16 +332,17 @@ void attend_block(const AttentionTask& task, const AttentionHead* heads, Softmax
       const std::int32_t slot = slots[block.first_slot + i];
       values[i] = slot == kNoSlot
                       ? nullptr
-                      : part_of(task, slot) + keys_halves + slot % kPagePositions * head_size;
+                      : part_of(task, slot) + key_bytes + slot % kPagePositions * value_bytes;
     }
     with_count<kHeads>(h - row, [&]<int kOfRow>() {
-      add_values<kOfRow>(heads + row, scores + row, values, block.shared, block.positions[row], 0,
-                         head_size, correction + row, nullptr);
+      add_values<Cache, kOfRow>(heads + row, scores + row, values, block.shared,
+                                block.positions[row], 0, head_size, correction + row, {});
     });
   }
 }
 
-void attend(const AttentionTask& task) {
+template <typename Cache>
+void attend_all(const AttentionTask& task) {
   // Few enough that their queries and sums stay in the first-level cache beside a block.
   constexpr int kTogether = 8 * kAttentionHeads;
   const int count = static_cast<int>(task.heads.size());
@@ -307,7 +352,7 @@ void attend(const AttentionTask& task) {
     Softmax softmax[kTogether];
     int end = 0;
     for (int h = 0; h < together; ++h) {
-      for (int i = 0; i < task.head_size; ++i) heads[h].out[i] = 0.0f;
+      for (int i = 0; i < task.part.head_size; ++i) heads[h].out[i] = 0.0f;
       const int sees = task.committed + static_cast<int>(heads[h].slots.size());
       end = sees > end ? sees : end;
     }
@@ -316,13 +361,18 @@ void attend(const AttentionTask& task) {
       for (int tile = 0; tile < tiles; ++tile) {
         const int h = tile * together / tiles;
         with_count<kAttentionHeads>((tile + 1) * together / tiles - h, [&]<int kHeads>() {
-          attend_block<kHeads>(task, heads + h, softmax + h, begin, tile == 0);
+          attend_block<Cache, kHeads>(task, heads + h, softmax + h, begin, tile == 0);
         });
       }
     }
     for (int h = 0; h < together; ++h) {
       const float inverse_sum = 1.0f / softmax[h].sum;
-      for (int i = 0; i < task.head_size; ++i) heads[h].out[i] *= inverse_sum;
+      for (int i = 0; i < task.part.head_size; ++i) heads[h].out[i] *= inverse_sum;
     }
   }
+}
+
+void attend(const AttentionTask& task) {
+  if (task.part.type == CacheType::kQ8_0) return attend_all<Q8Cache>(task);
+  attend_all<F16Cache>(task);
 }

@@ -93,15 +93,40 @@ void silu_multiply(const float* gate, const float* up, int n, float* out) {
   }
 }
 
-void store_kv(const float* key, const float* value, int head_size, Half* page_part, int lane) {
-  Half* const values = page_part + kPagePositions * head_size + lane * head_size;
-  for (int i = 0; i < head_size; i += 16) {
-    const int n = head_size - i < 16 ? head_size - i : 16;
-    Half halves[16];
-    store_half(halves, load_tail(key + i, n));
-    for (int k = 0; k < n; ++k) page_part[(i + k) * kPagePositions + lane] = halves[k];
-    store_half(halves, load_tail(value + i, n));
-    for (int k = 0; k < n; ++k) values[i + k] = halves[k];
+void store_kv(const float* key, const float* value, const PagePart& part, std::byte* to, int lane) {
+  const int head_size = part.head_size;
+  std::byte* const row = to + part.key_bytes() + lane * part.value_bytes();
+  if (part.type == CacheType::kF16) {
+    auto* const keys = reinterpret_cast<Half*>(to);
+    auto* const values = reinterpret_cast<Half*>(row);
+    for (int i = 0; i < head_size; i += 16) {
+      const int n = head_size - i < 16 ? head_size - i : 16;
+      Half halves[16];
+      store_half(halves, load_tail(key + i, n));
+      for (int k = 0; k < n; ++k) keys[(i + k) * kPagePositions + lane] = halves[k];
+      store_half(halves, load_tail(value + i, n));
+      for (int k = 0; k < n; ++k) values[i + k] = halves[k];
+    }
+    return;
+  }
+  const int groups = part.groups();
+  auto* const key_scales = reinterpret_cast<float*>(to + head_size * kPagePositions);
+  auto* const value_scales = reinterpret_cast<float*>(row);
+  std::byte* const value_codes = row + groups * sizeof(float);
+  for (int g = 0; g < groups; ++g) {
+    const int n = head_size - 32 * g < 32 ? head_size - 32 * g : 32;
+    ActivationGroup group;
+    float padded[32] = {};
+    for (int k = 0; k < n; ++k) padded[k] = key[32 * g + k];
+    quantize(padded, group);
+    key_scales[g * kPagePositions + lane] = group.scale;
+    for (int k = 0; k < n; ++k) {
+      to[(32 * g + k) * kPagePositions + lane] = static_cast<std::byte>(group.codes[k]);
+    }
+    for (int k = 0; k < n; ++k) padded[k] = value[32 * g + k];
+    quantize(padded, group);
+    value_scales[g] = group.scale;
+    __builtin_memcpy(value_codes + 32 * g, group.codes, 32);
   }
 }
 

@@ -78,6 +78,33 @@ struct ProductTask {
   const std::byte* next = nullptr;
 };
 
+/// What keys and values are kept as: F16, or codes of 8 bits with a scale (F32) for each 32
+/// elements of a head.
+enum class CacheType { kF16, kQ8_0 };
+
+/// A page's part: keys and values of 64 positions, for one layer and KV head.
+///   F16   keys [head_size][64], values [64][head_size]
+///   Q8_0  keys: codes [head_size][64], scales [groups][64]
+///         values: [64]{ scales [groups], codes [groups][32] }, the last group filled up
+struct PagePart {
+  CacheType type;
+  int head_size;
+
+  int groups() const { return (head_size + 31) / 32; }
+  /// Of all keys; the values begin behind them.
+  std::size_t key_bytes() const {
+    const auto positions = static_cast<std::size_t>(kPagePositions);
+    if (type == CacheType::kF16) return positions * head_size * sizeof(Half);
+    return positions * (head_size + groups() * sizeof(float));
+  }
+  /// Of one position.
+  std::size_t value_bytes() const {
+    if (type == CacheType::kF16) return head_size * sizeof(Half);
+    return groups() * (sizeof(float) + 32);
+  }
+  std::size_t bytes() const { return key_bytes() + kPagePositions * value_bytes(); }
+};
+
 /// A query head of a row, and what the row sees beyond the committed context.
 struct AttentionHead {
   const float* query;  ///< [head_size], after RoPE
@@ -90,20 +117,19 @@ struct AttentionHead {
 /// Attention of rows of one sequence in one layer, for query heads that share a KV head; those of
 /// a row stand together.
 ///
-/// Keys of a page are transposed, [head_size][64], values are not, [64][head_size]; scratch pages
-/// hold tree and pseudo rows in the same form (slot s is lane s % 64 of scratch page s / 64). The
-/// pointers are to whole pages; a layer's and head's part begins `offset` halves into them, the
-/// keys first and the values right behind (head_size * 64 halves each).
+/// Scratch pages hold tree and pseudo rows in the same form as the context's (slot s is lane s % 64
+/// of scratch page s / 64). The pointers are to whole pages; the part of the layer and head begins
+/// `offset` bytes into them.
 struct AttentionTask {
   std::span<const AttentionHead> heads;
-  int head_size;
+  PagePart part;
   float scale;  ///< 1 / sqrt(head_size)
   std::size_t offset;
 
-  std::span<const Half* const>
+  std::span<const std::byte* const>
       pages;      ///< committed context: page b holds positions 64 b .. 64 b + 63
   int committed;  ///< positions 0 .. committed - 1 are read from `pages`
-  std::span<const Half* const> scratch;
+  std::span<const std::byte* const> scratch;
 };
 inline constexpr std::int32_t kNoSlot = -1;
 
@@ -147,9 +173,9 @@ struct Kernels {
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_multiply)(const float* gate, const float* up, int n, float* out);
 
-  /// Rounds a key and a value head to F16 and stores them in lane `lane` of a page part
-  /// (`page_part` = page + offset).
-  void (*store_kv)(const float* key, const float* value, int head_size, Half* page_part, int lane);
+  /// Rounds a key and a value head and stores them in lane `lane` of the page part at `to`.
+  void (*store_kv)(const float* key, const float* value, const PagePart& part, std::byte* to,
+                   int lane);
 
   /// Softmax attention over each row's visible positions, in ascending order, in blocks of 64
   /// aligned to absolute position.

@@ -435,7 +435,8 @@ TEST_P(KernelsTest, StoreKvRoundsToNearestEven) {
     key[3] = 1e6f;
     const std::vector<float> value = random_values(head_size, 2);
     std::vector<Half> part(2 * 64 * head_size, 0x1234);
-    kernels_.store_kv(key.data(), value.data(), head_size, part.data(), 37);
+    kernels_.store_kv(key.data(), value.data(), {CacheType::kF16, head_size},
+                      reinterpret_cast<std::byte*>(part.data()), 37);
     for (int i = 0; i < head_size; ++i) {
       for (int lane = 0; lane < 64; ++lane) {
         ASSERT_EQ(part[i * 64 + lane], lane == 37 ? ggml_fp32_to_fp16(key[i]) : 0x1234);
@@ -446,38 +447,95 @@ TEST_P(KernelsTest, StoreKvRoundsToNearestEven) {
   }
 }
 
+/// Codes and scales of a head, as Q8_0 rounds it.
+struct Codes {
+  explicit Codes(std::span<const float> head) {
+    for (std::size_t first = 0; first < head.size(); first += 32) {
+      const std::span<const float> group =
+          head.subspan(first, std::min<std::size_t>(32, head.size() - first));
+      float largest = 0;
+      for (const float x : group) largest = std::max(largest, std::abs(x));
+      scales.push_back(largest / 127.0f);
+      for (const float x : group) {
+        codes.push_back(static_cast<int>(std::nearbyint(largest > 0 ? x * (127.0f / largest) : 0)));
+      }
+    }
+  }
+  float value(int i) const { return static_cast<float>(codes[i]) * scales[i / 32]; }
+  std::vector<int> codes;
+  std::vector<float> scales;
+};
+
+TEST_P(KernelsTest, StoreKvRoundsToTheNearestCode) {
+  for (const int head_size : {8, 40, 64, 80}) {
+    const PagePart part = {CacheType::kQ8_0, head_size};
+    const std::vector<float> key = random_values(head_size, 1);
+    std::vector<float> value = random_values(head_size, 2);
+    std::fill_n(value.begin() + head_size - 8, 8, 0.0f);
+    std::vector<std::byte> bytes(part.bytes(), std::byte{0x55});
+    kernels_.store_kv(key.data(), value.data(), part, bytes.data(), 37);
+    const Codes keys(key), values(value);
+    const auto code_at = [&](std::size_t at) { return static_cast<std::int8_t>(bytes[at]); };
+    const auto scale_at = [&](std::size_t at) {
+      float scale;
+      std::memcpy(&scale, &bytes[at], sizeof(scale));
+      return scale;
+    };
+    const std::size_t row = part.key_bytes() + 37 * part.value_bytes();
+    for (int i = 0; i < head_size; ++i) {
+      for (int lane = 0; lane < 64; ++lane) {
+        ASSERT_EQ(code_at(i * 64 + lane), lane == 37 ? keys.codes[i] : 0x55);
+      }
+      ASSERT_EQ(code_at(row + part.groups() * 4 + i), values.codes[i]);
+    }
+    for (int g = 0; g < part.groups(); ++g) {
+      ASSERT_EQ(scale_at(head_size * 64 + (g * 64 + 37) * 4), keys.scales[g]);
+      ASSERT_EQ(scale_at(row + g * 4), values.scales[g]);
+    }
+    for (std::size_t at = part.key_bytes(); at < bytes.size(); ++at) {
+      if (at < row || at >= row + part.value_bytes()) {
+        ASSERT_EQ(bytes[at], std::byte{0x55});
+      }
+    }
+  }
+}
+
 // ---- attention ----
 
 /// Pages with keys and values, and NaN everywhere else.
 class KvPages {
  public:
-  static constexpr std::size_t kOffset = 3;  // parts of heads need not be aligned
+  static constexpr std::size_t kOffset = 12;  // parts of heads need not be aligned
 
-  KvPages(const Kernels& kernels, int head_size) : kernels_(kernels), head_size_(head_size) {}
+  KvPages(const Kernels& kernels, const PagePart& part) : kernels_(kernels), part_(part) {}
 
   void put(int at, const float* key, const float* value) {
     while (pages_.size() <= static_cast<std::size_t>(at / 64)) {
-      pages_.emplace_back(kOffset + std::size_t(2) * 64 * head_size_, 0x7e00);
+      // NaN in F16 and F32.
+      pages_.emplace_back((kOffset + part_.bytes()) / 4 + 1, 0x7fff7fff);
     }
-    kernels_.store_kv(key, value, head_size_, pages_[at / 64].data() + kOffset, at % 64);
+    kernels_.store_kv(key, value, part_, bytes(at / 64) + kOffset, at % 64);
   }
-  std::vector<const Half*> pointers() const {
-    std::vector<const Half*> result;
-    for (const auto& page : pages_) result.push_back(page.data());
+  std::vector<const std::byte*> pointers() {
+    std::vector<const std::byte*> result;
+    for (std::size_t page = 0; page < pages_.size(); ++page) result.push_back(bytes(page));
     return result;
   }
 
  private:
+  std::byte* bytes(std::size_t page) { return reinterpret_cast<std::byte*>(pages_[page].data()); }
+
   const Kernels& kernels_;
-  int head_size_;
-  std::vector<std::vector<Half>> pages_;
+  PagePart part_;
+  std::vector<std::vector<std::uint32_t>> pages_;
 };
 
 /// Positions with keys and values, and queries; laid out over pages and scratch in any way.
 class Attention {
  public:
-  Attention(const Kernels& kernels, int group, int head_size, int positions)
+  Attention(const Kernels& kernels, CacheType type, int group, int head_size, int positions)
       : kernels_(kernels),
+        type_(type),
         group_(group),
         head_size_(head_size),
         positions_(positions),
@@ -488,7 +546,8 @@ class Attention {
   /// The first `committed` positions in pages, the others in the scratch slots `slots`, and NaN
   /// everywhere else.
   std::vector<float> run(int committed, const std::vector<std::int32_t>& slots) const {
-    KvPages pages(kernels_, head_size_), scratch(kernels_, head_size_);
+    const PagePart part = {type_, head_size_};
+    KvPages pages(kernels_, part), scratch(kernels_, part);
     const auto put = [&](KvPages& to, int at, int position) {
       to.put(at, keys_.data() + std::size_t(position) * head_size_,
              values_.data() + std::size_t(position) * head_size_);
@@ -497,15 +556,15 @@ class Attention {
     for (std::size_t i = 0; i < slots.size(); ++i) {
       if (slots[i] != kNoSlot) put(scratch, slots[i], committed + static_cast<int>(i));
     }
-    const std::vector<const Half*> page_pointers = pages.pointers();
-    const std::vector<const Half*> scratch_pointers = scratch.pointers();
+    const std::vector<const std::byte*> page_pointers = pages.pointers();
+    const std::vector<const std::byte*> scratch_pointers = scratch.pointers();
     std::vector<float> out(query_.size() + 1, 7.0f);
     std::vector<AttentionHead> heads;
     for (std::size_t at = 0; at < query_.size(); at += head_size_) {
       heads.push_back({.query = &query_[at], .out = &out[at], .slots = slots});
     }
     kernels_.attend({.heads = heads,
-                     .head_size = head_size_,
+                     .part = part,
                      .scale = scale(),
                      .offset = KvPages::kOffset,
                      .pages = page_pointers,
@@ -519,20 +578,26 @@ class Attention {
   /// In double, over the positions that `seen` says.
   std::vector<double> reference(const std::vector<bool>& seen) const {
     std::vector<double> out(query_.size());
+    std::vector<std::vector<float>> keys, values;
+    for (int p = 0; p < positions_; ++p) {
+      keys.push_back(rounded(std::span(keys_).subspan(std::size_t(p) * head_size_, head_size_)));
+      values.push_back(
+          rounded(std::span(values_).subspan(std::size_t(p) * head_size_, head_size_)));
+    }
     for (int head = 0; head < group_; ++head) {
       std::vector<double> weights(positions_);
       double sum = 0;
       for (int p = 0; p < positions_; ++p) {
         double score = 0;
         for (int i = 0; i < head_size_; ++i) {
-          score += double{query_[head * head_size_ + i]} * rounded(keys_[p * head_size_ + i]);
+          score += double{query_[head * head_size_ + i]} * keys[p][i];
         }
         weights[p] = seen[p] ? std::exp(score * scale()) : 0;
         sum += weights[p];
       }
       for (int p = 0; p < positions_; ++p) {
         for (int i = 0; i < head_size_; ++i) {
-          out[head * head_size_ + i] += weights[p] / sum * rounded(values_[p * head_size_ + i]);
+          out[head * head_size_ + i] += weights[p] / sum * values[p][i];
         }
       }
     }
@@ -541,12 +606,23 @@ class Attention {
 
  private:
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(head_size_)); }
-  static double rounded(float x) { return ggml_fp16_to_fp32(ggml_fp32_to_fp16(x)); }
+  std::vector<float> rounded(std::span<const float> head) const {
+    const Codes codes(head);
+    std::vector<float> result;
+    for (int i = 0; i < head_size_; ++i) {
+      result.push_back(type_ == CacheType::kQ8_0 ? codes.value(i)
+                                                 : ggml_fp16_to_fp32(ggml_fp32_to_fp16(head[i])));
+    }
+    return result;
+  }
 
   const Kernels& kernels_;
+  CacheType type_;
   int group_, head_size_, positions_;
   std::vector<float> query_, keys_, values_;
 };
+
+constexpr CacheType kCacheTypes[] = {CacheType::kF16, CacheType::kQ8_0};
 
 std::vector<std::int32_t> random_slots(int count, std::mt19937& generator) {
   std::vector<std::int32_t> slots(count + 100);
@@ -557,55 +633,60 @@ std::vector<std::int32_t> random_slots(int count, std::mt19937& generator) {
 }
 
 TEST_P(KernelsTest, AttendIsSoftmaxAttention) {
-  std::mt19937 generator(6);
-  for (const int head_size : {8, 32, 40, 64, 80, 128, 256}) {
-    for (const int group : {1, 2, 3, 7, 16}) {
-      SCOPED_TRACE(testing::Message() << head_size << ' ' << group);
-      for (const int positions : {1, 17, 64, 65, 200}) {
-        const Attention attention(kernels_, group, head_size, positions);
-        const int committed = static_cast<int>(generator() % positions);
-        std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
-        std::vector<bool> seen(positions, true);
-        for (int i = committed; i + 1 < positions; ++i) {
-          if (generator() % 4 == 0) {
-            seen[i] = false;
-            slots[i - committed] = kNoSlot;
+  for (const CacheType type : kCacheTypes) {
+    std::mt19937 generator(6);
+    for (const int head_size : {8, 32, 40, 64, 80, 128, 256}) {
+      for (const int group : {1, 2, 3, 7, 16}) {
+        SCOPED_TRACE(testing::Message() << head_size << ' ' << group);
+        for (const int positions : {1, 17, 64, 65, 200}) {
+          const Attention attention(kernels_, type, group, head_size, positions);
+          const int committed = static_cast<int>(generator() % positions);
+          std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
+          std::vector<bool> seen(positions, true);
+          for (int i = committed; i + 1 < positions; ++i) {
+            if (generator() % 4 == 0) {
+              seen[i] = false;
+              slots[i - committed] = kNoSlot;
+            }
           }
+          const std::vector<float> got = attention.run(committed, slots);
+          const std::vector<double> expected = attention.reference(seen);
+          for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5);
         }
-        const std::vector<float> got = attention.run(committed, slots);
-        const std::vector<double> expected = attention.reference(seen);
-        for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5);
       }
     }
   }
 }
 
 TEST_P(KernelsTest, AttendIsTheSameWhereverAPositionLies) {
-  std::mt19937 generator(7);
-  for (const int head_size : {8, 32, 40, 64, 80, 128}) {
-    for (const int group : {1, 3, 4, 16}) {
-      for (const int positions : {1, 15, 64, 70, 130, 200}) {
-        SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << positions);
-        const Attention attention(kernels_, group, head_size, positions);
-        // Some of the last positions are not seen.
-        const int all_seen = positions - static_cast<int>(generator() % (positions / 2 + 1));
-        std::vector<bool> hole(positions);
-        for (int i = all_seen; i + 1 < positions; ++i) hole[i] = generator() % 3 == 0;
-        std::optional<std::vector<float>> first;
-        for (int trial = 0; trial < 6; ++trial) {
-          // A whole prefill chunk in the scratch; then as much in pages as can be; then any split.
-          const int committed = trial == 0   ? 0
-                                : trial == 1 ? std::min(all_seen, positions - 1)
-                                             : static_cast<int>(generator() % all_seen);
-          std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
-          if (trial % 3 == 0) std::iota(slots.begin(), slots.end(), trial * 5);
-          if (trial % 3 == 1) std::ranges::sort(slots);
-          for (int i = committed; i < positions; ++i) {
-            if (hole[i]) slots[i - committed] = kNoSlot;
+  for (const CacheType type : kCacheTypes) {
+    std::mt19937 generator(7);
+    for (const int head_size : {8, 32, 40, 64, 80, 128}) {
+      for (const int group : {1, 3, 4, 16}) {
+        for (const int positions : {1, 15, 64, 70, 130, 200}) {
+          SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << positions);
+          const Attention attention(kernels_, type, group, head_size, positions);
+          // Some of the last positions are not seen.
+          const int all_seen = positions - static_cast<int>(generator() % (positions / 2 + 1));
+          std::vector<bool> hole(positions);
+          for (int i = all_seen; i + 1 < positions; ++i) hole[i] = generator() % 3 == 0;
+          std::optional<std::vector<float>> first;
+          for (int trial = 0; trial < 6; ++trial) {
+            // A whole prefill chunk in the scratch; then as much in pages as can be; then any
+            // split.
+            const int committed = trial == 0   ? 0
+                                  : trial == 1 ? std::min(all_seen, positions - 1)
+                                               : static_cast<int>(generator() % all_seen);
+            std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
+            if (trial % 3 == 0) std::iota(slots.begin(), slots.end(), trial * 5);
+            if (trial % 3 == 1) std::ranges::sort(slots);
+            for (int i = committed; i < positions; ++i) {
+              if (hole[i]) slots[i - committed] = kNoSlot;
+            }
+            const std::vector<float> out = attention.run(committed, slots);
+            if (!first) first = out;
+            ASSERT_TRUE(same_bits(out, *first)) << "trial " << trial << " committed " << committed;
           }
-          const std::vector<float> out = attention.run(committed, slots);
-          if (!first) first = out;
-          ASSERT_TRUE(same_bits(out, *first)) << "trial " << trial << " committed " << committed;
         }
       }
     }
@@ -614,92 +695,103 @@ TEST_P(KernelsTest, AttendIsTheSameWhereverAPositionLies) {
 
 /// Blocks of 64 in which nothing is seen change nothing.
 TEST_P(KernelsTest, AttendSkipsWholeBlocksOfHoles) {
-  constexpr int kPositions = 200;
-  const Attention attention(kernels_, 3, 64, kPositions);
-  for (const int first_hole : {0, 10, 64}) {
-    std::vector<std::int32_t> slots(kPositions, kNoSlot);
-    std::vector<bool> seen(kPositions, false);
-    for (int i = 0; i < kPositions; ++i) {
-      if (i < first_hole || i == kPositions - 1) {
-        slots[i] = i;
-        seen[i] = true;
+  for (const CacheType type : kCacheTypes) {
+    constexpr int kPositions = 200;
+    const Attention attention(kernels_, type, 3, 64, kPositions);
+    for (const int first_hole : {0, 10, 64}) {
+      std::vector<std::int32_t> slots(kPositions, kNoSlot);
+      std::vector<bool> seen(kPositions, false);
+      for (int i = 0; i < kPositions; ++i) {
+        if (i < first_hole || i == kPositions - 1) {
+          slots[i] = i;
+          seen[i] = true;
+        }
       }
+      const std::vector<float> got = attention.run(0, slots);
+      const std::vector<double> expected = attention.reference(seen);
+      for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5);
     }
-    const std::vector<float> got = attention.run(0, slots);
-    const std::vector<double> expected = attention.reference(seen);
-    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5);
   }
 }
 
 TEST_P(KernelsTest, AttendOfOneHeadDoesNotDependOnTheGroup) {
-  constexpr int kHeadSize = 64;
-  constexpr int kPositions = 100;
-  std::vector<std::int32_t> slots(kPositions);
-  std::iota(slots.begin(), slots.end(), 0);
-  const std::vector<float> all = Attention(kernels_, 16, kHeadSize, kPositions).run(0, slots);
-  for (const int group : {1, 2, 3, 4, 5, 9}) {
-    // random_values(n) begins with the same values for every n.
-    const std::vector<float> some = Attention(kernels_, group, kHeadSize, kPositions).run(0, slots);
-    ASSERT_TRUE(same_bits(some, std::span(all).first(some.size()))) << group;
+  for (const CacheType type : kCacheTypes) {
+    constexpr int kHeadSize = 64;
+    constexpr int kPositions = 100;
+    std::vector<std::int32_t> slots(kPositions);
+    std::iota(slots.begin(), slots.end(), 0);
+    const std::vector<float> all =
+        Attention(kernels_, type, 16, kHeadSize, kPositions).run(0, slots);
+    for (const int group : {1, 2, 3, 4, 5, 9}) {
+      // random_values(n) begins with the same values for every n.
+      const std::vector<float> some =
+          Attention(kernels_, type, group, kHeadSize, kPositions).run(0, slots);
+      ASSERT_TRUE(same_bits(some, std::span(all).first(some.size()))) << group;
+    }
   }
 }
 
 /// Rows of trees, chains and prompts, whose heads share tiles in any way.
 TEST_P(KernelsTest, AttendOfARowDoesNotDependOnTheRowsBesideIt) {
-  std::mt19937 generator(8);
-  for (const int head_size : {8, 40, 64}) {
-    for (const int group : {1, 2, 3, 4, 7}) {
-      for (const bool chain : {false, true}) {
-        const int committed = static_cast<int>(generator() % 150);
-        const int rows = 1 + static_cast<int>(generator() % (chain ? 90 : 24));
-        SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << chain << ' '
-                                        << committed << ' ' << rows);
-        const std::vector<float> keys = random_values(std::size_t(committed + rows) * head_size, 1);
-        const std::vector<float> values =
-            random_values(std::size_t(committed + rows) * head_size, 2);
-        const std::vector<float> queries = random_values(std::size_t(rows) * group * head_size, 3);
-        KvPages pages(kernels_, head_size), scratch(kernels_, head_size);
-        for (int i = 0; i < committed; ++i) {
-          pages.put(i, &keys[std::size_t(i) * head_size], &values[std::size_t(i) * head_size]);
-        }
-        // As the engine lays them out, or anyhow.
-        std::vector<std::int32_t> slot_of = random_slots(rows, generator);
-        if (generator() % 4 != 0) std::iota(slot_of.begin(), slot_of.end(), committed % 64);
-        std::vector<std::vector<std::int32_t>> slots(rows);
-        for (int row = 0; row < rows; ++row) {
-          const std::size_t at = std::size_t(committed + row) * head_size;
-          scratch.put(slot_of[row], &keys[at], &values[at]);
-          if (row > 0 && (chain || generator() % 6 != 0)) {
-            slots[row] = slots[chain ? row - 1 : generator() % row];
-            if (!chain && generator() % 4 == 0) slots[row].back() = kNoSlot;
+  for (const CacheType type : kCacheTypes) {
+    std::mt19937 generator(8);
+    for (const int head_size : {8, 40, 64}) {
+      for (const int group : {1, 2, 3, 4, 7}) {
+        for (const bool chain : {false, true}) {
+          const int committed = static_cast<int>(generator() % 150);
+          const int rows = 1 + static_cast<int>(generator() % (chain ? 90 : 24));
+          SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << chain << ' '
+                                          << committed << ' ' << rows);
+          const std::vector<float> keys =
+              random_values(std::size_t(committed + rows) * head_size, 1);
+          const std::vector<float> values =
+              random_values(std::size_t(committed + rows) * head_size, 2);
+          const std::vector<float> queries =
+              random_values(std::size_t(rows) * group * head_size, 3);
+          const PagePart part = {type, head_size};
+          KvPages pages(kernels_, part), scratch(kernels_, part);
+          for (int i = 0; i < committed; ++i) {
+            pages.put(i, &keys[std::size_t(i) * head_size], &values[std::size_t(i) * head_size]);
           }
-          slots[row].push_back(slot_of[row]);
-        }
-        const std::vector<const Half*> page_pointers = pages.pointers();
-        const std::vector<const Half*> scratch_pointers = scratch.pointers();
-        std::vector<float> alone(queries.size() + 1, 7.0f), together = alone;
-        const auto attend = [&](std::vector<float>& out, int first, int end) {
-          std::vector<AttentionHead> heads;
-          for (int head = first; head < end; ++head) {
-            heads.push_back({.query = &queries[std::size_t(head) * head_size],
-                             .out = &out[std::size_t(head) * head_size],
-                             .slots = slots[head / group]});
+          // As the engine lays them out, or anyhow.
+          std::vector<std::int32_t> slot_of = random_slots(rows, generator);
+          if (generator() % 4 != 0) std::iota(slot_of.begin(), slot_of.end(), committed % 64);
+          std::vector<std::vector<std::int32_t>> slots(rows);
+          for (int row = 0; row < rows; ++row) {
+            const std::size_t at = std::size_t(committed + row) * head_size;
+            scratch.put(slot_of[row], &keys[at], &values[at]);
+            if (row > 0 && (chain || generator() % 6 != 0)) {
+              slots[row] = slots[chain ? row - 1 : generator() % row];
+              if (!chain && generator() % 4 == 0) slots[row].back() = kNoSlot;
+            }
+            slots[row].push_back(slot_of[row]);
           }
-          kernels_.attend({.heads = heads,
-                           .head_size = head_size,
-                           .scale = 0.2f,
-                           .offset = KvPages::kOffset,
-                           .pages = page_pointers,
-                           .committed = committed,
-                           .scratch = scratch_pointers});
-        };
-        for (int head = 0; head < rows * group; ++head) attend(alone, head, head + 1);
-        for (int first = 0; first < rows * group;) {
-          const int end = first + 1 + static_cast<int>(generator() % (rows * group - first));
-          attend(together, first, end);
-          first = end;
+          const std::vector<const std::byte*> page_pointers = pages.pointers();
+          const std::vector<const std::byte*> scratch_pointers = scratch.pointers();
+          std::vector<float> alone(queries.size() + 1, 7.0f), together = alone;
+          const auto attend = [&](std::vector<float>& out, int first, int end) {
+            std::vector<AttentionHead> heads;
+            for (int head = first; head < end; ++head) {
+              heads.push_back({.query = &queries[std::size_t(head) * head_size],
+                               .out = &out[std::size_t(head) * head_size],
+                               .slots = slots[head / group]});
+            }
+            kernels_.attend({.heads = heads,
+                             .part = part,
+                             .scale = 0.2f,
+                             .offset = KvPages::kOffset,
+                             .pages = page_pointers,
+                             .committed = committed,
+                             .scratch = scratch_pointers});
+          };
+          for (int head = 0; head < rows * group; ++head) attend(alone, head, head + 1);
+          for (int first = 0; first < rows * group;) {
+            const int end = first + 1 + static_cast<int>(generator() % (rows * group - first));
+            attend(together, first, end);
+            first = end;
+          }
+          ASSERT_TRUE(same_bits(together, alone));
         }
-        ASSERT_TRUE(same_bits(together, alone));
       }
     }
   }
@@ -729,12 +821,11 @@ TEST_P(KernelsTest, GivesTheSameBitsOnEveryCpu) {
     enter(ggml_type_name(type), product(PackedMatrix(random.tensor()), activations(5, 768)));
   }
   for (const int head_size : {40, 64}) {
-    enter("attend", Attention(kernels_, 3, head_size, 150).run(90, [] {
-      std::vector<std::int32_t> slots(60);
-      std::iota(slots.begin(), slots.end(), 20);
-      slots[7] = kNoSlot;
-      return slots;
-    }()));
+    std::vector<std::int32_t> slots(60);
+    std::iota(slots.begin(), slots.end(), 20);
+    slots[7] = kNoSlot;
+    enter("attend", Attention(kernels_, CacheType::kF16, 3, head_size, 150).run(90, slots));
+    enter("attend_q8_0", Attention(kernels_, CacheType::kQ8_0, 3, head_size, 150).run(90, slots));
   }
   const std::vector<float> a = random_values(1003, 1, 8.0f), b = random_values(1003, 2);
   std::vector<float> out(1003);
@@ -752,13 +843,13 @@ TEST_P(KernelsTest, GivesTheSameBitsOnEveryCpu) {
   enter("sum_exp", std::vector{sum.largest, sum.sum});
 
   std::map<std::string, std::uint32_t> expected = {
-      {"attend", 3281389386u}, {"bf16", 316987444u},  {"dot", 1183335142u},
-      {"f16", 1251425164u},    {"f32", 1313480381u},  {"norm", 3165237906u},
-      {"q2_K", 4152379838u},   {"q3_K", 1198837726u}, {"q4_0", 4064269198u},
-      {"q4_1", 65998736u},     {"q4_K", 3955765188u}, {"q5_0", 2693008202u},
-      {"q5_1", 1646749793u},   {"q5_K", 1712809017u}, {"q6_K", 2666309733u},
-      {"q8_0", 3545491619u},   {"rope", 2289489309u}, {"silu", 3016622304u},
-      {"sum_exp", 3632455047u}};
+      {"attend", 3281389386u}, {"attend_q8_0", 570376874u}, {"bf16", 316987444u},
+      {"dot", 1183335142u},    {"f16", 1251425164u},        {"f32", 1313480381u},
+      {"norm", 3165237906u},   {"q2_K", 4152379838u},       {"q3_K", 1198837726u},
+      {"q4_0", 4064269198u},   {"q4_1", 65998736u},         {"q4_K", 3955765188u},
+      {"q5_0", 2693008202u},   {"q5_1", 1646749793u},       {"q5_K", 1712809017u},
+      {"q6_K", 2666309733u},   {"q8_0", 3545491619u},       {"rope", 2289489309u},
+      {"silu", 3016622304u},   {"sum_exp", 3632455047u}};
   // BF16 dot products round otherwise, and only some CPUs have them.
   if (kernels_.form(WeightKind::kBF16) == ActivationForm::kBf16) {
     hashes.erase("bf16");
