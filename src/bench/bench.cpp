@@ -48,14 +48,19 @@ void add(BenchResult& result, const BenchRun& run, const BenchRun* plain) {
   result.forwards += run.forwards;
   result.prefill_seconds += run.prefill_seconds;
   result.seconds += run.seconds;
-  result.plan.nodes += run.plan.nodes;
-  result.plan.drafting_passes += run.plan.drafting_passes;
-  result.plan.expected_tokens += run.plan.expected_tokens;
-  result.plan.expected_seconds += run.plan.expected_seconds;
+  result.plan += run.plan;
   if (plain != nullptr && run.tokens == plain->tokens) result.identical_to_plain += 1;
 }
 
 }  // namespace
+
+DraftPlan& DraftPlan::operator+=(const DraftPlan& other) {
+  nodes += other.nodes;
+  drafting_passes += other.drafting_passes;
+  expected_tokens += other.expected_tokens;
+  expected_seconds += other.expected_seconds;
+  return *this;
+}
 
 std::vector<BenchPrompt> read_bench_prompts(const std::filesystem::path& path, int limit,
                                             int turns) {
@@ -107,10 +112,8 @@ BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vo
       result.forwards += stats.forwards;
       result.prefill_seconds += stats.prefill_seconds;
       result.seconds += stats.decode_seconds;
-      result.plan.nodes += stats.drafted;
-      result.plan.drafting_passes += stats.drafting_passes;
-      result.plan.expected_tokens += stats.expected_tokens;
-      result.plan.expected_seconds += stats.expected_seconds;
+      result.plan +=
+          {stats.drafted, stats.drafting_passes, stats.expected_tokens, stats.expected_seconds};
       if (stop) break;
     }
     return result;

@@ -30,6 +30,8 @@ struct DraftPlan {
   long long drafting_passes = 0;  ///< short passes of pseudo rows alone
   double expected_tokens = 0;     ///< of all forwards; both 0 without a planner
   double expected_seconds = 0;
+
+  DraftPlan& operator+=(const DraftPlan& other);
 };
 
 /// What one method did with one prompt, all turns together.

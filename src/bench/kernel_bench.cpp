@@ -138,7 +138,7 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
   std::vector<KernelResult> results;
   for (const MatrixShape shape : options.shapes) {
     for (const ggml_type type : options.types) {
-      if (shape.inputs % ggml_blck_size(type) != 0) continue;
+      if (!has_whole_blocks(type, shape.inputs)) continue;
       const RandomWeights random = random_matrix(type, shape);
       const Tensor& matrix = random.tensor();
       // As many weights as 40 layers of 4096 x 4096 have, and no fewer than the caches demand.

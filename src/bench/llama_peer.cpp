@@ -8,6 +8,7 @@
 #include <chrono>
 #include <vector>
 
+#include "bench/timing.h"
 #include "decode/conversation.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
@@ -16,10 +17,6 @@ namespace firp {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 }  // namespace
 

@@ -11,6 +11,7 @@
 #include <functional>
 #include <vector>
 
+#include "bench/timing.h"
 #include "engine/engine.h"
 #include "kernels/packed_matrix.h"
 #include "model/error.h"
@@ -19,12 +20,10 @@
 namespace firp {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 double seconds_of(const std::function<void()>& work) {
-  const Clock::time_point start = Clock::now();
+  const auto start = std::chrono::steady_clock::now();
   work();
-  return std::chrono::duration<double>(Clock::now() - start).count();
+  return seconds_since(start);
 }
 
 class OpenFile {

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/timing.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -204,52 +206,33 @@ struct IsaPeaks {
   std::string_view isa;  ///< as Kernels names it
   const char* instruction;
   int instructions_per_dot;
-  bool (*supported)();
   double (*int8)();
   double (*f32)();
   double (*bf16)();  ///< nullptr: none
 };
 
-#if defined(__x86_64__)
-bool has_avx512_vnni() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
-}
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-/// What clang 14's __builtin_cpu_supports has no names for: a bit of EAX of leaf 7, subleaf 1.
-bool has_late_feature(int bit) {
-  unsigned eax = 7, ebx, ecx = 1, edx;
-  asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-  return (eax >> bit & 1) != 0;
-}
-#endif
-
 /// Best first.
 constexpr IsaPeaks kIsaPeaks[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16", "vpdpbusd zmm", 1, [] { return has_avx512_vnni() && has_late_feature(5); },
-     int8_avx512, f32_avx512, bf16_avx512},
-    {"avx512", "vpdpbusd zmm", 1, has_avx512_vnni, int8_avx512, f32_avx512, nullptr},
+    {"avx512_bf16", "vpdpbusd zmm", 1, int8_avx512, f32_avx512, bf16_avx512},
+    {"avx512", "vpdpbusd zmm", 1, int8_avx512, f32_avx512, nullptr},
 #ifdef FIRP_AVX_VNNI
-    {"avx_vnni", "vpdpbusd ymm", 1, [] { return has_avx2() && has_late_feature(4); }, int8_avx_vnni,
-     f32_avx2, nullptr},
+    {"avx_vnni", "vpdpbusd ymm", 1, int8_avx_vnni, f32_avx2, nullptr},
 #endif
-    {"avx2", "vpmaddubsw + vpaddw ymm", 2, has_avx2, int8_avx2, f32_avx2, nullptr},
+    {"avx2", "vpmaddubsw + vpaddw ymm", 2, int8_avx2, f32_avx2, nullptr},
 #endif
-    {"portable", "compiled loop", 1, [] { return true; }, int8_portable, f32_portable, nullptr},
+    {"portable", "compiled loop", 1, int8_portable, f32_portable, nullptr},
 };
 
 const IsaPeaks& peaks_of(std::string_view isa) {
+  const std::vector<std::string> here = available_isas();
   const IsaPeaks* best = nullptr;
   for (const IsaPeaks& each : kIsaPeaks) {
-    if (!each.supported()) continue;
+    if (std::ranges::count(here, each.isa) == 0) continue;
     if (each.isa == isa) return each;
     if (best == nullptr) best = &each;
   }
   return *best;
-}
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 double measure_multiply_adds(ThreadPool& pool, double (*work)()) {

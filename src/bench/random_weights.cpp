@@ -55,8 +55,10 @@ ggml_type parse_matrix_type(std::string_view name) {
       fmt::format("there is no weight type '{}' (there are: {})", one_line(name), accepted));
 }
 
+bool has_whole_blocks(ggml_type type, int inputs) { return inputs % ggml_blck_size(type) == 0; }
+
 void require_whole_blocks(ggml_type type, int inputs) {
-  if (inputs % ggml_blck_size(type) != 0) {
+  if (!has_whole_blocks(type, inputs)) {
     throw Error(fmt::format("rows of {} weights cannot be {}: that has blocks of {}", inputs,
                             ggml_type_name(type), ggml_blck_size(type)));
   }

@@ -29,6 +29,9 @@ class RandomWeights {
 /// The accepted type of that name ("q4_0", "Q4_K", "bf16", ...); an Error that lists them.
 ggml_type parse_matrix_type(std::string_view name);
 
+/// Whether rows of `inputs` weights divide into the type's blocks.
+bool has_whole_blocks(ggml_type type, int inputs);
+
 /// An Error where rows of `inputs` weights do not divide into the type's blocks.
 void require_whole_blocks(ggml_type type, int inputs);
 

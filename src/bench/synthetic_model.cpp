@@ -1,7 +1,6 @@
 #include "bench/synthetic_model.h"
 
 #include <fmt/format.h>
-#include <gguf.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -15,6 +14,7 @@
 
 #include "model/error.h"
 #include "model/ggml_log.h"
+#include "model/gguf_pointers.h"
 
 namespace firp {
 namespace {
@@ -57,12 +57,8 @@ ModelConfig config_of(const Shape& shape, std::string name) {
   config.trained_context = 8192;
   config.rms_norm_epsilon = 1e-5f;
   config.rope.dimensions = shape.head_size;
-  // As model_config.cpp reads them from a file, to the last bit.
-  const double ratio = std::pow(shape.rope_base, -2.0f / static_cast<float>(shape.head_size));
-  for (int pair = 0; pair < shape.head_size / 2; ++pair) {
-    config.rope.frequencies.push_back(
-        static_cast<float>(std::pow(ratio, static_cast<double>(pair))));
-  }
+  const std::vector<double> frequencies = rope_frequencies(shape.rope_base, shape.head_size);
+  config.rope.frequencies.assign(frequencies.begin(), frequencies.end());
   config.tied_head = shape.tied_head;
   return config;
 }
@@ -75,13 +71,6 @@ double free_bytes() {
   }
   return std::numeric_limits<double>::infinity();
 }
-
-struct FreeGguf {
-  void operator()(gguf_context* context) const { gguf_free(context); }
-};
-struct FreeGgml {
-  void operator()(ggml_context* context) const { ggml_free(context); }
-};
 
 /// A model's header and its tensors, whose bytes stay where they are.
 class GgufHeader {
@@ -147,8 +136,8 @@ class GgufHeader {
   }
 
   static constexpr std::size_t kMostTensors = 1024;
-  std::unique_ptr<gguf_context, FreeGguf> gguf_;
-  std::unique_ptr<ggml_context, FreeGgml> ggml_;
+  GgufPointer gguf_;
+  GgmlPointer ggml_;
   std::size_t tensor_bytes_ = 0;
 };
 

@@ -14,10 +14,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 /// Processor time that all but this process have taken since the machine started.
 double seconds_of_others() {
   std::ifstream file("/proc/stat");
@@ -35,6 +31,10 @@ double seconds_of_others() {
 }
 
 }  // namespace
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 Timing timing_of(std::vector<double> seconds) {
   std::ranges::sort(seconds);

@@ -6,6 +6,8 @@
 
 namespace firp {
 
+double seconds_since(std::chrono::steady_clock::time_point start);
+
 /// Seconds of one thing, measured several times.
 struct Timing {
   double best = 0;

@@ -139,7 +139,7 @@ int run_kernels(const BenchFlags& flags) {
     options.shapes.push_back(parse_matrix_shape(shape));
     const int inputs = options.shapes.back().inputs;
     const bool any = std::ranges::any_of(
-        options.types, [&](ggml_type type) { return inputs % ggml_blck_size(type) == 0; });
+        options.types, [&](ggml_type type) { return has_whole_blocks(type, inputs); });
     if (!any) require_whole_blocks(options.types.front(), inputs);
   }
   require_rows(flags.rows, kMostRows);

@@ -40,14 +40,6 @@ std::optional<std::string> read_line() {
   return text;
 }
 
-void add(DecodeStats& sum, const DecodeStats& stats) {
-  sum.tokens += stats.tokens;
-  sum.forwards += stats.forwards;
-  sum.drafted += stats.drafted;
-  sum.prefill_seconds += stats.prefill_seconds;
-  sum.decode_seconds += stats.decode_seconds;
-}
-
 int run_chat(const ChatFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_utf8(flags.system_prompt, "the system prompt");
@@ -96,7 +88,7 @@ int run_chat(const ChatFlags& flags) {
               return !interrupted;
             });
         printer.finish();
-        add(all, stats);
+        all += stats;
         prompt_tokens += tokens.size();
         last = describe_run(stats, decoder.options, tokens.size());
         if (static_cast<int>(session.tokens().size()) >= session.context()) {

@@ -1,7 +1,6 @@
 #include "cli/cost_cache.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
@@ -10,6 +9,7 @@
 #include <string>
 
 #include "bench/report.h"
+#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -48,18 +48,18 @@ std::optional<PassCosts> read(const std::filesystem::path& path, const std::stri
 }
 
 void write(const std::filesystem::path& path, const std::string& key, const PassCosts& costs) {
-  nlohmann::json json = {{"key", key},
-                         {"draft_seconds", costs.draft_seconds},
-                         {"position_seconds", costs.position_seconds}};
+  nlohmann::ordered_json json = {{"key", key},
+                                 {"draft_seconds", costs.draft_seconds},
+                                 {"position_seconds", costs.position_seconds}};
   for (const auto& [rows, seconds] : costs.verify_seconds) {
     json["verify_seconds"][std::to_string(rows)] = seconds;
   }
   std::error_code error;
   std::filesystem::create_directories(path.parent_path(), error);
-  const std::filesystem::path temporary = fmt::format("{}.tmp-{}", path.string(), getpid());
-  const bool good = (std::ofstream(temporary) << json.dump(2) << '\n').flush().good();
-  if (good) std::filesystem::rename(temporary, path, error);
-  if (!good || error) std::filesystem::remove(temporary, error);
+  try {
+    write_json(json, path);
+  } catch (const Error&) {  // a folder that cannot be written, or a full disk: measured next time
+  }
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "bench/load_bench.h"
 #include "bench/peaks.h"
 #include "bench/report.h"
+#include "bench/timing.h"
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
@@ -83,8 +84,7 @@ void inspect_model(const Model& model, int threads) {
 
   const auto start = std::chrono::steady_clock::now();
   Engine engine(model, {.threads = threads});
-  const double load_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double load_seconds = seconds_since(start);
   const auto peak = static_cast<double>(peak_resident_bytes());
   const MachinePeaks peaks = [&] {
     ThreadPool pool(threads);

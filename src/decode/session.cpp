@@ -53,9 +53,8 @@ Session::Session(Engine& engine, const DecodeOptions& options)
     problem = "drafting with FIRP needs heads for this model; make them with `firp train`";
   } else if (firp && options.drafting == Drafting::kInPass && engine.token_input()) {
     problem =
-        "these heads read the token behind a row, which the same pass does not know yet: they "
-        "draft "
-        "deferred only (make others with `firp train --no-token-input`)";
+        "these heads read the token behind a row, which the same pass does not know yet: "
+        "they draft deferred only (make others with `firp train --no-token-input`)";
   } else if ((firp || options.ngrams) && options.tree_nodes < 1) {
     problem = "a draft tree needs at least 1 node";
   } else if ((firp || options.ngrams) &&
@@ -271,6 +270,30 @@ std::span<const DecodedToken> Session::step() {
   return s.decoded;
 }
 
+DecodeStats& DecodeStats::operator+=(const DecodeStats& other) {
+  tokens += other.tokens;
+  forwards += other.forwards;
+  drafted += other.drafted;
+  drafting_passes += other.drafting_passes;
+  expected_tokens += other.expected_tokens;
+  expected_seconds += other.expected_seconds;
+  prefill_seconds += other.prefill_seconds;
+  decode_seconds += other.decode_seconds;
+  return *this;
+}
+
+DecodeStats& DecodeStats::operator-=(const DecodeStats& other) {
+  tokens -= other.tokens;
+  forwards -= other.forwards;
+  drafted -= other.drafted;
+  drafting_passes -= other.drafting_passes;
+  expected_tokens -= other.expected_tokens;
+  expected_seconds -= other.expected_seconds;
+  prefill_seconds -= other.prefill_seconds;
+  decode_seconds -= other.decode_seconds;
+  return *this;
+}
+
 DecodeStats generate(Session& session, int max_tokens, const std::function<bool(Token)>& is_end,
                      const std::function<bool(const DecodedToken&)>& on_token) {
   const DecodeStats before = session.stats();
@@ -294,14 +317,8 @@ DecodeStats generate(Session& session, int max_tokens, const std::function<bool(
     if (used < decoded.size()) session.truncate(static_cast<int>(start + used));
   }
   DecodeStats stats = session.stats();
+  stats -= before;
   stats.tokens = tokens;
-  stats.forwards -= before.forwards;
-  stats.drafted -= before.drafted;
-  stats.drafting_passes -= before.drafting_passes;
-  stats.expected_tokens -= before.expected_tokens;
-  stats.expected_seconds -= before.expected_seconds;
-  stats.prefill_seconds -= before.prefill_seconds;
-  stats.decode_seconds -= before.decode_seconds;
   return stats;
 }
 

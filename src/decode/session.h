@@ -44,6 +44,9 @@ struct DecodeStats {
   double expected_seconds = 0;
   double prefill_seconds = 0;
   double decode_seconds = 0;
+
+  DecodeStats& operator+=(const DecodeStats& other);
+  DecodeStats& operator-=(const DecodeStats& other);
 };
 
 /// One sequence being decoded: its tokens, and the drafts for what comes next.

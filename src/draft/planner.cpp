@@ -26,6 +26,8 @@ constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
 constexpr int kContextRows = 8;  // with which the cost of a position is measured
 constexpr int kRuns = 3;
 
+double probability_of(const DraftNode& node) { return std::exp(double{node.log_probability}); }
+
 template <typename Work>
 double best_seconds(const Work& work) {
   double best = INFINITY;
@@ -151,12 +153,13 @@ double Planner::calibration(double probability) const {
   return accepted_[range] / expected_[range];
 }
 
+double Planner::expected_tokens(const DraftNode& node) const {
+  return calibration(probability_of(node)) * probability_of(node);
+}
+
 double Planner::expected_tokens(const DraftTree& tree) const {
   double tokens = 1;
-  for (const DraftNode& node : tree) {
-    const double probability = std::exp(double{node.log_probability});
-    tokens += calibration(probability) * probability;
-  }
+  for (const DraftNode& node : tree) tokens += expected_tokens(node);
   return tokens;
 }
 
@@ -167,10 +170,7 @@ double Planner::best_rate(const DraftTree& tree, int context, double draft_secon
   double best = 0;
   double tokens = 1;
   for (int count = 0; count <= std::ssize(tree); ++count) {
-    if (count > 0) {
-      const double probability = std::exp(double{tree[count - 1].log_probability});
-      tokens += calibration(probability) * probability;
-    }
+    if (count > 0) tokens += expected_tokens(tree[count - 1]);
     const double rate = tokens / (verify_seconds(count + 1, context) + draft_seconds);
     if (rate > best) {
       best = rate;
@@ -196,17 +196,14 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
-    const auto range_of = [&](const DraftNode& node) {
-      return likelihood(std::exp(double{node.log_probability}));
-    };
     for (int range = 0; range < kLikelihoods; ++range) {
       expected_[range] = kPriorTokens + kFade * (expected_[range] - kPriorTokens);
       accepted_[range] = kPriorTokens + kFade * (accepted_[range] - kPriorTokens);
     }
     for (const DraftNode& node : tree) {
-      expected_[range_of(node)] += std::exp(double{node.log_probability});
+      expected_[likelihood(probability_of(node))] += probability_of(node);
     }
-    for (const int node : accepted) accepted_[range_of(tree[node])] += 1;
+    for (const int node : accepted) accepted_[likelihood(probability_of(tree[node]))] += 1;
   }
   if (pause_ > 0 && --pause_ == 0) trial_ = 0;
   if (!drafted_) return;

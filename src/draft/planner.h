@@ -66,6 +66,7 @@ class Planner {
  private:
   static constexpr int kLikelihoods = 4;  ///< ranges of probability that are calibrated apart
   static int likelihood(double probability);
+  double expected_tokens(const DraftNode& node) const;  ///< 0 .. 1
   double best_rate(const DraftTree& tree, int context, double draft_seconds, int* nodes) const;
 
   PassCosts costs_;

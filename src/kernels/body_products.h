@@ -60,13 +60,6 @@ inline void store_tile(const TileTask& task, const F32x16 (&result)[kRows][kBloc
   }
 }
 
-constexpr PackedFormat format_of(ggml_type type) {
-  for (const PackedFormat& format : kPackedFormats) {
-    if (format.type == type) return format;
-  }
-  return {};
-}
-
 /// Code vector v of half a quarter: inputs 4 v .. 4 v + 3 of 16 outputs. `low`, `high`: where the
 /// half's low codes and high bits begin.
 template <int kBits>
@@ -89,7 +82,7 @@ inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
 /// dot product, one fma with its scale, and one with its min.
 template <ggml_type kType, int kRows, int kBlocks>
 void codes_tile(const TileTask& task) {
-  constexpr PackedFormat kFormat = format_of(kType);
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   constexpr int kBits = kFormat.bits;
   constexpr int kZero = kBits == 8 ? kDotZero : kFormat.zero;
   constexpr int kGroups = 32 / kFormat.group;  // in a half
@@ -315,7 +308,7 @@ template <ggml_type kType>
 inline constexpr Tiles kTiles = [] {
   constexpr std::make_integer_sequence<int, kNarrowRows> kNarrow;
   constexpr std::make_integer_sequence<int, kWideRows> kWide;
-  constexpr WeightKind kKind = format_of(kType).kind;
+  constexpr WeightKind kKind = kPackedFormats[format_index(kType)].kind;
   if constexpr (kKind == WeightKind::kCodes) {
     return codes_tiles<kType>(kNarrow, kWide);
 #ifdef FIRP_DOT_BF16
@@ -327,40 +320,16 @@ inline constexpr Tiles kTiles = [] {
   }
 }();
 
-inline const Tiles& tiles_of(ggml_type type) {
-  switch (type) {
-    case GGML_TYPE_F32:
-      return kTiles<GGML_TYPE_F32>;
-    case GGML_TYPE_F16:
-      return kTiles<GGML_TYPE_F16>;
-    case GGML_TYPE_BF16:
-      return kTiles<GGML_TYPE_BF16>;
-    case GGML_TYPE_Q4_0:
-      return kTiles<GGML_TYPE_Q4_0>;
-    case GGML_TYPE_Q4_1:
-      return kTiles<GGML_TYPE_Q4_1>;
-    case GGML_TYPE_Q5_0:
-      return kTiles<GGML_TYPE_Q5_0>;
-    case GGML_TYPE_Q5_1:
-      return kTiles<GGML_TYPE_Q5_1>;
-    case GGML_TYPE_Q8_0:
-      return kTiles<GGML_TYPE_Q8_0>;
-    case GGML_TYPE_Q2_K:
-      return kTiles<GGML_TYPE_Q2_K>;
-    case GGML_TYPE_Q3_K:
-      return kTiles<GGML_TYPE_Q3_K>;
-    case GGML_TYPE_Q4_K:
-      return kTiles<GGML_TYPE_Q4_K>;
-    case GGML_TYPE_Q5_K:
-      return kTiles<GGML_TYPE_Q5_K>;
-    default:
-      return kTiles<GGML_TYPE_Q6_K>;
-  }
+template <std::size_t... kFormats>
+const Tiles& tiles_of(ggml_type type, std::index_sequence<kFormats...>) {
+  static constexpr const Tiles* kAll[] = {&kTiles<kPackedFormats[kFormats].type>...};
+  return *kAll[format_index(type)];
 }
 
 void matmul(const ProductTask& product, const Activations& x) {
   const PackedMatrix& w = product.weights;
-  const Tiles& tiles = tiles_of(w.format().type);
+  const Tiles& tiles =
+      tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
   const std::size_t block_bytes = w.block_bytes();
   const int rows = x.rows();
   // Few rows of codes: one block at a time keeps the stream of weights sequential and unpacks them

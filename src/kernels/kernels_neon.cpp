@@ -54,26 +54,17 @@ class DotSum {
   int16x8_t low_[4], high_[4];
 };
 
-/// Codes of 8 bits: 16 bits hold two products, at most 2 * 128 * 127.
+/// 16 bits hold two products of 8 bits, at most 2 * 128 * 127.
+template <int kBits>
+inline int32x4_t dot(int32x4_t sum, uint8x16_t codes, int8x16_t four) {
+  const int8x16_t code = signed_codes<kBits>(codes);
+  const int16x8_t low = vmull_s8(vget_low_s8(code), vget_low_s8(four));
+  return vpadalq_s16(sum, vpaddq_s16(low, vmull_high_s8(code, four)));
+}
 template <>
-class DotSum<8> {
+class DotSum<8> : public LaneSum<8> {
  public:
-  DotSum() = default;
-  DotSum(int zero, int minus_sum) : lanes_(splat_int(zero * minus_sum)) {}
-  void add(Codes codes, const std::int8_t* x) {
-    const int8x16_t four = broadcast4(x);
-    lanes_ = each<I32x16>(
-        [=](int32x4_t sum, uint8x16_t stored) {
-          const int8x16_t code = signed_codes<8>(stored);
-          const int16x8_t low = vmull_s8(vget_low_s8(code), vget_low_s8(four));
-          return vpadalq_s16(sum, vpaddq_s16(low, vmull_high_s8(code, four)));
-        },
-        lanes_, codes);
-  }
-  I32x16 sum(int /*start*/) const { return lanes_; }
-
- private:
-  I32x16 lanes_;
+  using LaneSum<8>::LaneSum;
 };
 
 #include "kernels/kernels_body.h"

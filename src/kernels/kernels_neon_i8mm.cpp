@@ -18,21 +18,11 @@ constexpr int kNarrowRows = 3;
 constexpr int kDotZero = 128;
 
 template <int kBits>
-class DotSum {
- public:
-  DotSum() = default;
-  DotSum(int zero, int minus_sum) : lanes_(splat_int(zero * minus_sum)) {}
-  void add(Codes codes, const std::int8_t* x) {
-    const int8x16_t four = broadcast4(x);
-    lanes_ =
-        each<I32x16>([=](int32x4_t sum, uint8x16_t code) { return vusdotq_s32(sum, code, four); },
-                     lanes_, codes);
-  }
-  I32x16 sum(int /*start*/) const { return lanes_; }
-
- private:
-  I32x16 lanes_;
-};
+inline int32x4_t dot(int32x4_t sum, uint8x16_t codes, int8x16_t four) {
+  return vusdotq_s32(sum, codes, four);
+}
+template <int kBits>
+using DotSum = LaneSum<kBits>;
 
 #include "kernels/kernels_body.h"
 

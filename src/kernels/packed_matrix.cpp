@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "model/error.h"
@@ -39,18 +41,11 @@ constexpr std::uint32_t gather_bits(std::uint32_t bytes) {
   return (bytes & 0x01010101u) * 0x01020408u >> 24;
 }
 
-constexpr const PackedFormat* find_format(ggml_type type) {
-  for (const PackedFormat& format : kPackedFormats) {
-    if (format.type == type) return &format;
-  }
-  return nullptr;
-}
-
 /// The 32 codes, counted from 0, of a block of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (ggml-common.h:
 /// block_q4_0 ...).
 template <ggml_type kType>
 void read_block32(const std::uint8_t* block, std::uint8_t* codes) {
-  constexpr PackedFormat kFormat = *find_format(kType);
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   const std::uint8_t* at = block + (kFormat.has_min ? 4 : 2);
   if constexpr (kFormat.bits == 8) {
     for (int i = 0; i < 32; i += 4) store32(codes + i, load32(at + i) ^ 0x80808080u);
@@ -194,7 +189,7 @@ void write_planes(const std::uint8_t* codes, int shift, std::uint8_t* to, int ou
 /// Writes one output's 32 codes into half `half` of a quarter (docs/kernels.md).
 template <ggml_type kType>
 void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int output) {
-  constexpr PackedFormat kFormat = *find_format(kType);
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   std::uint8_t* const low = quarter + half * kFormat.low_bytes() / 2;
   std::uint8_t* const high = quarter + kFormat.low_bytes() + half * kFormat.high_bytes() / 2;
   if constexpr (kFormat.bits == 8) {
@@ -220,7 +215,7 @@ void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int
 /// Writes one output's part of a cell: its next `inputs` weights, at `from`.
 template <ggml_type kType>
 void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int output) {
-  constexpr PackedFormat kFormat = *find_format(kType);
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   constexpr int kAfterCodes = kFormat.low_bytes() + kFormat.high_bytes();
   if constexpr (kFormat.kind == WeightKind::kF32) {
     for (int i = 0; i < inputs; ++i) {
@@ -270,7 +265,7 @@ void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int out
 /// zero.
 template <ggml_type kType>
 void pack_block(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t* cell) {
-  constexpr PackedFormat kFormat = *find_format(kType);
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   const std::size_t row_bytes = ggml_row_size(kType, inputs);
   const std::size_t cell_row_bytes = ggml_row_size(kType, kFormat.cell_inputs());
   for (int begin = 0; begin < inputs; begin += kFormat.cell_inputs()) {
@@ -285,36 +280,11 @@ void pack_block(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t*
 
 using PackBlock = void (*)(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t* to);
 
-PackBlock pack_block_of(ggml_type type) {
-  switch (type) {
-    case GGML_TYPE_F32:
-      return pack_block<GGML_TYPE_F32>;
-    case GGML_TYPE_F16:
-      return pack_block<GGML_TYPE_F16>;
-    case GGML_TYPE_BF16:
-      return pack_block<GGML_TYPE_BF16>;
-    case GGML_TYPE_Q4_0:
-      return pack_block<GGML_TYPE_Q4_0>;
-    case GGML_TYPE_Q4_1:
-      return pack_block<GGML_TYPE_Q4_1>;
-    case GGML_TYPE_Q5_0:
-      return pack_block<GGML_TYPE_Q5_0>;
-    case GGML_TYPE_Q5_1:
-      return pack_block<GGML_TYPE_Q5_1>;
-    case GGML_TYPE_Q8_0:
-      return pack_block<GGML_TYPE_Q8_0>;
-    case GGML_TYPE_Q2_K:
-      return pack_block<GGML_TYPE_Q2_K>;
-    case GGML_TYPE_Q3_K:
-      return pack_block<GGML_TYPE_Q3_K>;
-    case GGML_TYPE_Q4_K:
-      return pack_block<GGML_TYPE_Q4_K>;
-    case GGML_TYPE_Q5_K:
-      return pack_block<GGML_TYPE_Q5_K>;
-    default:
-      return pack_block<GGML_TYPE_Q6_K>;
-  }
+/// Of the types of kPackedFormats, in their order.
+constexpr auto kPackBlocks = []<std::size_t... kFormats>(std::index_sequence<kFormats...>) {
+  return std::array<PackBlock, sizeof...(kFormats)>{pack_block<kPackedFormats[kFormats].type>...};
 }
+(std::make_index_sequence<std::size(kPackedFormats)>());
 
 }  // namespace
 
@@ -345,7 +315,9 @@ AlignedBytes::AlignedBytes(std::size_t size) : size_(size) {
 void AlignedBytes::Unmap::operator()(std::byte* pointer) const { munmap(pointer, bytes); }
 
 PackedFormat packed_format(ggml_type type) {
-  if (const PackedFormat* const format = find_format(type)) return *format;
+  if (const std::size_t index = format_index(type); index < std::size(kPackedFormats)) {
+    return kPackedFormats[index];
+  }
   std::string accepted;
   for (const PackedFormat& format : kPackedFormats) {
     accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(format.type));
@@ -381,7 +353,7 @@ PackedMatrix::PackedMatrix(const Tensor& tensor, std::byte* memory)
 }
 
 void PackedMatrix::pack(const Tensor& tensor, int begin, int end) {
-  const PackBlock pack_block = pack_block_of(format_.type);
+  const PackBlock pack_block = kPackBlocks[format_index(format_.type)];
   const auto* const rows = reinterpret_cast<const std::uint8_t*>(tensor.data.data());
   const std::size_t row_bytes = ggml_row_size(tensor.type, inputs_);
   for (int block = begin; block < end; ++block) {

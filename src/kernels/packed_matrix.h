@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <span>
 
@@ -79,6 +80,14 @@ inline constexpr PackedFormat kPackedFormats[] = {
     {GGML_TYPE_Q5_K, WeightKind::kCodes, 5, 32, true, true, 0},
     {GGML_TYPE_Q6_K, WeightKind::kCodes, 6, 16, true, false, 32},
 };
+
+/// A type's place in kPackedFormats; their number where it has none. Inlined everywhere, so that no
+/// instruction set's object holds a copy.
+[[gnu::always_inline]] constexpr std::size_t format_index(ggml_type type) {
+  std::size_t index = 0;
+  while (index < std::size(kPackedFormats) && kPackedFormats[index].type != type) ++index;
+  return index;
+}
 
 /// The packed form of every GGUF type that we accept; an Error that lists them for any other.
 PackedFormat packed_format(ggml_type type);

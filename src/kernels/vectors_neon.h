@@ -211,3 +211,25 @@ inline int8x16_t broadcast4(const std::int8_t* x) {
   __builtin_memcpy(&four, x, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
+
+/// sum + the dot products of 4 codes each, stored as packed_matrix.h says, with 4 activations.
+/// Every NEON set has its own.
+template <int kBits>
+int32x4_t dot(int32x4_t sum, uint8x16_t codes, int8x16_t four);
+
+/// Adds up in 32-bit lanes.
+template <int kBits>
+class LaneSum {
+ public:
+  LaneSum() = default;
+  LaneSum(int zero, int minus_sum) : lanes_(splat_int(zero * minus_sum)) {}
+  void add(Codes codes, const std::int8_t* x) {
+    const int8x16_t four = broadcast4(x);
+    lanes_ = each<I32x16>(
+        [=](int32x4_t sum, uint8x16_t code) { return dot<kBits>(sum, code, four); }, lanes_, codes);
+  }
+  I32x16 sum(int /*start*/) const { return lanes_; }
+
+ private:
+  I32x16 lanes_;
+};

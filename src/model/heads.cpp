@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <gguf.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,10 +9,10 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <memory>
 
 #include "model/error.h"
 #include "model/ggml_log.h"
+#include "model/gguf_pointers.h"
 
 namespace firp {
 namespace {
@@ -184,16 +183,9 @@ TrainingRecord read_training(const GgufFile& file) {
               file.find_float("firp.training.tokens_per_forward_tree32").value_or(0))};
 }
 
-struct FreeGguf {
-  void operator()(gguf_context* context) const { gguf_free(context); }
-};
-struct FreeGgml {
-  void operator()(ggml_context* context) const { ggml_free(context); }
-};
-
 /// The whole file in memory: it has a few MB.
 std::vector<char> to_gguf(const Heads& heads) {
-  const std::unique_ptr<gguf_context, FreeGguf> gguf(gguf_init_empty());
+  const GgufPointer gguf(gguf_init_empty());
   const auto set_float_array = [&](const char* key, const std::vector<float>& values) {
     gguf_set_arr_data(gguf.get(), key, GGUF_TYPE_FLOAT32, values.data(), values.size());
   };
@@ -227,7 +219,7 @@ std::vector<char> to_gguf(const Heads& heads) {
                    training.tokens_per_forward_tree32);
 
   // gguf takes tensors from a ggml context; the data follows the metadata, each tensor padded.
-  const std::unique_ptr<ggml_context, FreeGgml> ggml(ggml_init(
+  const GgmlPointer ggml(ggml_init(
       {.mem_size =
            (7 * heads.steps.size() + 2 * heads.adapters.size() + 1) * ggml_tensor_overhead() + 1024,
        .mem_buffer = nullptr,

@@ -203,13 +203,10 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
                                       ? yarn_ramp(rope.dimensions, original_context, base)
                                       : std::vector<float>(pairs, 0.0f);
 
-  // llama.cpp multiplies the angle by this F32 ratio from pair to pair; its rounding is part of the
-  // frequencies.
-  const double ratio = std::pow(base, -2.0f / static_cast<float>(rope.dimensions));
+  const std::vector<double> plain = rope_frequencies(base, rope.dimensions);
   rope.frequencies.resize(pairs);
   for (std::size_t pair = 0; pair < pairs; ++pair) {
-    const double own =
-        std::pow(ratio, static_cast<double>(pair)) / (factors.empty() ? 1.0 : factors[pair]);
+    const double own = plain[pair] / (factors.empty() ? 1.0 : factors[pair]);
     const double kept = ramp[pair];
     rope.frequencies[pair] = static_cast<float>(own * (scale * (1.0 - kept) + kept));
   }
@@ -226,6 +223,15 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
 }
 
 }  // namespace
+
+std::vector<double> rope_frequencies(float base, int dimensions) {
+  // llama.cpp multiplies the angle by this F32 ratio from pair to pair; its rounding is part of the
+  // frequencies.
+  const double ratio = std::pow(base, -2.0f / static_cast<float>(dimensions));
+  std::vector<double> frequencies;
+  for (int pair = 0; pair < dimensions / 2; ++pair) frequencies.push_back(std::pow(ratio, pair));
+  return frequencies;
+}
 
 ModelConfig read_model_config(const GgufFile& file) {
   ModelConfig config;

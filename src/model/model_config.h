@@ -19,6 +19,9 @@ struct RopeConfig {
   float magnitude = 1.0f;
 };
 
+/// Without scaling: [dimensions / 2], radians a position.
+std::vector<double> rope_frequencies(float base, int dimensions);
+
 /// What the forward pass needs to know about a decoder-only transformer. The architectures differ
 /// by the flags at the end, and by nothing else.
 struct ModelConfig {

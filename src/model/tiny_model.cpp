@@ -1,14 +1,13 @@
 #include "model/tiny_model.h"
 
 #include <fmt/format.h>
-#include <gguf.h>
 
 #include <cmath>
-#include <memory>
 #include <numbers>
 #include <utility>
 
 #include "model/error.h"
+#include "model/gguf_pointers.h"
 
 namespace firp {
 namespace {
@@ -34,13 +33,6 @@ class Random {
   }
 
   std::uint64_t state_;
-};
-
-struct FreeGguf {
-  void operator()(gguf_context* context) const { gguf_free(context); }
-};
-struct FreeGgml {
-  void operator()(ggml_context* context) const { ggml_free(context); }
 };
 
 class Writer {
@@ -108,8 +100,8 @@ class Writer {
   static constexpr std::size_t kMostTensors = 1 << 14;
   const TinyModelOptions& options_;
   Random random_;
-  std::unique_ptr<gguf_context, FreeGguf> gguf_;
-  std::unique_ptr<ggml_context, FreeGgml> ggml_;
+  GgufPointer gguf_;
+  GgmlPointer ggml_;
   std::vector<std::vector<std::byte>> data_;
 };
 

@@ -74,7 +74,7 @@ torch::Tensor Maps::rows(const torch::Tensor& hidden, const torch::Tensor& embed
   const torch::Tensor input = ((hidden - mean) / deviation).expand({steps(), -1, -1});
   torch::Tensor output = torch::baddbmm(bias.unsqueeze(1), input, weight.transpose(1, 2));
   if (token) {
-    const torch::Tensor scaled = (embeddings.to(torch::kFloat32) * token->scale);
+    const torch::Tensor scaled = embeddings.to(torch::kFloat32) * token->scale;
     output = output.baddbmm(scaled.expand({steps(), -1, -1}), token->weight.transpose(1, 2));
   }
   return torch::addcmul(mean, output, deviation).transpose(0, 1);
