@@ -153,7 +153,7 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
   engine.forward({&last, 1}, engine.draft_layers());
   std::vector<std::vector<float>> sources;
   for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> state = engine.hidden(0, engine.draft_layer(step));
+    const std::span<const float> state = engine.draft_source(0, step);
     sources.emplace_back(state.begin(), state.end());
   }
   constexpr int kFirst[] = {0};

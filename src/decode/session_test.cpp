@@ -187,7 +187,7 @@ TEST_F(Sessions, MistakesAreNamed) {
   EXPECT_THROW(Session(*engine_, {.tree_nodes = 0}), Error);
   EXPECT_THROW(Session(*engine_, {.tree_nodes = 256}), Error);
   EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
-  engine_->set_heads({});
+  engine_->set_heads(nullptr);
   EXPECT_THROW(Session(*engine_, {}), Error);
   const PassCosts costs = measure_costs(*engine_);  // without heads, too
   EXPECT_GT(costs.verify(1, 0), 0);

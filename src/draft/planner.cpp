@@ -73,7 +73,7 @@ double measure_drafting(Engine& engine, int sequence) {
   std::vector<std::vector<float>> sources;
   std::vector<Row> rows;
   for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> h = engine.hidden(0, engine.draft_layer(step));
+    const std::span<const float> h = engine.draft_source(0, step);
     sources.emplace_back(h.begin(), h.end());
   }
   engine.commit(sequence, first(1));

@@ -31,16 +31,13 @@ DraftHead::DraftHead(const Model& model, const Weights& weights, const Heads& he
     : model_(model),
       kernels_(kernels),
       pool_(pool),
-      head_(&weights.head),
+      model_head_(weights.head),
       vocabulary_(heads.draft_vocabulary),
       state_input_(1, model.config().hidden_size),
       token_input_(kMostParents, model.config().hidden_size),
       inner_input_(kMostParents, heads.has_sequential_head() ? heads.steps[0].sequence->rank : 1) {
   const int d = model.config().hidden_size;
-  if (!vocabulary_.empty()) {
-    own_head_ = pack_rows(model.head(), vocabulary_);
-    head_ = &own_head_;
-  }
+  if (!vocabulary_.empty()) own_head_ = pack_rows(model.head(), vocabulary_);
   if (!heads.has_sequential_head()) return;
   for (const DraftMap& step : heads.steps) {
     const SequentialHead& from = *step.sequence;
@@ -65,7 +62,7 @@ void DraftHead::multiply(const PackedMatrix& w, const Activations& x, float* y, 
 
 void DraftHead::propose(ForwardPass& pass, std::span<const int> rows) {
   best_.resize(rows.size());
-  pass.best_of_head(*head_, rows, kRankedCandidates, /*sums=*/true, best_);
+  pass.best_of_head(head(), rows, kRankedCandidates, /*sums=*/true, best_);
   for (BestTokens& best : best_) {
     for (TokenLogit& each : best.tokens) {
       if (!vocabulary_.empty()) each.token = vocabulary_[each.token];

@@ -23,6 +23,8 @@ class DraftHead {
   std::vector<std::vector<Candidate>> drafts_behind(int step, std::span<const Token> previous);
 
  private:
+  const PackedMatrix& head() const { return vocabulary_.empty() ? model_head_ : own_head_; }
+
   struct Sequential {
     PackedMatrix state, token, output;
     std::vector<float> bias;
@@ -36,7 +38,7 @@ class DraftHead {
   const Model& model_;
   const Kernels& kernels_;
   ThreadPool& pool_;
-  const PackedMatrix* head_;              ///< the model's, or
+  const PackedMatrix& model_head_;
   PackedMatrix own_head_;                 ///< its rows of the draft vocabulary
   std::vector<std::int32_t> vocabulary_;  ///< of the rows of the head; empty: all tokens
   std::vector<Sequential> sequential_;    ///< one a step, or none

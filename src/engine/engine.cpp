@@ -33,6 +33,13 @@ EngineOptions checked(EngineOptions options) {
 
 }  // namespace
 
+struct PackedHeads {
+  HeadsMethod method;
+  std::vector<PackedMap> maps;
+  std::vector<PackedAdapter> adapters;
+  DraftHead head;
+};
+
 struct Engine::State {
   State(const Model& m, const EngineOptions& o)
       : model(m),
@@ -44,18 +51,20 @@ struct Engine::State {
         pass(m, weights, kernels, cache, pool, options.max_rows) {}
 
   void check(std::span<const Row> batch) const;
+  std::span<const PackedMap> maps() const {
+    return heads ? std::span<const PackedMap>(heads->maps) : std::span<const PackedMap>();
+  }
 
   const Model& model;
   const EngineOptions options;
   const Kernels& kernels;
   ThreadPool pool;
   Weights weights;
-  std::vector<PackedMap> maps;
-  std::vector<PackedAdapter> adapters;
-  std::optional<DraftHead> draft_head;
+  std::shared_ptr<PackedHeads> heads;
   KvCache cache;
   ForwardPass pass;
 
+  bool complete = false;  ///< the last pass left nothing out
   // The last pass: its rows in the caller's order, and where each of them is in the pass's order.
   std::vector<Row> rows;
   std::vector<int> index_of;
@@ -74,13 +83,13 @@ const EngineOptions& Engine::options() const { return state_->options; }
 const char* Engine::isa() const { return state_->kernels.isa; }
 std::size_t Engine::weight_bytes() const { return state_->weights.bytes(); }
 
-void Engine::set_heads(const Heads& heads) {
+std::shared_ptr<PackedHeads> Engine::pack(const Heads& heads) const {
   const int d = config().hidden_size;
   const auto size = static_cast<std::size_t>(d);
   std::vector<PackedMap> maps;
   for (const DraftMap& map : heads.steps) {
     const bool token_input = heads.has_token_input();
-    if (map.layer < 1 || map.layer >= config().layers || map.weight.size() != size * size ||
+    if (map.layer < 1 || map.layer > config().layers || map.weight.size() != size * size ||
         map.bias.size() != size || map.token.size() != (token_input ? size * size : 0)) {
       throw Error(fmt::format("these heads do not fit the model: a map at layer {} of {}",
                               map.layer, config().layers));
@@ -103,19 +112,25 @@ void Engine::set_heads(const Heads& heads) {
                         pack_f16(adapter.up, d, adapter.rank)});
   }
   State& s = *state_;
-  s.maps = std::move(maps);
-  s.adapters = std::move(adapters);
-  s.draft_head.emplace(s.model, s.weights, heads, s.kernels, s.pool);
+  return std::make_shared<PackedHeads>(
+      PackedHeads{heads.method, std::move(maps), std::move(adapters),
+                  DraftHead(s.model, s.weights, heads, s.kernels, s.pool)});
 }
 
-int Engine::draft_steps() const { return static_cast<int>(state_->maps.size()); }
+void Engine::set_heads(std::shared_ptr<PackedHeads> heads) { state_->heads = std::move(heads); }
+
+int Engine::draft_steps() const { return static_cast<int>(state_->maps().size()); }
 bool Engine::token_input() const {
-  return !state_->maps.empty() && state_->maps.front().reads_token(config().hidden_size);
+  return draft_steps() > 0 && state_->maps().front().reads_token(config().hidden_size);
 }
-int Engine::draft_layer(int step) const { return state_->maps.at(step - 1).layer; }
+bool Engine::medusa() const {
+  return draft_steps() > 0 && state_->heads->method == HeadsMethod::kMedusa;
+}
+int Engine::draft_layer(int step) const { return state_->heads->maps.at(step - 1).layer; }
 std::vector<int> Engine::draft_layers() const {
   std::vector<int> layers;
-  for (const PackedMap& map : state_->maps) {
+  if (medusa()) return layers;
+  for (const PackedMap& map : state_->maps()) {
     if (std::ranges::count(layers, map.layer) == 0) layers.push_back(map.layer);
   }
   return layers;
@@ -154,11 +169,11 @@ void Engine::State::check(std::span<const Row> batch) const {
       }
       continue;
     }
-    if (row.step > static_cast<int>(maps.size())) bad_batch("a pseudo row without a draft map");
+    if (row.step > static_cast<int>(maps().size())) bad_batch("a pseudo row without a draft map");
     if (row.step != (parent != nullptr ? parent->step : 0) + 1) {
       bad_batch("a pseudo row whose parent is not the row of the step before");
     }
-    if (maps[row.step - 1].reads_token(model.config().hidden_size) &&
+    if (maps()[row.step - 1].reads_token(model.config().hidden_size) &&
         (row.token_behind < 0 || row.token_behind >= model.config().vocabulary_size)) {
       bad_batch("a pseudo row of such maps needs the token behind its anchor");
     }
@@ -172,16 +187,21 @@ void Engine::State::check(std::span<const Row> batch) const {
   }
 }
 
-void Engine::forward(std::span<const Row> rows, std::span<const int> capture_layers) {
+void Engine::forward(std::span<const Row> rows, std::span<const int> capture_layers,
+                     std::span<const Sublayer> skipped) {
   State& s = *state_;
   s.check(rows);
   for (const int layer : capture_layers) {
     if (layer < 1 || layer > config().layers) bad_batch("a capture layer that does not exist");
   }
+  for (const Sublayer part : skipped) {
+    if (part < 0 || part >= 2 * config().layers) bad_batch("a part to skip that does not exist");
+  }
+  s.complete = skipped.empty();
   s.rows.assign(rows.begin(), rows.end());
 
   const auto entry_layer = [&](const Row& row) {
-    return row.is_pseudo() ? s.maps[row.step - 1].layer : 0;
+    return row.is_pseudo() ? s.maps()[row.step - 1].layer : 0;
   };
   std::vector<int> order(rows.size());
   std::iota(order.begin(), order.end(), 0);
@@ -212,7 +232,13 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
     to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }
-  s.pass.run(s.pass_rows, s.maps, s.adapters, capture_layers);
+  const bool any = s.heads != nullptr;
+  s.pass.run({.rows = s.pass_rows,
+              .maps = s.maps(),
+              .adapters = any ? s.heads->adapters : std::span<const PackedAdapter>(),
+              .medusa = medusa(),
+              .capture_layers = capture_layers,
+              .skipped = skipped});
 }
 
 std::span<const float> Engine::hidden(int row, int layer) const {
@@ -223,6 +249,10 @@ std::span<const float> Engine::hidden(int row, int layer) const {
 
 std::span<const float> Engine::final_state(int row) const {
   return state_->pass.final_state(state_->index_of.at(row));
+}
+
+std::span<const float> Engine::draft_source(int row, int step) const {
+  return medusa() ? final_state(row) : hidden(row, draft_layer(step));
 }
 
 std::span<const float> Engine::logits(std::span<const int> rows) {
@@ -248,16 +278,17 @@ void Engine::propose(std::span<const int> pseudo_rows) {
   State& s = *state_;
   std::vector<int> indices;
   for (const int row : pseudo_rows) indices.push_back(s.index_of.at(row));
-  s.draft_head->propose(s.pass, indices);
+  s.heads->head.propose(s.pass, indices);
 }
 
 std::vector<std::vector<Candidate>> Engine::drafts_behind(int step,
                                                           std::span<const Token> previous) {
-  return state_->draft_head->drafts_behind(step, previous);
+  return state_->heads->head.drafts_behind(step, previous);
 }
 
 void Engine::commit(int sequence, std::span<const int> rows) {
   State& s = *state_;
+  if (!s.complete) bad_batch("a pass that left out parts of the model can't be committed");
   std::vector<int> slots;
   int parent = kContext;
   for (const int row : rows) {

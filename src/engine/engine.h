@@ -55,6 +55,13 @@ struct Candidate {
   float log_probability;
 };
 
+/// A part of a layer that a pass may leave out: 2 l is the attention of layer l, 2 l + 1 its
+/// feed-forward.
+using Sublayer = int;
+
+/// Heads made ready for an engine.
+struct PackedHeads;
+
 struct PhaseTime {
   const char* name;
   double seconds;
@@ -77,12 +84,18 @@ class Engine {
   const char* isa() const;
   std::size_t weight_bytes() const;  ///< packed weights that a pass of one row reads
 
-  /// Sets the maps that pseudo rows enter by.
-  void set_heads(const Heads& heads);
-  int draft_steps() const;                ///< K; 0 without heads
-  bool token_input() const;               ///< whether pseudo rows need their token_behind
-  int draft_layer(int step) const;        ///< t_j
-  std::vector<int> draft_layers() const;  ///< all t_j, each once: what deferred drafting captures
+  /// Makes heads ready for this engine. An Error where they do not fit the model.
+  std::shared_ptr<PackedHeads> pack(const Heads& heads) const;
+  /// Sets the maps that pseudo rows enter by; a pass that others drafted for is not affected.
+  void set_heads(std::shared_ptr<PackedHeads> heads);
+  void set_heads(const Heads& heads) { set_heads(pack(heads)); }
+  int draft_steps() const;          ///< K; 0 without heads
+  bool token_input() const;         ///< whether pseudo rows need their token_behind
+  int draft_layer(int step) const;  ///< t_j
+  /// What deferred drafting captures: all t_j, each once; nothing for Medusa, which reads the final
+  /// state.
+  std::vector<int> draft_layers() const;
+  bool medusa() const;  ///< whether pseudo rows are Medusa's
 
   int add_sequence();
   void remove_sequence(int sequence);
@@ -93,13 +106,21 @@ class Engine {
   /// Runs the rows through the layers. Keeps the residual stream of the token rows after each layer
   /// in `capture_layers` (t layers done; 1 .. layers) until the next pass. Errors: a row over the
   /// context, too many rows; std::invalid_argument for a batch that breaks the rules above.
-  void forward(std::span<const Row> rows, std::span<const int> capture_layers = {});
+  ///
+  /// `skipped`: parts that are left out, for a cheap guess at what all would give (self-speculative
+  /// decoding, early exit). The rows of such a pass can't be committed.
+  void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
+               std::span<const Sublayer> skipped = {});
 
   /// h^t of row `row` of the last pass. [d]
   std::span<const float> hidden(int row, int layer) const;
 
   /// The final state of a row after the model's last norm: what the head reads. [d]
   std::span<const float> final_state(int row) const;
+
+  /// What the pseudo row of `step` behind row `row` of the last pass is made from, a Row::source:
+  /// the captured h^{t_j}, or Medusa's final state.
+  std::span<const float> draft_source(int row, int step) const;
 
   /// Logits of some rows of the last pass: [rows.size() x vocabulary], valid until the next call.
   std::span<const float> logits(std::span<const int> rows);

@@ -232,10 +232,13 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
   }
 }
 
-void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool token_input) {
-  const TinyModel model({.type = GGML_TYPE_Q8_0});
+void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool token_input,
+                                           HeadsMethod method = HeadsMethod::kFirp) {
+  const TinyModel model({.type = GGML_TYPE_Q8_0, .layers = 3});
   Engine engine(*model, {.threads = 2, .context = 100});
-  engine.set_heads(random_heads((*model).config(), layers, 3, token_input));
+  Heads heads = random_heads((*model).config(), layers, 3, token_input);
+  heads.method = method;
+  engine.set_heads(heads);
   std::mt19937 random(6);
   const int sequence = engine.add_sequence();
   append(engine, sequence, random_tokens(62, 320, random), 31);
@@ -249,12 +252,12 @@ void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool 
                     .step = step,
                     .token_behind = 9});
   }
-  engine.forward(rows, std::vector<int>{1, 2});
+  engine.forward(rows, std::vector<int>{1, 2, 3});
   std::vector<std::vector<float>> expected, sources;
   for (int row = 2; row < 5; ++row) {
     const std::span<const float> state = engine.final_state(row);
     expected.emplace_back(state.begin(), state.end());
-    const std::span<const float> h = engine.hidden(1, layers[row - 2]);
+    const std::span<const float> h = engine.draft_source(1, row - 1);
     sources.emplace_back(h.begin(), h.end());
   }
   engine.commit(sequence, std::vector<int>{0, 1});
@@ -276,11 +279,85 @@ void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool 
 }
 
 TEST(Engine, DeferredPseudoRowsEqualThoseOfTheSamePass) {
-  for (const std::vector<int>& layers : {std::vector<int>{1, 1, 1}, {2, 1, 2}, {1, 2, 2}}) {
+  for (const std::vector<int>& layers :
+       {std::vector<int>{1, 1, 1}, {2, 1, 2}, {1, 2, 2}, {3, 3, 3}, {2, 3, 1}}) {
     for (const bool token_input : {false, true}) {
       expect_deferred_rows_of_the_same_pass(layers, token_input);
     }
   }
+  expect_deferred_rows_of_the_same_pass({3, 3, 3}, false, HeadsMethod::kMedusa);
+}
+
+TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {
+  const TinyModel model({.type = GGML_TYPE_F32});
+  const ModelConfig& config = (*model).config();
+  const int d = config.hidden_size;
+  for (const HeadsMethod method : {HeadsMethod::kFirp, HeadsMethod::kMedusa}) {
+    Heads heads = random_heads(config, {config.layers}, 5);
+    heads.method = method;
+    Engine engine(*model, {.threads = 2, .context = 100});
+    engine.set_heads(heads);
+    const int sequence = engine.add_sequence();
+    engine.forward(std::vector<Row>{{.sequence = sequence, .position = 0, .token = 9},
+                                    {.sequence = sequence, .position = 1, .parent = 0, .step = 1}},
+                   std::vector<int>{config.layers});
+    const std::span<const float> h = engine.draft_source(0, 1);
+    ASSERT_EQ(h.data() == engine.final_state(0).data(), method == HeadsMethod::kMedusa);
+    std::vector<double> p(d);
+    for (int i = 0; i < d; ++i) {
+      p[i] = heads.steps[0].bias[i];
+      for (int k = 0; k < d; ++k) p[i] += double{heads.steps[0].weight[i * d + k]} * h[k];
+    }
+    if (method == HeadsMethod::kMedusa) {
+      for (int i = 0; i < d; ++i) p[i] = h[i] + p[i] / (1 + std::exp(-p[i]));
+    } else {
+      const double mean =
+          std::inner_product(p.begin(), p.end(), p.begin(), 0.0) / d + config.rms_norm_epsilon;
+      const std::vector<float> weight =
+          dequantize((*model).file().get_tensor("output_norm.weight"));
+      for (int i = 0; i < d; ++i) p[i] *= weight[i] / std::sqrt(mean);
+    }
+    const std::span<const float> state = engine.final_state(1);
+    for (int i = 0; i < d; ++i) EXPECT_NEAR(state[i], p[i], 1e-2 * (1 + std::abs(p[i]))) << i;
+  }
+}
+
+TEST(Engine, APassThatSkipsTheLastLayersEndsWithTheEarlierOnes) {
+  // The final state of a pass without layer 2 is the norm of what layer 1 left.
+  const TinyModel model({.type = GGML_TYPE_Q8_0, .layers = 2});
+  const ModelConfig& config = (*model).config();
+  Engine engine(*model, {.threads = 2, .context = 100});
+  const int sequence = engine.add_sequence();
+  std::mt19937 random(8);
+  append(engine, sequence, random_tokens(70, 320, random), 35);
+  const std::vector<Row> rows = {{.sequence = sequence, .position = 70, .token = 3},
+                                 {.sequence = sequence, .position = 71, .parent = 0, .token = 4}};
+  const int captured[] = {1};
+  engine.forward(rows, captured);
+  const std::vector<float> full(engine.final_state(1).begin(), engine.final_state(1).end());
+  const std::vector<float> h(engine.hidden(1, 1).begin(), engine.hidden(1, 1).end());
+
+  const Sublayer skipped[] = {2, 3};
+  engine.forward(rows, {}, skipped);
+  const std::vector<float> early(engine.final_state(1).begin(), engine.final_state(1).end());
+  std::vector<float> expected(h.size());
+  const std::vector<float> weight = dequantize((*model).file().get_tensor("output_norm.weight"));
+  const Kernels& kernels = default_kernels();
+  kernels.scale(h.data(),
+                kernels.inverse_rms(h.data(), config.rms_norm_epsilon, config.hidden_size),
+                weight.data(), config.hidden_size, expected.data());
+  EXPECT_TRUE(bits_equal(early, expected));
+  EXPECT_FALSE(bits_equal(early, full));
+  EXPECT_THROW(engine.commit(sequence, std::vector<int>{0}), std::invalid_argument);
+
+  const Sublayer attention[] = {2};  // a part alone changes the result, too
+  engine.forward(rows, {}, attention);
+  EXPECT_FALSE(bits_equal(engine.final_state(1), early));
+  EXPECT_FALSE(bits_equal(engine.final_state(1), full));
+  const Sublayer unknown[] = {4};
+  EXPECT_THROW(engine.forward(rows, {}, unknown), std::invalid_argument);
+  engine.forward(rows);
+  EXPECT_TRUE(bits_equal(engine.final_state(1), full));
 }
 
 TEST(Engine, BestTokensAreThoseOfTheLogits) {
@@ -428,7 +505,7 @@ TEST(Engine, BatchesThatBreakTheRulesAreRefused) {
   for (const Token behind : {kNoToken, 320}) {
     refused({{.sequence = sequence, .step = 1, .source = source, .token_behind = behind}});
   }
-  EXPECT_THROW(engine.set_heads(random_heads((*model).config(), {2}, 1)), Error);
+  EXPECT_THROW(engine.set_heads(random_heads((*model).config(), {3}, 1)), Error);
   EXPECT_THROW(Engine(*model, {.threads = -1}), Error);
 }
 

@@ -26,7 +26,8 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
       cache_(cache),
       pool_(pool),
       d_(config_.hidden_size),
-      active_rows_(config_.layers),
+      active_rows_(config_.layers + 1),
+      skipped_(2 * static_cast<std::size_t>(config_.layers)),
       normed_(max_rows, config_.hidden_size),
       attended_(max_rows, config_.query_size()),
       gated_(max_rows, config_.feed_forward_size),
@@ -51,19 +52,21 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
   allocate(final_states_, d_);
 }
 
-void ForwardPass::run(std::span<const PassRow> rows, std::span<const PackedMap> maps,
-                      std::span<const PackedAdapter> adapters,
-                      std::span<const int> capture_layers) {
+void ForwardPass::run(const Pass& pass) {
+  const std::span<const PassRow> rows = pass.rows;
   rows_ = rows;
-  maps_ = maps;
-  adapters_ = adapters;
-  capture_layers_.assign(capture_layers.begin(), capture_layers.end());
+  maps_ = pass.maps;
+  adapters_ = pass.adapters;
+  medusa_ = pass.medusa;
+  capture_layers_.assign(pass.capture_layers.begin(), pass.capture_layers.end());
+  skipped_.assign(skipped_.size(), false);
+  for (const Sublayer part : pass.skipped) skipped_[part] = true;
   const int count = static_cast<int>(rows.size());
   token_rows_ = static_cast<int>(
       std::ranges::count_if(rows, [](const PassRow& row) { return row.step == 0; }));
   first_layer_ = rows.front().entry_layer;
   first_slot_ = cache_.length(rows.front().sequence) % kPagePositions;
-  for (int layer = 0, active = 0; layer < config_.layers; ++layer) {
+  for (int layer = 0, active = 0; layer <= config_.layers; ++layer) {
     while (active < count && rows[active].entry_layer <= layer) ++active;
     active_rows_[layer] = active;
   }
@@ -81,8 +84,8 @@ void ForwardPass::run_thread(int thread) {
   for (int layer = first_layer_; layer < config_.layers; ++layer) {
     enter_rows(layer, thread);
     adapt_rows(layer, thread);
-    attention(layer, thread);
-    feed_forward(layer, thread);
+    if (!skipped_[2 * layer]) attention(layer, thread);
+    if (!skipped_[2 * layer + 1]) feed_forward(layer, thread);
 
     for (std::size_t i = 0; i < capture_layers_.size(); ++i) {
       if (capture_layers_[i] != layer + 1) continue;
@@ -91,13 +94,36 @@ void ForwardPass::run_thread(int thread) {
                 captured_[i].data() + static_cast<std::size_t>(begin) * d_);
     }
   }
-  const auto [begin, end] = share(static_cast<int>(rows_.size()), thread, pool_.size());
+  finish_rows(thread);
+}
+
+/// The output norm; rows that enter behind the last layer do so before it, Medusa's after it.
+void ForwardPass::finish_rows(int thread) {
+  const auto final_state = [this](int row) {
+    return final_states_.data() + static_cast<std::size_t>(row) * d_;
+  };
+  const int count = static_cast<int>(rows_.size());
+  if (!medusa_) enter_rows(config_.layers, thread);
+  const auto [begin, end] = share(medusa_ ? token_rows_ : count, thread, pool_.size());
   for (int row = begin; row < end; ++row) {
     const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
-    kernels_.scale(residual(row), inverse, weights_.output_norm.data(), d_,
-                   final_states_.data() + static_cast<std::size_t>(row) * d_);
+    kernels_.scale(residual(row), inverse, weights_.output_norm.data(), d_, final_state(row));
   }
   barrier(thread, Phase::kNorms);
+  if (!medusa_ || token_rows_ == count) return;
+
+  enter_rows(config_.layers, thread);
+  const auto [first, last] = share(count - token_rows_, thread, pool_.size());
+  for (int row = token_rows_ + first; row < token_rows_ + last; ++row) {
+    kernels_.silu_multiply(residual(row), ones_.data(), d_, final_state(row));
+    add({source(rows_[row]), static_cast<std::size_t>(d_)}, final_state(row));
+  }
+  barrier(thread, Phase::kDraftMaps);
+}
+
+const float* ForwardPass::source(const PassRow& row) {
+  if (row.source_row < 0) return row.source;
+  return medusa_ ? final_state(row.source_row).data() : residual(row.source_row);
 }
 
 void ForwardPass::embed(int thread) {
@@ -148,8 +174,7 @@ void ForwardPass::enter_rows(int layer, int thread) {
       map_input_.resize(end - first, map.weight.inputs());
       for (int row = first; row < end; ++row) {
         const PassRow& r = rows_[row];
-        std::copy_n(r.source_row >= 0 ? residual(r.source_row) : r.source, d_,
-                    map_input_.values(row - first));
+        std::copy_n(source(r), d_, map_input_.values(row - first));
         if (map.reads_token(d_)) {
           dequantize_row(model_.token_embedding(), r.token_behind,
                          {map_input_.values(row - first) + d_, static_cast<std::size_t>(d_)});

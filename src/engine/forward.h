@@ -46,6 +46,16 @@ struct PassRow {
   std::vector<std::int32_t> path;
 };
 
+/// What one pass is to do. The spans must stay until it has run.
+struct Pass {
+  std::span<const PassRow> rows;
+  std::span<const PackedMap> maps;  ///< one a step
+  std::span<const PackedAdapter> adapters;
+  bool medusa = false;                  ///< pseudo rows are made from final states
+  std::span<const int> capture_layers;  ///< after which the token rows' residual stream is kept
+  std::span<const Sublayer> skipped;
+};
+
 /// What a pass spends its time on, as thread 0 sees it.
 enum class Phase {
   kEmbedding,
@@ -68,10 +78,7 @@ class ForwardPass {
   ForwardPass(const Model& model, const Weights& weights, const Kernels& kernels, KvCache& cache,
               ThreadPool& pool, int max_rows);
 
-  /// Runs `rows` through the layers, and keeps the token rows' residual stream after each of
-  /// `capture_layers`. `maps`: one a step.
-  void run(std::span<const PassRow> rows, std::span<const PackedMap> maps,
-           std::span<const PackedAdapter> adapters, std::span<const int> capture_layers);
+  void run(const Pass& pass);
 
   /// Scratch slot of a row of the last pass. A prompt's chunk has its positions' lanes: slot and
   /// position are equal modulo 64.
@@ -100,6 +107,7 @@ class ForwardPass {
   void run_thread(int thread);
   void embed(int thread);
   void enter_rows(int layer, int thread);
+  void finish_rows(int thread);
   void adapt_rows(int layer, int thread);
   void attention(int layer, int thread);
   void feed_forward(int layer, int thread);
@@ -123,6 +131,8 @@ class ForwardPass {
   void prepare(Activations& x, const PackedMatrix& reader, int thread) const;
   void extend_rope_table(int positions);
 
+  /// What a pseudo row is made from. [d]
+  const float* source(const PassRow& row);
   float* residual(int row) { return residual_.data() + static_cast<std::size_t>(row) * d_; }
   /// The phase that ends here is over when all threads have come.
   void barrier(int thread, Phase ended);
@@ -141,7 +151,9 @@ class ForwardPass {
   std::span<const PackedMap> maps_;
   std::span<const PackedAdapter> adapters_;
   std::vector<int> capture_layers_;
-  std::vector<int> active_rows_;  ///< [layers]: rows that exist in a layer
+  std::vector<int> active_rows_;  ///< [layers + 1]: rows that exist in a layer, and at the end
+  std::vector<bool> skipped_;     ///< [2 layers]: by Sublayer
+  bool medusa_ = false;
   int first_layer_ = 0;
   int first_slot_ = 0;
   int token_rows_ = 0;

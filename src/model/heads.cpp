@@ -17,7 +17,9 @@
 namespace firp {
 namespace {
 
-constexpr int kVersion = 3;  // version 1 holds maps alone, version 2 no token input
+// Version 1 holds maps alone, 2 no token input, 3 no other method and no row behind the last layer.
+constexpr int kVersion = 4;
+constexpr const char* kMedusaName = "medusa";
 constexpr int kMostSteps = 64;
 constexpr int kMostRank = 1 << 16;
 
@@ -145,6 +147,15 @@ std::vector<Adapter> read_adapters(const GgufFile& file, int first, int layers, 
   return adapters;
 }
 
+/// What is wrong with heads of Medusa's kind, or "".
+std::string medusa_problem(const Heads& heads) {
+  if (heads.method != HeadsMethod::kMedusa) return "";
+  const bool at_the_end = std::ranges::all_of(
+      heads.steps, [&](const DraftMap& step) { return step.layer == heads.base.layers; });
+  if (at_the_end && !heads.has_token_input() && heads.adapters.empty()) return "";
+  return "Medusa heads stand behind the last layer, without token input or adapters";
+}
+
 int earliest_layer(const Heads& heads) {
   return std::ranges::min_element(heads.steps, {}, &DraftMap::layer)->layer;
 }
@@ -191,6 +202,9 @@ std::vector<char> to_gguf(const Heads& heads) {
   };
   gguf_set_val_str(gguf.get(), "general.architecture", "firp");
   gguf_set_val_u32(gguf.get(), "firp.version", kVersion);
+  if (heads.method == HeadsMethod::kMedusa) {
+    gguf_set_val_str(gguf.get(), "firp.method", kMedusaName);
+  }
   gguf_set_val_u32(gguf.get(), "firp.step_count", static_cast<std::uint32_t>(heads.count()));
   std::vector<std::uint32_t> layers;
   for (const DraftMap& step : heads.steps) {
@@ -287,7 +301,7 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
     }
   };
   for (const DraftMap& step : heads.steps) {
-    if (step.layer < 1 || step.layer >= heads.base.layers || step.weight.size() != d * d ||
+    if (step.layer < 1 || step.layer > heads.base.layers || step.weight.size() != d * d ||
         step.bias.size() != d) {
       fail(path,
            fmt::format("cannot write heads: a step at layer {} with {} weights and {} biases "
@@ -336,6 +350,7 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
       !problem.empty()) {
     fail(path, "cannot write heads: " + problem);
   }
+  if (const std::string problem = medusa_problem(heads); !problem.empty()) fail(path, problem);
 }
 
 /// A file that disappears again unless it is renamed to its place.
@@ -404,6 +419,12 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
     }
   }
 
+  if (const auto method = file.find_string("firp.method")) {
+    if (*method != kMedusaName) {
+      fail(path, fmt::format("heads of an unknown method '{}'", one_line(*method)));
+    }
+    heads.method = HeadsMethod::kMedusa;
+  }
   const int count = read_size(file, "firp.step_count", 1, kMostSteps);
   const auto layers = file.find_int_array("firp.step_layers").value_or(std::vector<std::int64_t>());
   if (layers.size() != static_cast<std::size_t>(count)) {
@@ -412,9 +433,9 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
   const int d = heads.base.hidden_size;
   for (int step = 1; step <= count; ++step) {
     const std::int64_t layer = layers[static_cast<std::size_t>(step - 1)];
-    if (layer < 1 || layer >= heads.base.layers) {
+    if (layer < 1 || layer > heads.base.layers) {
       fail(path, fmt::format("step {} enters after layer {}, not in 1..{}", step, layer,
-                             heads.base.layers - 1));
+                             heads.base.layers));
     }
     heads.steps.push_back(
         {.layer = static_cast<int>(layer),
@@ -441,6 +462,7 @@ Heads read_heads(const std::filesystem::path& path, const Model* model) {
     fail(path, fmt::format("{} tensors where {} belong to heads of {} steps", file.tensors().size(),
                            known, count));
   }
+  if (const std::string problem = medusa_problem(heads); !problem.empty()) fail(path, problem);
   heads.training = read_training(file);
   return heads;
 }

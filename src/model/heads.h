@@ -42,7 +42,7 @@ inline constexpr float kAdapterEpsilon = 1e-5f;
 /// residual stream after `layer` layers; e_{i+1} is the model's embedding of the token behind the
 /// anchor, the one that the model decodes from it.
 struct DraftMap {
-  int layer = 0;              ///< t_j, 1 .. layers - 1
+  int layer = 0;              ///< t_j, 1 .. layers; after the last, only the output norm follows
   std::vector<float> weight;  ///< [d x d], weight[output * d + input]; values exact in F16
   std::vector<float> bias;    ///< [d]
   /// [d x d], token[output * d + input]; values exact in F16. Empty: none.
@@ -63,9 +63,16 @@ struct TrainingRecord {
   float tokens_per_forward_tree32 = 0;
 };
 
+/// What the rows of a heads file are. kMedusa (arXiv 2401.10774, "Medusa-1"): with n the final
+/// state of the anchor, after the output norm, p_{i,j} = n + SiLU(W_j n + b_j) is what the model's
+/// head decodes; all layers are those of the model's end, and there is no token input and no
+/// adapter.
+enum class HeadsMethod { kFirp, kMedusa };
+
 /// The draft maps of one model (`MODEL.firp.gguf`; docs/heads-format.md).
 struct Heads {
   ModelIdentity base;
+  HeadsMethod method = HeadsMethod::kFirp;
   /// j = 1 .. K; all of them or none have a token input, and all or none a sequential head.
   std::vector<DraftMap> steps;
   /// None, or one for each layer from the earliest step's on, in this order.
@@ -81,7 +88,7 @@ struct Heads {
   bool has_sequential_head() const { return !steps.empty() && steps.front().sequence.has_value(); }
 };
 
-/// Reads heads, of version 1 (maps alone) to 3. With `model`, an Error where they were made for
+/// Reads heads, of version 1 (maps alone) to 4. With `model`, an Error where they were made for
 /// another one (says which).
 Heads read_heads(const std::filesystem::path& path, const Model* model);
 

@@ -155,6 +155,22 @@ TEST_F(HeadsFile, MapsAloneAreHeadsTooAlsoOfVersion1) {
   }
 }
 
+TEST_F(HeadsFile, MedusaHeadsAreKeptAndStandAtTheEnd) {
+  const std::filesystem::path path = directory_ / "h.gguf";
+  Heads heads = maps_alone(heads_);
+  heads.method = HeadsMethod::kMedusa;
+  EXPECT_THAT(error_of([&] { write_heads(heads, path); }), HasSubstr("behind the last layer"));
+  for (DraftMap& step : heads.steps) step.layer = heads.base.layers;
+  write_heads(heads, path);
+  const Heads read = read_heads(path, nullptr);
+  EXPECT_EQ(read.method, HeadsMethod::kMedusa);
+  EXPECT_EQ(read.steps[1].weight, heads.steps[1].weight);
+  std::string bytes = read_bytes(path);
+  bytes.replace(bytes.find("medusa"), 6, "hydra!");
+  write_bytes(path, bytes);
+  EXPECT_THAT(error_of([&] { read_heads(path, nullptr); }), HasSubstr("'hydra!'"));
+}
+
 TEST_F(HeadsFile, OfAnotherModelIsRefused) {
   const std::filesystem::path path = directory_ / "h.gguf";
   write_heads(heads_, path);
@@ -179,7 +195,7 @@ TEST_F(HeadsFile, ImpossibleHeadsAreNotWritten) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THAT(message([](Heads& heads) { heads.steps.clear(); }), HasSubstr("0 steps"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[1].layer = 0; }), HasSubstr("layer 0"));
-  EXPECT_THAT(message([](Heads& heads) { heads.steps[1].layer = 3; }), HasSubstr("layer 3"));
+  EXPECT_THAT(message([](Heads& heads) { heads.steps[1].layer = 4; }), HasSubstr("layer 4"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[1].weight.pop_back(); }), HasSubstr("fit"));
   EXPECT_THAT(message([&](Heads& heads) { heads.steps[3].weight[5] = nan; }), HasSubstr("finite"));
   EXPECT_THAT(message([](Heads& heads) { heads.steps[3].weight[5] = 7e4f; }), HasSubstr("F16"));
@@ -260,11 +276,11 @@ TEST_F(HeadsFile, DamagedValuesAreNamed) {
     write_bytes(path, bytes);
     return error_of([&] { read_heads(path, nullptr); });
   };
-  EXPECT_THAT(message("firp.version", 4, 4), HasSubstr("version 4"));
+  EXPECT_THAT(message("firp.version", 4, 5), HasSubstr("version 5"));
   EXPECT_THAT(message("firp.step_count", 4, 3), HasSubstr("4 elements for 3 steps"));
   EXPECT_THAT(message("firp.step_count", 4, 0), HasSubstr("firp.step_count"));
   EXPECT_THAT(message("firp.step_layers", 16, 0), HasSubstr("layer 0"));
-  EXPECT_THAT(message("firp.step_layers", 16, 3), HasSubstr("layer 3"));
+  EXPECT_THAT(message("firp.step_layers", 16, 4), HasSubstr("layer 4"));
   EXPECT_THAT(message("firp.base.hidden_size", 4, 64), HasSubstr("step.1.weight"));
   std::string infinite = good;
   infinite.replace(good.size() - 4, 4, std::string("\0\0\x80\x7f", 4));
