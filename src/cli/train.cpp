@@ -16,6 +16,7 @@ namespace {
 
 struct TrainFlags {
   DecodeFlags decode;
+  std::string method = "firp";
   TrainOptions train;
 };
 
@@ -110,6 +111,7 @@ std::string command_line(char** arguments) {
 int run_train(TrainFlags& flags, char** arguments) {
   TrainOptions& options = flags.train;
   options.model = flags.decode.model;
+  if (flags.method == "medusa") options.method = HeadsMethod::kMedusa;
   options.threads = flags.decode.thread_count();
   options.seed = flags.decode.seed.value_or(options.seed);
   options.command = command_line(arguments);
@@ -147,6 +149,12 @@ Examples:
       ->capture_default_str();
   app->add_option("--updates", options.updates,
                   "Its length in optimiser steps instead: repeatable with a seed");
+  app->add_option("--method", flags->method,
+                  "firp, or medusa: the heads of that method, to compare with")
+      ->check(CLI::IsMember({"firp", "medusa"}))
+      ->capture_default_str();
+  app->add_option("--texts", options.texts,
+                  "Keep the training texts in this file; where it exists, train on them again");
   app->add_option("--prompts", options.prompts,
                   "User turns to answer beside the model's own, JSONL with \"turns\"");
   app->add_option("--steps", options.draft_steps, "Tokens to look ahead: maps to train")

@@ -10,7 +10,7 @@
 namespace firp {
 namespace {
 
-constexpr std::int64_t kVersion = 3;
+constexpr std::int64_t kVersion = 4;
 
 std::string describe(const ModelIdentity& base) {
   return fmt::format("{} {}x{} {}", base.architecture, base.layers, base.hidden_size,
@@ -24,6 +24,7 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
   const auto put = [&](const std::string& key, c10::IValue value) { archive.write(key, value); };
   put("version", kVersion);
   put("base", describe(checkpoint.base));
+  put("medusa", checkpoint.options.method == HeadsMethod::kMedusa);
   put("draft_steps", static_cast<std::int64_t>(checkpoint.options.draft_steps));
   put("token_input", checkpoint.options.token_input);
   put("sequence_rank", static_cast<std::int64_t>(checkpoint.options.sequence_rank));
@@ -123,6 +124,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
     }
     base_in_file = get("base").toStringRef();
     out.base = base;
+    out.options.method = get("medusa").toBool() ? HeadsMethod::kMedusa : HeadsMethod::kFirp;
     out.options.draft_steps = get_int("draft_steps");
     out.options.token_input = get("token_input").toBool();
     out.options.sequence_rank = get_int("sequence_rank");
@@ -157,7 +159,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
       text.held_out = shape[i + 3] != 0;
       out.texts.push_back(std::move(text));
     }
-    if (out.layer < 0 || out.layer >= base.layers || out.options.draft_steps < 1 ||
+    if (out.layer < 0 || out.layer > base.layers || out.options.draft_steps < 1 ||
         out.options.draft_steps > kMaxDraftSteps || out.options.sequence_rank < 0 ||
         out.options.sequence_rank > kMaxSequenceRank || out.options.adapter_rank < 0 ||
         out.options.adapter_rank > kMaxAdapterRank || out.texts.empty()) {
@@ -169,6 +171,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentit
       const std::int64_t d = base.hidden_size, steps = out.options.draft_steps;
       state.maps = {out.layer, get_floats("mean", {d}), get_floats("deviation", {d}),
                     torch::empty({steps, d, d}), torch::empty({steps, d})};
+      state.maps.method = out.options.method;
       if (out.options.token_input) {
         state.maps.token =
             TokenInput{get("token_input_scale").toDouble(), torch::empty({steps, d, d})};

@@ -211,10 +211,9 @@ double Distillation::update(int planned_updates) {
     parameters.push_back(parameter->requires_grad_(true));
   }
   const torch::Tensor embeddings_behind = upper_.embeddings(torch::tensor(behind));
-  const torch::Tensor pseudo = maps.rows(torch::cat(hidden).to(device), embeddings_behind)
-                                   .reshape({kSequencesAnUpdate, kAnchorsASequence, steps, d});
   const torch::Tensor states =
-      upper_.forward(maps.layer, pseudo, anchors, context.to(device), maps.adapters).flatten(0, 2);
+      upper_.final_states(maps, torch::cat(hidden), embeddings_behind, anchors, context.to(device))
+          .flatten(0, 2);
   const auto loss_of = [&](const torch::Tensor& final_states) {
     return head_loss(final_states, head_, batch_targets, batch_probabilities, weights);
   };

@@ -40,11 +40,8 @@ TextDrafts draft_text(const UpperLayers& upper, const Maps& maps, const TeacherT
             .to(upper.device())
             .unsqueeze(0);
     const torch::Tensor behind = tokens_behind(text.tokens, hidden.size(0)).narrow(0, begin, count);
-    const torch::Tensor rows =
-        maps.rows(hidden.narrow(0, begin, count).to(upper.device()), upper.embeddings(behind))
-            .unsqueeze(0);
-    const torch::Tensor states =
-        upper.forward(maps.layer, rows, anchors, context, maps.adapters)[0];
+    const torch::Tensor states = upper.final_states(maps, hidden.narrow(0, begin, count),
+                                                    upper.embeddings(behind), anchors, context)[0];
     const torch::Tensor logits = torch::linear(states.flatten(0, 1), head).to(torch::kFloat32);
     const auto [top, places] = logits.topk(candidates, 1);
     const torch::Tensor ids =

@@ -73,6 +73,9 @@ torch::Tensor Adapters::adapt(const torch::Tensor& rows, int index) const {
 torch::Tensor Maps::rows(const torch::Tensor& hidden, const torch::Tensor& embeddings) const {
   const torch::Tensor input = ((hidden - mean) / deviation).expand({steps(), -1, -1});
   torch::Tensor output = torch::baddbmm(bias.unsqueeze(1), input, weight.transpose(1, 2));
+  if (method == HeadsMethod::kMedusa) {
+    return (hidden + torch::silu(output)).transpose(0, 1);
+  }
   if (token) {
     const torch::Tensor scaled = embeddings.to(torch::kFloat32) * token->scale;
     output = output.baddbmm(scaled.expand({steps(), -1, -1}), token->weight.transpose(1, 2));
@@ -109,11 +112,16 @@ Heads to_heads(const Maps& maps, const ModelIdentity& base) {
   const torch::Tensor mean = exact(maps.mean), deviation = exact(maps.deviation);
   Heads heads;
   heads.base = base;
+  heads.method = maps.method;
+  const bool medusa = maps.method == HeadsMethod::kMedusa;  // whose output is not standardised
+  const torch::Tensor out_mean = medusa ? torch::zeros_like(mean) : mean;
+  const torch::Tensor out_deviation = medusa ? torch::ones_like(mean) : deviation;
   for (int step = 0; step < maps.steps(); ++step) {
     const torch::Tensor weight =
-        rounded(exact(maps.weight[step]) * deviation.unsqueeze(1) / deviation);
+        rounded(exact(maps.weight[step]) * out_deviation.unsqueeze(1) / deviation);
     // With the rounded weights, so that the rounding is made up for as far as the mean goes.
-    const torch::Tensor bias = mean + deviation * exact(maps.bias[step]) - torch::mv(weight, mean);
+    const torch::Tensor bias =
+        out_mean + out_deviation * exact(maps.bias[step]) - torch::mv(weight, mean);
     DraftMap map{.layer = maps.layer, .weight = values(weight), .bias = values(bias)};
     if (maps.token) {
       map.token = values(
@@ -152,6 +160,7 @@ Maps from_heads(const Heads& heads) {
   Maps maps{heads.steps.front().layer, torch::zeros(d), torch::ones(d),
             stack([&](const DraftMap& step) { return matrix(step.weight, d); }),
             stack([](const DraftMap& step) { return torch::tensor(step.bias); })};
+  maps.method = heads.method;
   if (heads.has_token_input()) {
     maps.token = TokenInput{1, stack([&](const DraftMap& s) { return matrix(s.token, d); })};
   }

@@ -52,8 +52,10 @@ struct TokenInput {
   torch::Tensor weight;  ///< [K, d, d], weight[j][output][input]
 };
 
-/// Draft maps while they are trained. Input and output are standardised per dimension, because the
-/// residual stream's dimensions differ by a factor of fifty:
+/// Draft maps while they are trained, or Medusa's heads:
+///   p_{i,j} = n_i + SiLU(weight_j ((n_i - mean) / deviation) + bias_j), n_i the final state.
+/// Input and output of maps are standardised per dimension, because the residual stream's
+/// dimensions differ by a factor of fifty:
 ///   p_{i,j} = mean + deviation * (weight_j ((h_i - mean) / deviation) + bias_j)
 struct Maps {
   int layer = 0;
@@ -63,10 +65,12 @@ struct Maps {
   std::optional<TokenInput> token = {};
   std::optional<SequentialHeads> sequence = {};
   std::optional<Adapters> adapters = {};
+  HeadsMethod method = HeadsMethod::kFirp;
 
   int steps() const { return static_cast<int>(weight.size(0)); }
-  /// [N, d] hidden states of anchors, and embeddings [N, d] of the tokens behind them (read only by
-  /// maps with a token input), to [N, K, d] pseudo rows; F32, with gradients to the weights.
+  /// [N, d] hidden states of anchors (Medusa: final states), and embeddings [N, d] of the tokens
+  /// behind them (read only by maps with a token input), to [N, K, d] pseudo rows; F32, with
+  /// gradients to the weights.
   torch::Tensor rows(const torch::Tensor& hidden, const torch::Tensor& embeddings) const;
   /// What training changes.
   std::vector<torch::Tensor*> parameters();

@@ -53,9 +53,9 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
   out.first_anchor = std::min(first_anchor(text), positions - 1);
   out.end_anchor = positions - 1;
 
-  std::vector<int> layers;
-  for (int layer = upper.first_layer(); layer < engine.config().layers; ++layer) {
-    layers.push_back(layer);
+  std::vector<int> layers = {upper.first_layer()};
+  while (layers.back() + 1 < engine.config().layers) {
+    layers.push_back(layers.back() + 1);
   }
   std::vector<torch::Tensor> states;
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -97,6 +97,10 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
   out.hidden = from_first_anchor(states.front());
   for (const int layer : extra_layers) {
     out.extra_hidden.push_back(from_first_anchor(states[layer - upper.first_layer()]));
+  }
+  if (upper.layers() == 0) {
+    out.context = torch::empty({0, 2, engine.config().kv_heads, out.end_anchor, 0}, torch::kF16);
+    return out;
   }
   std::vector<torch::Tensor> context;
   for (std::size_t i = 0; i < layers.size(); ++i) {

@@ -115,9 +115,22 @@ void check_options(const TrainOptions& options) {
 }
 
 void check_layer(const TrainOptions& options, const ModelConfig& config) {
-  if (options.layer < 0 || options.layer >= config.layers) {
-    throw Error(fmt::format("the layer must be 1 to {}", config.layers - 1));
+  if (options.layer < 0 || options.layer > config.layers) {
+    throw Error(fmt::format("the layer must be 1 to {}", config.layers));
   }
+}
+
+// As far as they make sense for the method and the layer.
+TrainOptions applicable(TrainOptions options, const ModelConfig& config) {
+  if (options.method == HeadsMethod::kMedusa) {
+    options.layer = config.layers;
+    options.token_input = false;
+    options.sequence_rank = 0;
+  }
+  if (options.layer == config.layers) {
+    options.adapter_rank = 0;  // there is no layer to adapt
+  }
+  return options;
 }
 
 // An output that cannot be written is found before the work, not after it.
@@ -149,6 +162,16 @@ Maps warm_start(const UpperLayers& upper, std::span<const TeacherText> texts,
   for (const TeacherText& text :
        texts.first(std::min<std::size_t>(texts.size(), kRidgeSampleTexts))) {
     sample.push_back(text.hidden);
+  }
+  if (options.method == HeadsMethod::kMedusa) {
+    const torch::Tensor states = upper.normed(torch::cat(sample)).cpu();
+    const std::int64_t steps = options.draft_steps, d = states.size(1);
+    return {.layer = upper.first_layer(),
+            .mean = states.mean(0),
+            .deviation = states.std(0),
+            .weight = torch::zeros({steps, d, d}),
+            .bias = torch::zeros({steps, d}),
+            .method = options.method};
   }
   RidgeRegression regression(
       upper.first_layer(), options.draft_steps, torch::cat(sample),
@@ -447,9 +470,11 @@ TrainReport train(const TrainOptions& options,
 
   if (!options.resume) {
     checkpoint.base = base;
-    checkpoint.options = options;
-    checkpoint.layer = options.layer;
-    {
+    checkpoint.options = applicable(options, model.config());
+    checkpoint.layer = checkpoint.options.layer;
+    if (!options.texts.empty() && std::filesystem::exists(options.texts)) {
+      checkpoint.texts = read_checkpoint(options.texts, base).texts;
+    } else {
       Phase phase(TrainPhase::kSynthesis, &checkpoint.phase_minutes[0], on_progress);
       checkpoint.texts = synthesize(engine, vocabulary,
                                     {.sequences = options.sequences,
@@ -467,6 +492,9 @@ TrainReport train(const TrainOptions& options,
       report.stopped = true;
       std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
       return report;
+    }
+    if (!options.texts.empty() && !std::filesystem::exists(options.texts)) {
+      write_checkpoint(checkpoint, options.texts);
     }
     write_checkpoint(checkpoint, saved);
   }

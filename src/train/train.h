@@ -18,14 +18,19 @@ struct TrainOptions {
   std::filesystem::path
       prompts;  ///< JSONL, one object with "turns": ["...", ..] a line; empty: none
 
+  /// Medusa's heads have no token input, no sequential head, no adapters, and no layer to choose.
+  HeadsMethod method = HeadsMethod::kFirp;
   int draft_steps = 4;         ///< K: maps to train, 1 .. kMaxDraftSteps
   bool token_input = true;     ///< maps read the token behind the anchor, too
   int sequence_rank = 256;     ///< r of the sequential head, 0 .. kMaxSequenceRank; 0: maps alone
   int adapter_rank = 16;       ///< r of the adapters, 0 .. kMaxAdapterRank; 0: none
-  int layer = 0;               ///< t of all maps, 1 .. layers - 1; 0: the ridge scan chooses
+  int layer = 0;               ///< t of all maps, 1 .. layers; 0: the ridge scan chooses
   int sequences = 1200;        ///< texts to synthesise, at most
   int answer_tokens = 180000;  ///< tokens of the model's own answers to synthesise, at most
   int max_answer = 256;        ///< tokens of one answer, at most
+
+  /// Where the texts are kept: read if the file is there, else written. Empty: not kept.
+  std::filesystem::path texts;
 
   /// Length of the distillation: `updates` optimiser steps, or where that is 0 as many as fit into
   /// `minutes` by the speed measured in its first updates. Only the first kind gives the same
@@ -36,8 +41,8 @@ struct TrainOptions {
 
   int threads = 0;  ///< 0: one per core
   std::uint64_t seed = 1;
-  /// Goes on from OUTPUT.checkpoint. The draft steps, layer, learning rate, seed, the texts and the
-  /// length are those that the checkpoint was started with.
+  /// Goes on from OUTPUT.checkpoint. The method, draft steps, layer, learning rate, seed, the texts
+  /// and the length are those that the checkpoint was started with.
   bool resume = false;
   std::string command;  ///< for the heads file's record
 };

@@ -117,6 +117,28 @@ TEST_F(TrainingTest, AStoppedRunThatIsResumedGivesTheMapsOfAnUnbrokenOne) {
   expect_same_maps(heads(), unbroken);
 }
 
+TEST_F(TrainingTest, MedusaHeadsStandBehindTheLastLayerAndResume) {
+  const auto begin_medusa = [&](int updates) {
+    Checkpoint checkpoint = begin(updates);
+    checkpoint.options.method = HeadsMethod::kMedusa;
+    checkpoint.options.sequence_rank = checkpoint.options.adapter_rank = 0;
+    checkpoint.options.token_input = false;
+    checkpoint.layer = model_.config().layers;
+    return checkpoint;
+  };
+  run(begin_medusa(6));
+  const Heads unbroken = heads();
+  EXPECT_EQ(unbroken.method, HeadsMethod::kMedusa);
+  EXPECT_EQ(unbroken.steps[1].layer, model_.config().layers);
+  const auto largest = [](const std::vector<float>& x) { return *std::ranges::max_element(x); };
+  EXPECT_GT(largest(unbroken.steps[0].weight), 0.0f);
+
+  run(begin_medusa(6), 1);
+  run(read_checkpoint(checkpoint_file(), model_.identity()));
+  EXPECT_EQ(heads().steps[0].weight, unbroken.steps[0].weight);
+  EXPECT_EQ(heads().steps[1].bias, unbroken.steps[1].bias);
+}
+
 TEST_F(TrainingTest, MoreUpdatesLowerTheDivergenceAndASequentialHeadMoreSo) {
   at::set_num_threads(1);
   // The held-out figures of random models say little; the loss on their own distribution does.

@@ -262,6 +262,24 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
       .view({sequences, per_sequence, steps, config_.hidden_size});
 }
 
+torch::Tensor UpperLayers::normed(const torch::Tensor& hidden) const {
+  return RmsNorm::apply(hidden.to(device_), output_norm_, config_.rms_norm_epsilon,
+                        torch::kFloat32);
+}
+
+torch::Tensor UpperLayers::final_states(const Maps& maps, const torch::Tensor& hidden,
+                                        const torch::Tensor& embeddings,
+                                        const torch::Tensor& anchors,
+                                        const torch::Tensor& context) const {
+  const std::vector<std::int64_t> shape = {anchors.size(0), anchors.size(1), maps.steps(),
+                                           config_.hidden_size};
+  if (maps.method == HeadsMethod::kMedusa) {
+    return maps.rows(normed(hidden), embeddings).reshape(shape).to(type_);
+  }
+  return forward(maps.layer, maps.rows(hidden.to(device_), embeddings).reshape(shape), anchors,
+                 context, maps.adapters);
+}
+
 torch::Device fast_device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
 
 torch::ScalarType fast_type(torch::Device device) {

@@ -39,6 +39,15 @@ class UpperLayers {
                         const torch::Tensor& context,
                         const std::optional<Adapters>& adapters = {}) const;
 
+  /// Final states [B, A, K, d] of what `maps` make of hidden states [B A, d] and of the embeddings
+  /// behind them: through the layers from the maps' on, or, for Medusa's, none.
+  torch::Tensor final_states(const Maps& maps, const torch::Tensor& hidden,
+                             const torch::Tensor& embeddings, const torch::Tensor& anchors,
+                             const torch::Tensor& context) const;
+
+  /// The final norm of residual streams [..., d]: F32.
+  torch::Tensor normed(const torch::Tensor& hidden) const;
+
   const torch::Tensor& head() const { return head_; }            ///< [vocabulary, d]
   torch::Tensor embeddings(const torch::Tensor& tokens) const {  ///< int64 [N] to [N, d]
     return embedding_.index_select(0, tokens.to(device_));

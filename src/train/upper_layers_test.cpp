@@ -50,6 +50,8 @@ struct Case {
   const char* name;
   TinyModelOptions options;
   bool token_input = false;
+  int layer = 1;
+  HeadsMethod method = HeadsMethod::kFirp;
 };
 
 std::vector<Case> cases() {
@@ -58,6 +60,9 @@ std::vector<Case> cases() {
     out.push_back({architecture, {.architecture = architecture}});
   }
   out.push_back({"token_input", {.architecture = "llama"}, true});
+  const int end = TinyModelOptions().layers;
+  out.push_back({"last_layer", {.architecture = "llama"}, true, end});
+  out.push_back({"medusa", {.architecture = "qwen3"}, false, end, HeadsMethod::kMedusa});
   out.push_back({"tied", {.architecture = "qwen2", .tied_head = true}, true});
   out.push_back({"group3", {.architecture = "llama", .query_heads = 6, .kv_heads = 2}});
   out.push_back({"head128", {.architecture = "qwen3", .kv_heads = 1, .head_size = 128}});
@@ -75,18 +80,20 @@ class UpperLayersTest : public ::testing::TestWithParam<Case> {};
 // Training and decoding must mean the same thing: the engine's pseudo rows, made by heads and run
 // under its own mask, against ours, for anchors at several depths of a context.
 TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
-  constexpr int kLayer = 1, kSteps = 4;
+  constexpr int kSteps = 4;
+  const int layer = GetParam().layer;
   const TinyFile file(GetParam().options);
   const Model model(file.path);
   const int d = model.config().hidden_size;
   Engine engine(model, {.threads = 1, .context = 256, .max_rows = 256});
-  const Heads heads =
-      to_heads(random_maps(kLayer, kSteps, d, GetParam().token_input), model.identity());
+  Maps maps = random_maps(layer, kSteps, d, GetParam().token_input);
+  maps.method = GetParam().method;
+  const Heads heads = to_heads(maps, model.identity());
   engine.set_heads(heads);
 
   const Text text{.tokens = random_tokens(91, model.config().vocabulary_size, 3),
                   .answer_begin = 20};
-  const UpperLayers upper(model, kLayer, torch::kCPU, torch::kFloat32);
+  const UpperLayers upper(model, layer, torch::kCPU, torch::kFloat32);
   const TeacherText teacher = run_teacher(engine, upper, text);
   ASSERT_EQ(teacher.first_anchor, 19);
   ASSERT_EQ(teacher.end_anchor, 89);
@@ -96,11 +103,10 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
   for (const int anchor : anchors) hidden_rows.push_back(anchor - teacher.first_anchor);
   const torch::Tensor picked = torch::tensor(hidden_rows);
   const torch::Tensor behind = tokens_behind(text.tokens, teacher.hidden.size(0));
-  const torch::Tensor rows = from_heads(heads).rows(
-      teacher.hidden.index_select(0, picked), upper.embeddings(behind.index_select(0, picked)));
-  const torch::Tensor states =
-      upper.forward(kLayer, rows.unsqueeze(0), torch::tensor(anchors, torch::kInt64).unsqueeze(0),
-                    teacher.context.unsqueeze(2))[0];
+  const torch::Tensor states = upper.final_states(
+      from_heads(heads), teacher.hidden.index_select(0, picked),
+      upper.embeddings(behind.index_select(0, picked)),
+      torch::tensor(anchors, torch::kInt64).unsqueeze(0), teacher.context.unsqueeze(2))[0];
 
   // The engine: all tokens in one pass, a pseudo chain on each anchor.
   const int sequence = engine.add_sequence();
