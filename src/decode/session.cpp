@@ -152,7 +152,7 @@ void Session::State::draft_deferred(int node) {
   std::vector<std::vector<float>> sources;
   std::vector<int> pseudo_rows;
   for (Row& row : rows) {
-    const std::span<const float> h = engine.hidden(node, engine.draft_layer(row.step));
+    const std::span<const float> h = engine.draft_source(node, row.step);
     row.source = sources.emplace_back(h.begin(), h.end());
     row.token_behind = tokens.back();
     pseudo_rows.push_back(row.step - 1);

@@ -143,6 +143,19 @@ TEST_F(Sessions, TokenInputsDraftDeferredOnly) {
   EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 12}), Error);
 }
 
+TEST_F(Sessions, MedusaHeadsDraftInBothWays) {
+  const Text plain = run({.method = DraftMethod::kNone});
+  heads_.method = HeadsMethod::kMedusa;
+  for (DraftMap& map : heads_.steps) map.layer = model_->config().layers;
+  engine_->set_heads(heads_);
+  const Text deferred = run({.drafting = Drafting::kDeferred, .tree_nodes = 12});
+  const Text in_pass = run({.drafting = Drafting::kInPass, .tree_nodes = 12});
+  EXPECT_EQ(deferred.tokens, plain.tokens);
+  EXPECT_EQ(in_pass.tokens, plain.tokens);
+  EXPECT_LT(deferred.stats.forwards, plain.stats.forwards);
+  EXPECT_EQ(deferred.stats.forwards, in_pass.stats.forwards);
+}
+
 TEST_F(Sessions, StopsWhereItIsTold) {
   const Text plain = run({.method = DraftMethod::kNone});
   for (const int max_tokens : {0, 1, 2, 3, 50}) {
@@ -187,7 +200,7 @@ TEST_F(Sessions, MistakesAreNamed) {
   EXPECT_THROW(Session(*engine_, {.tree_nodes = 0}), Error);
   EXPECT_THROW(Session(*engine_, {.tree_nodes = 256}), Error);
   EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
-  engine_->set_heads(nullptr);
+  engine_->set_heads({});
   EXPECT_THROW(Session(*engine_, {}), Error);
   const PassCosts costs = measure_costs(*engine_);  // without heads, too
   EXPECT_GT(costs.verify(1, 0), 0);

@@ -31,14 +31,15 @@ EngineOptions checked(EngineOptions options) {
   throw std::invalid_argument(fmt::format("Engine: {}", why));
 }
 
-}  // namespace
-
+/// Heads made ready for an engine.
 struct PackedHeads {
   HeadsMethod method;
   std::vector<PackedMap> maps;
   std::vector<PackedAdapter> adapters;
   DraftHead head;
 };
+
+}  // namespace
 
 struct Engine::State {
   State(const Model& m, const EngineOptions& o)
@@ -60,7 +61,7 @@ struct Engine::State {
   const Kernels& kernels;
   ThreadPool pool;
   Weights weights;
-  std::shared_ptr<PackedHeads> heads;
+  std::optional<PackedHeads> heads;
   KvCache cache;
   ForwardPass pass;
 
@@ -83,7 +84,7 @@ const EngineOptions& Engine::options() const { return state_->options; }
 const char* Engine::isa() const { return state_->kernels.isa; }
 std::size_t Engine::weight_bytes() const { return state_->weights.bytes(); }
 
-std::shared_ptr<PackedHeads> Engine::pack(const Heads& heads) const {
+void Engine::set_heads(const Heads& heads) {
   const int d = config().hidden_size;
   const auto size = static_cast<std::size_t>(d);
   std::vector<PackedMap> maps;
@@ -112,12 +113,9 @@ std::shared_ptr<PackedHeads> Engine::pack(const Heads& heads) const {
                         pack_f16(adapter.up, d, adapter.rank)});
   }
   State& s = *state_;
-  return std::make_shared<PackedHeads>(
-      PackedHeads{heads.method, std::move(maps), std::move(adapters),
-                  DraftHead(s.model, s.weights, heads, s.kernels, s.pool)});
+  s.heads.emplace(PackedHeads{heads.method, std::move(maps), std::move(adapters),
+                              DraftHead(s.model, s.weights, heads, s.kernels, s.pool)});
 }
-
-void Engine::set_heads(std::shared_ptr<PackedHeads> heads) { state_->heads = std::move(heads); }
 
 int Engine::draft_steps() const { return static_cast<int>(state_->maps().size()); }
 bool Engine::token_input() const {
@@ -232,10 +230,9 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
     to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }
-  const bool any = s.heads != nullptr;
   s.pass.run({.rows = s.pass_rows,
               .maps = s.maps(),
-              .adapters = any ? s.heads->adapters : std::span<const PackedAdapter>(),
+              .adapters = s.heads ? s.heads->adapters : std::span<const PackedAdapter>(),
               .medusa = medusa(),
               .capture_layers = capture_layers,
               .skipped = skipped});

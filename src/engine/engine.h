@@ -59,9 +59,6 @@ struct Candidate {
 /// feed-forward.
 using Sublayer = int;
 
-/// Heads made ready for an engine.
-struct PackedHeads;
-
 struct PhaseTime {
   const char* name;
   double seconds;
@@ -84,11 +81,8 @@ class Engine {
   const char* isa() const;
   std::size_t weight_bytes() const;  ///< packed weights that a pass of one row reads
 
-  /// Makes heads ready for this engine. An Error where they do not fit the model.
-  std::shared_ptr<PackedHeads> pack(const Heads& heads) const;
-  /// Sets the maps that pseudo rows enter by; a pass that others drafted for is not affected.
-  void set_heads(std::shared_ptr<PackedHeads> heads);
-  void set_heads(const Heads& heads) { set_heads(pack(heads)); }
+  /// Sets the maps that pseudo rows enter by. An Error where they do not fit the model.
+  void set_heads(const Heads& heads);
   int draft_steps() const;          ///< K; 0 without heads
   bool token_input() const;         ///< whether pseudo rows need their token_behind
   int draft_layer(int step) const;  ///< t_j

@@ -472,7 +472,8 @@ TrainReport train(const TrainOptions& options,
     checkpoint.base = base;
     checkpoint.options = applicable(options, model.config());
     checkpoint.layer = checkpoint.options.layer;
-    if (!options.texts.empty() && std::filesystem::exists(options.texts)) {
+    const bool written = !options.texts.empty() && std::filesystem::exists(options.texts);
+    if (written) {
       checkpoint.texts = read_checkpoint(options.texts, base).texts;
     } else {
       Phase phase(TrainPhase::kSynthesis, &checkpoint.phase_minutes[0], on_progress);
@@ -493,10 +494,10 @@ TrainReport train(const TrainOptions& options,
       std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
       return report;
     }
-    if (!options.texts.empty() && !std::filesystem::exists(options.texts)) {
+    write_checkpoint(checkpoint, saved);
+    if (!options.texts.empty() && !written) {
       write_checkpoint(checkpoint, options.texts);
     }
-    write_checkpoint(checkpoint, saved);
   }
   return train_on_texts(model, engine, std::move(checkpoint), options, on_progress, stop);
 }
