@@ -45,6 +45,8 @@ refuses 2 'prompts' bench -m "$model"
 refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t 0
 refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t -3
 refuses 1 '-t must be at most' generate "${prompt[@]}" -t 100000
+refuses 1 'no layer to choose|built without training' train -m "$model" --method medusa --layer 9 \
+  -o "$scratch/x.firp.gguf"
 refuses 1 '-t must be at least 1|built without training' train -m "$model" -t 0 -o "$scratch/x.firp.gguf"
 refuses 1 '-n must be at least 1' generate "${prompt[@]}" -n -1
 refuses 1 '-c must be at least 1' generate "${prompt[@]}" -c 0
