@@ -262,17 +262,16 @@ int run_compare(const BenchFlags& flags) {
   return 0;
 }
 
-void write_report(const BenchFlags& flags, std::span<const BenchReport> reports) {
-  std::vector<ReportFigure> figures;
-  if (!flags.figures.empty()) figures = read_figures(flags.figures);
-  write_text(html_report(reports, figures), flags.report);
+/// None where no folder is named.
+std::vector<ReportFigure> figures_of(const BenchFlags& flags) {
+  return flags.figures.empty() ? std::vector<ReportFigure>() : read_figures(flags.figures);
 }
 
 /// The page of earlier results.
 int run_report(const BenchFlags& flags) {
   std::vector<BenchReport> reports;
   for (const std::filesystem::path& path : flags.from) reports.push_back(read_bench_report(path));
-  write_report(flags, reports);
+  write_text(html_report(reports, figures_of(flags)), flags.report);
   return 0;
 }
 
@@ -288,6 +287,7 @@ int run_prompts(BenchFlags& flags) {
   for (const int tree : flags.trees) require_at_least(tree, kPlannedTree, "--tree");
   if (!flags.json.empty()) require_writable(flags.json);
   if (!flags.report.empty()) require_writable(flags.report);
+  const std::vector<ReportFigure> figures = figures_of(flags);
   if (flags.prompts.empty()) flags.prompts = default_prompts();
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
@@ -337,7 +337,7 @@ int run_prompts(BenchFlags& flags) {
   tell_of_other_load(load.cores());
   flush_output();
   if (!flags.json.empty()) write_json(bench_json(report), flags.json);
-  if (!flags.report.empty()) write_report(flags, {&report, 1});
+  if (!flags.report.empty()) write_text(html_report({&report, 1}, figures), flags.report);
   return interrupted ? kExitInterrupted : 0;
 }
 
