@@ -99,10 +99,13 @@ Row row_of(std::string key, const nlohmann::ordered_json& json) {
                       : json.is_string() ? json.get<std::string>()
                                          : json.dump();
   if (json.is_number_float()) value = fmt::format("{:.3g}", json.get<double>());
-  if (json.is_array()) {
-    std::string list;
-    for (const auto& item : json) list += (list.empty() ? "" : ", ") + row_of("", item).value;
-    value = list;
+  if (json.is_structured()) {
+    value.clear();
+    for (const auto& [name, item] : json.items()) {
+      value += value.empty() ? "" : json.is_array() ? ", " : "; ";
+      if (json.is_object()) value += name + ": ";
+      value += row_of("", item).value;
+    }
   }
   if (json.is_number()) {
     for (const Unit& unit : kUnits) {

@@ -24,7 +24,9 @@ BenchRecord record(const char* category, const char* id, const char* method, dou
 /// firp is the fastest of "<qa>", plain decoding of "chat", firp of all.
 BenchReport report() {
   return {{{"model", "m & n.gguf"}, {"read_bytes_per_second", 8e10}, {"heads", nullptr}},
-          {{"prompts", "<b>.jsonl"}, {"tree", {0, 8}}},
+          {{"prompts", "<b>.jsonl"},
+           {"tree", {0, 8}},
+           {"notes", {{"firp", "layer 18"}, {"other", "5"}}}},
           {record("<qa>", "1", "plain", 2), record("<qa>", "1", "firp", 1),
            record("<qa>", "1", "llama.cpp", 4), record("chat", "2", "plain", 2),
            record("chat", "2", "firp", 2.5), record("chat", "2", "llama.cpp", 4)}};
@@ -57,6 +59,7 @@ TEST(HtmlReport, SaysTheResultAndMarksTheBestOfEachRow) {
   EXPECT_TRUE(has(page, "<td class=\"best\"><b>50</b>")) << page;  // plain, of chat
   EXPECT_TRUE(has(page, "<dt>read</dt><dd>80.0 GB/s</dd>")) << page;
   EXPECT_TRUE(has(page, "<dt>heads</dt><dd>none</dd>")) << page;
+  EXPECT_TRUE(has(page, "<dt>notes</dt><dd>firp: layer 18; other: 5</dd>")) << page;
   EXPECT_TRUE(has(page, "<dt>tree</dt><dd>0, 8</dd>")) << page;
 }
 
