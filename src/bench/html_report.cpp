@@ -41,15 +41,16 @@ main { max-width: 76rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1rem; font-weight: 600; color: var(--soft); margin: 0 0 1.5rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
 section { margin-bottom: 3rem; }
-.lead { font-size: 1.5rem; line-height: 1.35; margin: 0 0 1.5rem; max-width: 54rem; }
+.lead { font-size: 1.5rem; line-height: 1.35; margin: 0 0 1.5rem; max-width: 62rem; }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
   padding: 1rem 1.25rem; margin: 0 0 1rem;
 }
 .wide { overflow-x: auto; padding: .25rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem 1.25rem; text-align: right; white-space: nowrap; }
+th, td { padding: .45rem .9rem; text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
+thead th { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 thead th { border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 500; vertical-align: top; }
@@ -61,7 +62,7 @@ td i { font-style: normal; font-weight: 400; color: var(--soft); font-size: .85r
 td.best { background: var(--best-back); }
 td.best b { color: var(--best); font-weight: 700; }
 td b { font-weight: inherit; }
-small .other { color: var(--bad); }
+td small.other { color: var(--bad); }
 .note { color: var(--soft); font-size: .875rem; max-width: 60rem; margin: 0 0 1.5rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1.25rem; margin: 0; font-size: .875rem; }
@@ -79,8 +80,9 @@ figcaption { color: var(--soft); font-size: .875rem; margin-top: .75rem; }
 
 constexpr const char* kNote =
     "Times the speed of plain decoding, with the standard error over prompts; green: the fastest "
-    "of its row. Below it tokens per forward pass, and the prompts whose text is exactly that of "
-    "plain decoding. llama.cpp computes with kernels of its own, so that its text may differ.";
+    "of its row. Below it tokens per forward pass, and how many prompts have exactly the text of "
+    "plain decoding (in red; no figure: all of them). llama.cpp computes with kernels of its own, "
+    "so that its text may differ.";
 
 /// "read_bytes_per_second" and 8e10 as "read" and "80.0 GB/s": keys of the JSON end in their unit.
 struct Row {
@@ -107,13 +109,13 @@ Row row_of(std::string key, const nlohmann::ordered_json& json) {
       value += row_of("", item).value;
     }
   }
-  if (json.is_number()) {
-    for (const Unit& unit : kUnits) {
-      if (!key.ends_with(unit.ending)) continue;
-      key.resize(key.size() - unit.ending.size());
+  for (const Unit& unit : kUnits) {
+    if (!key.ends_with(unit.ending)) continue;
+    key.resize(key.size() - unit.ending.size());
+    if (json.is_number()) {
       value = fmt::format("{:.1f}{}", json.get<double>() * unit.factor, unit.name);
-      break;
     }
+    break;
   }
   std::ranges::replace(key, '_', ' ');
   return {std::move(key), std::move(value)};
@@ -189,13 +191,13 @@ std::string cell(const BenchResult& result, bool best) {
   std::string html = fmt::format("<td{}>", best ? " class=\"best\"" : "");
   html += compared ? speedup_html(result)
                    : fmt::format("<b>{:.0f}</b> <i>tokens/s</i>", result.tokens_per_second());
-  html += fmt::format("<small>{:.2f} a pass", result.tokens_per_forward());
-  if (compared) {
-    html += fmt::format(" &middot; <span{}>{}/{} same</span>",
-                        result.identical_to_plain < result.prompts ? " class=\"other\"" : "",
+  html += fmt::format("<small>{:.2f} a pass</small>", result.tokens_per_forward());
+  const bool same = result.identical_to_plain == result.prompts;
+  if (compared && (!same || result.category == kAllCategories)) {
+    html += fmt::format("<small{}>{}/{} same text</small>", same ? "" : " class=\"other\"",
                         result.identical_to_plain, result.prompts);
   }
-  return html + "</small></td>\n";
+  return html + "</td>\n";
 }
 
 std::string table(std::span<const BenchResult> results) {

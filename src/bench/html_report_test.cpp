@@ -66,7 +66,7 @@ TEST(HtmlReport, SaysTheResultAndMarksTheBestOfEachRow) {
 TEST(HtmlReport, SaysWhereTextsDifferAndWhereDraftsDoNotPay) {
   BenchReport other = report();
   other.records[1].identical_to_plain = false;
-  EXPECT_TRUE(has(page_of(other), "<span class=\"other\">0/1 same</span>"));
+  EXPECT_TRUE(has(page_of(other), "<small class=\"other\">0/1 same text</small>"));
   EXPECT_TRUE(has(page_of(other), "exactly that of plain decoding for 1 of them"));
   other.records[1].seconds = 3;
   EXPECT_TRUE(has(page_of(other), "<strong>Plain decoding</strong> is the fastest here"));

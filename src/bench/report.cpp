@@ -44,8 +44,9 @@ std::string plan_table(const std::vector<BenchResult>& results, std::size_t meth
 }
 
 std::string speedup_text(const BenchResult& result) {
-  const std::string error =
-      result.speedup_error ? fmt::format(" +-{:.2f}", *result.speedup_error) : "";
+  const std::string error = result.speedup_error && result.method != kPlain
+                                ? fmt::format(" +-{:.2f}", *result.speedup_error)
+                                : "";
   return fmt::format("{:.2f}x{}", result.speedup_over_plain, error);
 }
 
