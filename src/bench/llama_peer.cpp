@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 #include <vector>
 
 #include "bench/timing.h"
@@ -65,13 +66,18 @@ LlamaPeer::~LlamaPeer() = default;
 
 std::vector<BenchMethod> LlamaPeer::methods(const Vocabulary& vocabulary,
                                             const SamplingOptions& sampling) {
-  const auto method = [&](const char* name, bool ngrams) -> BenchMethod {
-    return {name, [this, &vocabulary, sampling, ngrams](const BenchPrompt& prompt, int max_tokens,
-                                                        const std::atomic<bool>& stop) {
+  const auto method = [&](const char* name, bool ngrams, std::string note) -> BenchMethod {
+    return {name,
+            [this, &vocabulary, sampling, ngrams](const BenchPrompt& prompt, int max_tokens,
+                                                  const std::atomic<bool>& stop) {
               return run(prompt, max_tokens, stop, vocabulary, sampling, ngrams);
-            }};
+            },
+            std::move(note)};
   };
-  return {method("llama.cpp", false), method("llama.cpp+ngram", true)};
+  return {method("llama.cpp", false, ""),
+          method("llama.cpp+ngram", true,
+                 fmt::format("drafts what the text had before, up to {} tokens a pass",
+                             NgramSource::kMostTokens))};
 }
 
 void LlamaPeer::decode_batch(llama_batch batch) {

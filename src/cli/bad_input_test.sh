@@ -133,6 +133,14 @@ refuses 2 'prompts|compare' bench --compare "$scratch/good.jsonl" "$scratch/good
 refuses 1 'nothing.json' bench --compare "$scratch/nothing.json" "$scratch/nothing.json"
 refuses 1 'good.jsonl is not what' bench --compare "$scratch/good.jsonl" "$scratch/good.jsonl"
 refuses 2 'report' bench --kernels --report "$scratch/x.html"
+refuses 1 'NAME=FILE' bench -m "$model" --prompts "$scratch/good.jsonl" --rivals heads.gguf
+refuses 1 'named twice' bench -m "$model" --prompts "$scratch/good.jsonl" --rivals plain=heads.gguf
+refuses 1 'nothing.gguf' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain \
+  --rivals "paper=$scratch/nothing.gguf"
+refuses 1 'model-draft' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain,draft-model
+refuses 1 'model-draft' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain -md "$model"
+refuses 1 'nothing.gguf' bench -m "$model" --prompts "$scratch/good.jsonl" --methods draft-model \
+  -md "$scratch/nothing.gguf"
 
 refuses 2 'prompts' bench --kernels --prompts "$scratch/good.jsonl"
 refuses 2 'kernels' bench -m "$model" --prompts "$scratch/good.jsonl" --types q4_0

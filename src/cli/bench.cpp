@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 #include <memory>
-#include <set>
 
 #include "bench/compare.h"
 #include "bench/forward_bench.h"
@@ -17,6 +15,7 @@
 #include "bench/random_weights.h"
 #include "bench/report.h"
 #include "bench/synthetic_model.h"
+#include "cli/bench_methods.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
@@ -34,9 +33,7 @@ constexpr int kPeerContext = 8192;  // libllama takes the memory of its whole co
 struct BenchFlags {
   DecodeFlags decode;
   std::filesystem::path prompts;
-  std::vector<std::string> methods = {"plain", "firp"};
-  std::vector<int> trees = {kPlannedTree};
-  bool free_rows = false;
+  MethodFlags method;
   std::string peer;
   int tokens = 128;
   int limit = 0;
@@ -59,51 +56,8 @@ struct BenchFlags {
   int context = ForwardBenchOptions().context;
 };
 
-bool has(const std::vector<std::string>& names, const std::string& name) {
-  return std::ranges::count(names, name) > 0;
-}
-
-Planner planner(const BenchFlags& flags, const Decoder& decoder) {
-  PassCosts costs = decoder.planner->costs();
-  if (flags.free_rows) {
-    costs.verify_seconds = {{1, costs.verify(1, 0)}, {Planner::kMostNodes + 1, costs.verify(1, 0)}};
-    costs.position_seconds = 0;
-  }
-  return Planner(std::move(costs), /*follow=*/!flags.free_rows);
-}
-
-/// A planner of its own for each method that needs one: none should learn from the others.
-std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
-                                      std::deque<Planner>& planners) {
-  std::vector<BenchMethod> methods;
-  for (const std::string& name : flags.methods) {
-    DecodeOptions options = decoder.options;
-    if (name == kPlain) {
-      options.method = DraftMethod::kNone;
-      options.ngrams = false;
-      options.planner = nullptr;
-      methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
-      continue;
-    }
-    if (name == "ngram") options.method = DraftMethod::kNone;
-    options.ngrams = name != "firp";
-    for (const int tree : flags.trees) {
-      options.planner = nullptr;
-      options.tree_nodes = tree;
-      std::string label = flags.trees.size() == 1 ? name : fmt::format("{}-tree{}", name, tree);
-      if (tree == kPlannedTree) {
-        label = name;
-        options.tree_nodes = Planner::kMostNodes;
-        if (decoder.planner) options.planner = &planners.emplace_back(planner(flags, decoder));
-      }
-      methods.push_back(
-          engine_method(std::move(label), decoder.engine, decoder.vocabulary, options));
-    }
-  }
-  return methods;
-}
-
-nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& options) {
+nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& options,
+                                const std::vector<BenchMethod>& methods) {
   const SamplingOptions& sampling = options.sampling;
   nlohmann::ordered_json json = {
       {"prompts", flags.prompts.filename().string()},
@@ -111,7 +65,7 @@ nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& op
       {"limit_per_category", flags.limit},
       {"turns", flags.turns},
       {"repeats", flags.repeats},
-      {"tree", flags.trees},
+      {"tree", flags.method.trees},
       {"chain", options.chain},
       {"drafting", flags.decode.drafting},
       {"temperature", sampling.temperature},
@@ -123,6 +77,9 @@ nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& op
     json["seed"] = sampling.seed;
   }
   json["repeat_penalty"] = sampling.repeat_penalty;
+  for (const BenchMethod& method : methods) {
+    if (!method.note.empty()) json["notes"][method.name] = method.note;
+  }
   return json;
 }
 
@@ -280,23 +237,15 @@ int run_prompts(BenchFlags& flags) {
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
   require_at_least(flags.repeats, 1, "--repeats");
-  if (std::set(flags.methods.begin(), flags.methods.end()).size() != flags.methods.size() ||
-      std::set(flags.trees.begin(), flags.trees.end()).size() != flags.trees.size()) {
-    throw Error("a method or tree size is named twice");
-  }
-  for (const int tree : flags.trees) require_at_least(tree, kPlannedTree, "--tree");
+  flags.decode.draft = flags.method.draft();
   if (!flags.json.empty()) require_writable(flags.json);
   if (!flags.report.empty()) require_writable(flags.report);
   const std::vector<ReportFigure> figures = figures_of(flags);
   if (flags.prompts.empty()) flags.prompts = default_prompts();
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
-  const bool needs_heads = has(flags.methods, "firp") || has(flags.methods, "firp+ngram");
-  const bool needs_ngrams = has(flags.methods, "ngram") || has(flags.methods, "firp+ngram");
-  flags.decode.draft = needs_heads ? "firp" : needs_ngrams ? "ngram" : "none";
-  Decoder decoder(flags.decode, flags.trees);
-  std::deque<Planner> planners;
-  std::vector<BenchMethod> methods = make_methods(flags, decoder, planners);
+  Decoder decoder(flags.decode, flags.method.trees);
+  std::vector<BenchMethod> methods = make_methods(flags.method, decoder);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(
@@ -308,7 +257,7 @@ int run_prompts(BenchFlags& flags) {
   }
 
   BenchReport report = {.machine = bench_machine(decoder.engine, decoder.model, decoder.heads_path),
-                        .settings = settings(flags, decoder.options)};
+                        .settings = settings(flags, decoder.options, methods)};
   {
     ThreadPool pool(decoder.engine.options().threads);
     report.machine.update(
@@ -334,6 +283,9 @@ int run_prompts(BenchFlags& flags) {
   report.machine["other_load_cores"] = load.cores();
 
   fmt::print("{}", bench_table(sum_up(report.records)));
+  for (const BenchMethod& method : methods) {
+    if (!method.note.empty()) fmt::print("{}: {}\n", method.name, method.note);
+  }
   tell_of_other_load(load.cores());
   flush_output();
   if (!flags.json.empty()) write_json(bench_json(report), flags.json);
@@ -411,11 +363,6 @@ Examples:
   app->get_option("--model")->required(false);  // not for --kernels
   CLI::Option* const prompts = app->add_option("--prompts", flags->prompts,
                                                "The prompts, JSONL (default: our own small set)");
-  app->add_option("--methods", flags->methods, "Methods to run: plain, firp, ngram, firp+ngram")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(CLI::IsMember({"plain", "firp", "ngram", "firp+ngram"}))
-      ->default_str("plain,firp");
   app->add_option("--peer", flags->peer,
                   "Another program beside ours: llama.cpp, plain and with n-grams as its drafts")
       ->check(CLI::IsMember({"llama.cpp"}));
@@ -441,6 +388,7 @@ Examples:
           ->excludes(prompts)
           ->excludes(report);
   flags->decode.add_decoding_to(*app);
+  flags->method.add_to(*app);
 
   CLI::App* const speed = app->add_option_group("Speed of the parts");
   CLI::Option* const kernels =
@@ -487,18 +435,6 @@ Examples:
       ->default_str("1,2,4,8,16,32");
 
   app->callback([flags] { require_what_the_mode_needs(*flags); });
-  app->get_option_group("Drafting")
-      ->add_option(
-          "--tree", flags->trees,
-          "Sizes of the draft tree; several give several methods. 0: as many as pay (default)")
-      ->delimiter(',')
-      ->allow_extra_args(false);
-  app->get_option_group("Drafting")
-      ->add_flag("--free-rows", flags->free_rows,
-                 "Let the planner believe that a pass of many rows costs what one of a single row "
-                 "costs: what it would choose on a GPU (its seconds mean nothing here)")
-      ->excludes(kernels)
-      ->excludes(forward);
   return {app, [flags] { return run_bench_verb(*flags); }};
 }
 
