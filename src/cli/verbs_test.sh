@@ -146,6 +146,20 @@ assert "expected_tokens" not in of["firp-tree4"]
 END
 grep -q '^planner' "$scratch/table" || fail "the planner's table: $(cat "$scratch/table")"
 
+# llama.cpp with drafts from the text, on a text that repeats itself: fewer passes, the same text.
+echo '{"question": "Say this three times: The red fox ran over the green hill and was gone.", "answer": "-"}' \
+  > "$scratch/gsm8k.jsonl"
+"$firp" bench -m "$model" --prompts "$scratch/gsm8k.jsonl" --methods plain --peer llama.cpp -n 40 \
+  --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" || fail "bench: $(cat "$scratch/log")"
+python3 - "$scratch/out.json" << 'END' || fail "llama.cpp+ngram: $(cat "$scratch/table")"
+import json, sys
+plain, peer, ngram = json.load(open(sys.argv[1]))["results"][:3]
+assert ngram["method"] == "llama.cpp+ngram" and ngram["category"] == "gsm8k"
+assert ngram["tokens"] == peer["tokens"] == peer["forwards"]
+assert ngram["forwards"] < 0.8 * ngram["tokens"]
+assert ngram["identical_to_plain"] == peer["identical_to_plain"]
+END
+
 # Our own prompts, repeated; the page, and what compares.
 "$firp" bench -m "$model" --methods plain,firp --limit 1 --turns 1 -n 8 --repeats 2 \
   --json "$scratch/own.json" --report "$scratch/page.html" > "$scratch/table" 2> "$scratch/log" ||
