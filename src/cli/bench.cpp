@@ -4,17 +4,18 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 #include <memory>
-#include <set>
 
+#include "bench/compare.h"
 #include "bench/forward_bench.h"
+#include "bench/html_report.h"
 #include "bench/kernel_bench.h"
 #include "bench/llama_peer.h"
 #include "bench/load_bench.h"
 #include "bench/random_weights.h"
 #include "bench/report.h"
 #include "bench/synthetic_model.h"
+#include "cli/bench_methods.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
@@ -32,14 +33,17 @@ constexpr int kPeerContext = 8192;  // libllama takes the memory of its whole co
 struct BenchFlags {
   DecodeFlags decode;
   std::filesystem::path prompts;
-  std::vector<std::string> methods = {"plain", "firp"};
-  std::vector<int> trees = {kPlannedTree};
-  bool free_rows = false;
+  MethodFlags method;
   std::string peer;
   int tokens = 128;
   int limit = 0;
   int turns = 0;
+  int repeats = 1;
   std::filesystem::path json;
+  std::filesystem::path report;
+  std::vector<std::filesystem::path> from;
+  std::filesystem::path figures;
+  std::vector<std::filesystem::path> compare;
 
   bool kernels = false;
   std::vector<std::string> types = {"q4_0", "q4_1", "q4_K", "q6_K", "q8_0", "bf16", "f16"};
@@ -52,58 +56,16 @@ struct BenchFlags {
   int context = ForwardBenchOptions().context;
 };
 
-bool has(const std::vector<std::string>& names, const std::string& name) {
-  return std::ranges::count(names, name) > 0;
-}
-
-Planner planner(const BenchFlags& flags, const Decoder& decoder) {
-  PassCosts costs = decoder.planner->costs();
-  if (flags.free_rows) {
-    costs.verify_seconds = {{1, costs.verify(1, 0)}, {Planner::kMostNodes + 1, costs.verify(1, 0)}};
-    costs.position_seconds = 0;
-  }
-  return Planner(std::move(costs), /*follow=*/!flags.free_rows);
-}
-
-/// A planner of its own for each method that needs one: none should learn from the others.
-std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
-                                      std::deque<Planner>& planners) {
-  std::vector<BenchMethod> methods;
-  for (const std::string& name : flags.methods) {
-    DecodeOptions options = decoder.options;
-    if (name == kPlain) {
-      options.method = DraftMethod::kNone;
-      options.ngrams = false;
-      options.planner = nullptr;
-      methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
-      continue;
-    }
-    if (name == "ngram") options.method = DraftMethod::kNone;
-    options.ngrams = name != "firp";
-    for (const int tree : flags.trees) {
-      options.planner = nullptr;
-      options.tree_nodes = tree;
-      std::string label = flags.trees.size() == 1 ? name : fmt::format("{}-tree{}", name, tree);
-      if (tree == kPlannedTree) {
-        label = name;
-        options.tree_nodes = Planner::kMostNodes;
-        if (decoder.planner) options.planner = &planners.emplace_back(planner(flags, decoder));
-      }
-      methods.push_back(
-          engine_method(std::move(label), decoder.engine, decoder.vocabulary, options));
-    }
-  }
-  return methods;
-}
-
-nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& options) {
+nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& options,
+                                const std::vector<BenchMethod>& methods) {
   const SamplingOptions& sampling = options.sampling;
   nlohmann::ordered_json json = {
       {"prompts", flags.prompts.filename().string()},
       {"tokens_per_turn", flags.tokens},
       {"limit_per_category", flags.limit},
       {"turns", flags.turns},
-      {"tree", flags.trees},
+      {"repeats", flags.repeats},
+      {"tree", flags.method.trees},
       {"chain", options.chain},
       {"drafting", flags.decode.drafting},
       {"temperature", sampling.temperature},
@@ -115,6 +77,9 @@ nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& op
     json["seed"] = sampling.seed;
   }
   json["repeat_penalty"] = sampling.repeat_penalty;
+  for (const BenchMethod& method : methods) {
+    if (!method.note.empty()) json["notes"][method.name] = method.note;
+  }
   return json;
 }
 
@@ -236,38 +201,75 @@ int run_load(const BenchFlags& flags) {
   return 0;
 }
 
+/// The prompts that come with the program: they lie where its heads do.
+std::filesystem::path default_prompts() {
+  for (const std::filesystem::path& heads : heads_directories()) {
+    std::filesystem::path path = heads.parent_path() / "prompts" / "default.jsonl";
+    if (std::filesystem::exists(path)) return path;
+  }
+  throw Error(
+      "prompts/default.jsonl is neither in this folder nor by the program; name a file "
+      "with --prompts");
+}
+
+int run_compare(const BenchFlags& flags) {
+  fmt::print("{}", comparison_text(read_bench_report(flags.compare.front()),
+                                   read_bench_report(flags.compare.back())));
+  flush_output();
+  return 0;
+}
+
+/// None where no folder is named.
+std::vector<ReportFigure> figures_of(const BenchFlags& flags) {
+  return flags.figures.empty() ? std::vector<ReportFigure>() : read_figures(flags.figures);
+}
+
+/// The page of earlier results.
+int run_report(const BenchFlags& flags) {
+  std::vector<BenchReport> reports;
+  for (const std::filesystem::path& path : flags.from) reports.push_back(read_bench_report(path));
+  write_text(html_report(reports, figures_of(flags)), flags.report);
+  return 0;
+}
+
 int run_prompts(BenchFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
-  if (std::set(flags.methods.begin(), flags.methods.end()).size() != flags.methods.size() ||
-      std::set(flags.trees.begin(), flags.trees.end()).size() != flags.trees.size()) {
-    throw Error("a method or tree size is named twice");
-  }
-  for (const int tree : flags.trees) require_at_least(tree, kPlannedTree, "--tree");
+  require_at_least(flags.repeats, 1, "--repeats");
+  flags.decode.draft = flags.method.draft();
   if (!flags.json.empty()) require_writable(flags.json);
+  if (!flags.report.empty()) require_writable(flags.report);
+  const std::vector<ReportFigure> figures = figures_of(flags);
+  if (flags.prompts.empty()) flags.prompts = default_prompts();
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
-  const bool needs_heads = has(flags.methods, "firp") || has(flags.methods, "firp+ngram");
-  const bool needs_ngrams = has(flags.methods, "ngram") || has(flags.methods, "firp+ngram");
-  flags.decode.draft = needs_heads ? "firp" : needs_ngrams ? "ngram" : "none";
-  Decoder decoder(flags.decode, flags.trees);
-  std::deque<Planner> planners;
-  std::vector<BenchMethod> methods = make_methods(flags, decoder, planners);
+  Decoder decoder(flags.decode, flags.method.trees);
+  std::vector<BenchMethod> methods = make_methods(flags.method, decoder);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(
         flags.decode.model, flags.decode.thread_count(),
         flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
         flags.decode.cache_type());
-    methods.push_back(peer->method(decoder.vocabulary, decoder.options.sampling));
+    std::ranges::move(peer->methods(decoder.vocabulary, decoder.options.sampling),
+                      std::back_inserter(methods));
+  }
+
+  BenchReport report = {.machine = bench_machine(decoder.engine, decoder.model, decoder.heads_path),
+                        .settings = settings(flags, decoder.options, methods)};
+  {
+    ThreadPool pool(decoder.engine.options().threads);
+    report.machine.update(
+        machine_json(measure_peaks(pool, decoder.engine.isa()), decoder.engine.isa()));
   }
 
   catch_interrupts();
   StatusLine status;
+  const OtherLoad load;
   const auto start = std::chrono::steady_clock::now();
-  const auto results = run_bench(
-      prompts, methods, flags.tokens,
+  report.records = run_bench(
+      prompts, methods, flags.tokens, flags.repeats,
       [&](int done, int total) {
         const double seconds =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -277,15 +279,17 @@ int run_prompts(BenchFlags& flags) {
       },
       interrupted);
   status.clear();
-  if (results.empty()) throw Error("interrupted before the first prompt was done");
+  if (report.records.empty()) throw Error("interrupted before the first prompt was done");
+  report.machine["other_load_cores"] = load.cores();
 
-  fmt::print("{}", bench_table(results));
-  flush_output();
-  if (!flags.json.empty()) {
-    write_json(bench_json(bench_machine(decoder.engine, decoder.model, decoder.heads_path),
-                          settings(flags, decoder.options), results),
-               flags.json);
+  fmt::print("{}", bench_table(sum_up(report.records)));
+  for (const BenchMethod& method : methods) {
+    if (!method.note.empty()) fmt::print("{}: {}\n", method.name, method.note);
   }
+  tell_of_other_load(load.cores());
+  flush_output();
+  if (!flags.json.empty()) write_json(bench_json(report), flags.json);
+  if (!flags.report.empty()) write_text(html_report({&report, 1}, figures), flags.report);
   return interrupted ? kExitInterrupted : 0;
 }
 
@@ -294,11 +298,13 @@ void require_what_the_mode_needs(const BenchFlags& flags) {
     throw CLI::ValidationError("--synthetic", "needs --forward or --load");
   }
   if (flags.kernels || !flags.synthetic.empty()) return;
+  if (!flags.compare.empty() || !flags.from.empty()) return;
   if (flags.decode.model.empty()) throw CLI::RequiredError("--model");
-  if (!flags.forward && !flags.load && flags.prompts.empty()) throw CLI::RequiredError("--prompts");
 }
 
 int run_bench_verb(BenchFlags& flags) {
+  if (!flags.compare.empty()) return run_compare(flags);
+  if (!flags.from.empty()) return run_report(flags);
   if (flags.kernels) return run_kernels(flags);
   if (flags.load) return run_load(flags);
   return flags.forward ? run_forward(flags) : run_prompts(flags);
@@ -310,11 +316,17 @@ Verb add_bench(CLI::App& program) {
   CLI::App* app = program.add_subcommand("bench", "Measure against plain decoding");
   const auto flags = std::make_shared<BenchFlags>();
   app->footer(R"(
-With --prompts: tokens per second of whole answers. PROMPTS has a conversation a line, as Spec-Bench's question.jsonl:
+Tokens per second of whole answers. PROMPTS has a conversation a line, as Spec-Bench, GSM8K or CNN/DM:
   {"question_id": 81, "category": "writing", "turns": ["Write ...", "Now shorten it."]}
+  {"question": "Natalia sold ...", "answer": "..."}      asked as it stands, in the chat template
+  {"article": "(CNN) ...", "highlights": "..."}          asked as "Summarize: (CNN) ..."
 Every method answers every prompt, one prompt after the other. Seconds are those of decoding; those
-of the prompts are in the JSON beside them. "same text": prompts with exactly plain's tokens.
-Ctrl-C ends it with the prompts done so far.
+of the prompts are in the JSON beside them. "spread": of tokens/s over --repeats; "+-": the standard
+error over prompts. "same text": prompts with exactly plain's tokens. Ctrl-C ends it with the
+prompts done so far.
+
+With --compare: which tokens/s, tokens per pass and speed-ups of two results are beyond the noise:
+over their common prompts, further apart than chance explains in 99 of 100 cases.
 
 With --kernels: products of random weights with some rows, from memory: ours and ggml's in the
 faster of its forms, in turn, on as many threads. Milliseconds of as many products as stand behind
@@ -334,9 +346,13 @@ With --load: how long it takes until the model is ready, with its file out of th
 docs/performance.md has more.
 
 Examples:
-  firp bench model.gguf --prompts question.jsonl --limit 5
+  firp bench model.gguf
+  firp bench model.gguf --prompts question.jsonl --limit 5 --repeats 3
   firp bench -m model.gguf --prompts question.jsonl --tree 8,16,32 --json result.json
   firp bench -m model.gguf --prompts question.jsonl --methods plain --peer llama.cpp -t 4
+  firp bench model.gguf --json new.json --report new.html
+  firp bench --compare old.json new.json
+  firp bench --report all.html --from spec-bench.json gsm8k.json --figures figures
   firp bench --kernels --types q4_0,q4_K --rows 1,8 -t 2
   firp bench --kernels --types q6_K --shapes 4096x14336,128256x4096 --json kernels.json
   firp bench --kernels --types q4_0 --shapes 576x576,1536x576,576x1536,49152x576 --rows 1,8,64
@@ -345,26 +361,42 @@ Examples:
   firp bench --load model.gguf)");
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
-  CLI::Option* const prompts = app->add_option("--prompts", flags->prompts, "The prompts, JSONL");
-  app->add_option("--methods", flags->methods, "Methods to run: plain, firp, ngram, firp+ngram")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(CLI::IsMember({"plain", "firp", "ngram", "firp+ngram"}))
-      ->default_str("plain,firp");
-  app->add_option("--peer", flags->peer, "Another program's plain decoding beside ours: llama.cpp")
+  CLI::Option* const prompts = app->add_option("--prompts", flags->prompts,
+                                               "The prompts, JSONL (default: our own small set)");
+  app->add_option("--peer", flags->peer,
+                  "Another program beside ours: llama.cpp, plain and with n-grams as its drafts")
       ->check(CLI::IsMember({"llama.cpp"}));
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
       ->capture_default_str();
   app->add_option("--limit", flags->limit, "Prompts of each category at most (default: all)");
   app->add_option("--turns", flags->turns, "Turns of each prompt at most (default: all)");
+  app->add_option("--repeats", flags->repeats, "Runs of each prompt; the one of median time counts")
+      ->capture_default_str();
   app->add_option("--json", flags->json, "Write the results to this file");
+  CLI::Option* const report = app->add_option("--report", flags->report,
+                                              "Write the results to this file as a page of HTML");
+  app->add_option("--figures", flags->figures,
+                  "A folder of *.svg for the page, with their captions in *.txt of the same name")
+      ->needs(report);
+  app->add_option("--from", flags->from, "Make the page from earlier --json; nothing is run")
+      ->needs(report)
+      ->excludes(prompts);
+  CLI::Option* const compare =
+      app->add_option("--compare", flags->compare,
+                      "Say what differs between two earlier --json beyond the noise: OLD NEW")
+          ->expected(2)
+          ->excludes(prompts)
+          ->excludes(report);
   flags->decode.add_decoding_to(*app);
+  flags->method.add_to(*app);
 
   CLI::App* const speed = app->add_option_group("Speed of the parts");
   CLI::Option* const kernels =
       speed
           ->add_flag("--kernels", flags->kernels, "Time products of matrices with rows, and ggml's")
-          ->excludes(prompts);
+          ->excludes(prompts)
+          ->excludes(report)
+          ->excludes(compare);
   speed->add_option("--types", flags->types, "Weight types")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -378,9 +410,13 @@ Examples:
   CLI::Option* const forward =
       speed->add_flag("--forward", flags->forward, "Time whole passes of the model, and prefill")
           ->excludes(prompts)
+          ->excludes(report)
+          ->excludes(compare)
           ->excludes(kernels);
   speed->add_flag("--load", flags->load, "Time loading the model, and the memory that it takes")
       ->excludes(prompts)
+      ->excludes(report)
+      ->excludes(compare)
       ->excludes(kernels)
       ->excludes(forward);
   speed
@@ -399,17 +435,6 @@ Examples:
       ->default_str("1,2,4,8,16,32");
 
   app->callback([flags] { require_what_the_mode_needs(*flags); });
-  app->get_option_group("Drafting")
-      ->add_option(
-          "--tree", flags->trees,
-          "Sizes of the draft tree; several give several methods. 0: as many as pay (default)")
-      ->delimiter(',')
-      ->allow_extra_args(false);
-  app->get_option_group("Drafting")
-      ->add_flag("--free-rows", flags->free_rows,
-                 "Let the planner believe that a pass of many rows costs what one of a single row "
-                 "costs: what it would choose on a GPU (its seconds mean nothing here)")
-      ->needs(prompts);
   return {app, [flags] { return run_bench_verb(*flags); }};
 }
 

@@ -7,6 +7,9 @@
 #include <climits>
 #include <cmath>
 #include <fstream>
+#include <limits>
+#include <numeric>
+#include <optional>
 #include <thread>
 
 #include "engine/engine.h"
@@ -20,6 +23,7 @@
 #include "train/synthesis.h"
 #include "train/teacher.h"
 #include "train/training.h"
+#include "train/training_log.h"
 #include "train/upper_layers.h"
 
 namespace firp {
@@ -115,6 +119,9 @@ void check_options(const TrainOptions& options) {
 }
 
 void check_layer(const TrainOptions& options, const ModelConfig& config) {
+  if (options.method == HeadsMethod::kMedusa && options.layer != 0) {
+    throw Error("Medusa's heads read the final state: there is no layer to choose (--layer)");
+  }
   if (options.layer < 0 || options.layer > config.layers) {
     throw Error(fmt::format("the layer must be 1 to {}", config.layers));
   }
@@ -345,6 +352,22 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     double training_seconds = 0, speed_begin = 0, next_quick = 0, last_save = now_seconds();
     double loss_sum = 0;
     int loss_count = 0;
+    const auto evaluate_quickly = [&] {
+      const Distillation::State& state = distillation.state();
+      last_quick = evaluate(upper, state.maps, quick, hidden_of);
+      phase.progress().evaluation = last_quick;
+      if (options.log.empty()) return;
+      append_to_training_log(
+          options.log,
+          {.seconds =
+               phase.elapsed() + 60 * std::accumulate(std::begin(checkpoint.phase_minutes),
+                                                      std::end(checkpoint.phase_minutes), 0.0),
+           .updates = state.updates,
+           .rows = static_cast<long long>(state.updates) * rows_an_update,
+           .loss = last_loss > 0 ? last_loss : std::numeric_limits<double>::quiet_NaN(),
+           .top1 = last_quick.top1,
+           .tokens_per_forward = last_quick.best()});
+    };
     const auto done = [&] {
       return checkpoint.planned_updates > 0 &&
              distillation.state().updates >= checkpoint.planned_updates;
@@ -352,10 +375,9 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     while (!stop && !done()) {
       if (now_seconds() >= next_quick) {
         const double begin = now_seconds();
-        last_quick = evaluate(upper, distillation.state().maps, quick, hidden_of);
+        evaluate_quickly();
         const double took = now_seconds() - begin;
         next_quick = now_seconds() + std::max(15.0, took / kQuickShare);
-        phase.progress().evaluation = last_quick;
       }
       const double begin = now_seconds();
       loss_sum += distillation.update(checkpoint.planned_updates > 0 ? checkpoint.planned_updates
@@ -391,6 +413,7 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
         last_save = now_seconds();
       }
     }
+    if (!options.log.empty() && done()) evaluate_quickly();  // a curve ends where training does
     checkpoint.state = distillation.state();
     report.stopped = !done();
     report.updates = distillation.state().updates;
@@ -445,7 +468,9 @@ TrainReport train(const TrainOptions& options,
   check_options(options);
   const Model model(options.model);
   check_layer(options, model.config());
-  const Vocabulary vocabulary(options.model);
+  const bool written = !options.texts.empty() && std::filesystem::exists(options.texts);
+  std::optional<Vocabulary> vocabulary;  // to write texts with
+  if (!options.resume && !written) vocabulary.emplace(options.model);
   std::vector<std::string> prompts;
   if (!options.prompts.empty()) {
     prompts = read_prompts(options.prompts);
@@ -468,16 +493,20 @@ TrainReport train(const TrainOptions& options,
                         .max_rows = kRowsAPass});
   at::set_num_threads(engine.options().threads);
 
+  if (!options.log.empty()) {
+    const TrainOptions& planned = options.resume ? checkpoint.options : options;
+    begin_training_log(options.log, planned.draft_steps, options.resume);
+  }
+
   if (!options.resume) {
     checkpoint.base = base;
     checkpoint.options = applicable(options, model.config());
     checkpoint.layer = checkpoint.options.layer;
-    const bool written = !options.texts.empty() && std::filesystem::exists(options.texts);
     if (written) {
       checkpoint.texts = read_checkpoint(options.texts, base).texts;
     } else {
       Phase phase(TrainPhase::kSynthesis, &checkpoint.phase_minutes[0], on_progress);
-      checkpoint.texts = synthesize(engine, vocabulary,
+      checkpoint.texts = synthesize(engine, *vocabulary,
                                     {.sequences = options.sequences,
                                      .answer_tokens = options.answer_tokens,
                                      .max_answer = options.max_answer,
