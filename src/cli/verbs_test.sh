@@ -97,7 +97,8 @@ bench() {
   "$firp" bench -m "$model" --prompts "$scratch/prompts.jsonl" -n 24 --json "$scratch/out.json" \
     "$@" > "$scratch/table" 2> "$scratch/log" || fail "bench $*: $(cat "$scratch/log")"
 }
-bench --methods plain,firp --peer llama.cpp
+# A fixed tree: the planner may draft nothing on a busy machine.
+bench --methods plain,firp --tree 8 --peer llama.cpp
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench"
 import json, sys
 report = json.load(open(sys.argv[1]))
