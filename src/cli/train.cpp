@@ -155,6 +155,8 @@ Examples:
       ->capture_default_str();
   app->add_option("--texts", options.texts,
                   "Keep the training texts in this file; where it exists, train on them again");
+  app->add_option("--log", options.log,
+                  "Write a line of CSV at each quick evaluation: time, loss, held-out figures");
   app->add_option("--prompts", options.prompts,
                   "User turns to answer beside the model's own, JSONL with \"turns\"");
   app->add_option("--steps", options.draft_steps, "Tokens to look ahead: maps to train")

@@ -7,6 +7,8 @@
 #include <climits>
 #include <cmath>
 #include <fstream>
+#include <limits>
+#include <numeric>
 #include <thread>
 
 #include "engine/engine.h"
@@ -20,6 +22,7 @@
 #include "train/synthesis.h"
 #include "train/teacher.h"
 #include "train/training.h"
+#include "train/training_log.h"
 #include "train/upper_layers.h"
 
 namespace firp {
@@ -345,6 +348,22 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     double training_seconds = 0, speed_begin = 0, next_quick = 0, last_save = now_seconds();
     double loss_sum = 0;
     int loss_count = 0;
+    const auto evaluate_quickly = [&] {
+      const Distillation::State& state = distillation.state();
+      last_quick = evaluate(upper, state.maps, quick, hidden_of);
+      phase.progress().evaluation = last_quick;
+      if (options.log.empty()) return;
+      append_to_training_log(
+          options.log,
+          {.seconds =
+               phase.elapsed() + 60 * std::accumulate(std::begin(checkpoint.phase_minutes),
+                                                      std::end(checkpoint.phase_minutes), 0.0),
+           .updates = state.updates,
+           .rows = static_cast<long long>(state.updates) * rows_an_update,
+           .loss = last_loss > 0 ? last_loss : std::numeric_limits<double>::quiet_NaN(),
+           .top1 = last_quick.top1,
+           .tokens_per_forward = last_quick.best()});
+    };
     const auto done = [&] {
       return checkpoint.planned_updates > 0 &&
              distillation.state().updates >= checkpoint.planned_updates;
@@ -352,10 +371,9 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     while (!stop && !done()) {
       if (now_seconds() >= next_quick) {
         const double begin = now_seconds();
-        last_quick = evaluate(upper, distillation.state().maps, quick, hidden_of);
+        evaluate_quickly();
         const double took = now_seconds() - begin;
         next_quick = now_seconds() + std::max(15.0, took / kQuickShare);
-        phase.progress().evaluation = last_quick;
       }
       const double begin = now_seconds();
       loss_sum += distillation.update(checkpoint.planned_updates > 0 ? checkpoint.planned_updates
@@ -391,6 +409,7 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
         last_save = now_seconds();
       }
     }
+    if (!options.log.empty() && done()) evaluate_quickly();  // a curve ends where training does
     checkpoint.state = distillation.state();
     report.stopped = !done();
     report.updates = distillation.state().updates;
@@ -467,6 +486,11 @@ TrainReport train(const TrainOptions& options,
                         .context = kTextPositions,
                         .max_rows = kRowsAPass});
   at::set_num_threads(engine.options().threads);
+
+  if (!options.log.empty()) {
+    const TrainOptions& planned = options.resume ? checkpoint.options : options;
+    begin_training_log(options.log, planned.draft_steps, options.resume);
+  }
 
   if (!options.resume) {
     checkpoint.base = base;

@@ -31,6 +31,9 @@ struct TrainOptions {
 
   /// Where the texts are kept: read if the file is there, else written. Empty: not kept.
   std::filesystem::path texts;
+  /// CSV that gets a line at each quick evaluation (train/training_log.h); with `resume`, behind
+  /// those that are there. Empty: none.
+  std::filesystem::path log;
 
   /// Length of the distillation: `updates` optimiser steps, or where that is 0 as many as fit into
   /// `minutes` by the speed measured in its first updates. Only the first kind gives the same

@@ -8,6 +8,7 @@
 
 #include "model/test_files.h"
 #include "model/tiny_model.h"
+#include "train/training_log.h"
 
 namespace firp {
 namespace {
@@ -53,8 +54,10 @@ class TrainingTest : public ::testing::Test {
   TrainReport run(const Checkpoint& checkpoint, int stop_after = 1 << 30, int threads = 1) {
     Engine engine(model_, {.threads = threads, .context = 256, .max_rows = 64});
     std::atomic<bool> stop{false};
+    TrainOptions now = options(0);
+    now.log = log_;
     return train_on_texts(
-        model_, engine, checkpoint, options(0),
+        model_, engine, checkpoint, now,
         [&](const TrainProgress& progress) {
           if (progress.phase != TrainPhase::kDistillation || progress.done == 0) return;
           if (progress.done >= stop_after) stop = true;
@@ -83,6 +86,7 @@ class TrainingTest : public ::testing::Test {
 
   TemporaryDirectory directory_;
   Model model_;
+  std::filesystem::path log_;  ///< of run(); empty: none
 };
 
 TEST_F(TrainingTest, TheSameSeedGivesTheSameMaps) {
@@ -115,6 +119,67 @@ TEST_F(TrainingTest, AStoppedRunThatIsResumedGivesTheMapsOfAnUnbrokenOne) {
   const TrainReport report = run(resumed);
   EXPECT_EQ(report.updates, 10);
   expect_same_maps(heads(), unbroken);
+}
+
+TEST_F(TrainingTest, TheLogHoldsTheBeginningAndTheEndAndIsContinued) {
+  log_ = directory_ / "log.csv";
+  begin_training_log(log_, /*steps=*/2, /*resume=*/false);
+  Checkpoint checkpoint = begin(30);
+  checkpoint.phase_minutes[0] = 5;  // of an earlier phase
+  run(checkpoint, 1);
+  begin_training_log(log_, 2, /*resume=*/true);
+  run(read_checkpoint(checkpoint_file(), model_.identity()));
+
+  const std::vector<TrainingLogLine> lines = read_training_log(log_);
+  ASSERT_EQ(lines.size(), 3u);  // the beginning, the resumed one's beginning, the end
+  const int stopped_at = lines[1].updates;
+  EXPECT_GT(stopped_at, 0);
+  const int updates[] = {0, stopped_at, 30};
+  for (int i = 0; i < 3; ++i) {
+    const TrainingLogLine& line = lines[i];
+    EXPECT_EQ(line.updates, updates[i]);
+    EXPECT_EQ(line.rows, updates[i] * kSequencesAnUpdate * kAnchorsASequence * 2);
+    EXPECT_GE(line.seconds, i == 0 ? 300 : lines[i - 1].seconds);
+    EXPECT_EQ(line.top1.size(), 2u);
+    EXPECT_GE(line.tokens_per_forward.chain, 1);
+    EXPECT_GE(line.tokens_per_forward.tree32, line.tokens_per_forward.tree8);
+  }
+  EXPECT_TRUE(std::isnan(lines[0].loss));
+  EXPECT_GT(lines[2].loss, 0);
+}
+
+TEST_F(TrainingTest, ALogIsReadAsItWasWrittenAndOtherFilesAreRefused) {
+  const std::filesystem::path path = directory_ / "log.csv";
+  begin_training_log(path, 2, /*resume=*/true);
+  const TrainingLogLine line = {
+      .seconds = 61.5,
+      .updates = 7,
+      .rows = 5'000'000'000,
+      .loss = 1.25,
+      .top1 = {0.5f, 0.25f},
+      .tokens_per_forward = {.chain = 1.5f, .tree8 = 2, .tree16 = 2.25f, .tree32 = 2.5f}};
+  EXPECT_NE(error_of([&] { read_training_log(path); }).find("no measurement"), std::string::npos);
+  append_to_training_log(path, line);
+  const std::vector<TrainingLogLine> read = read_training_log(path);
+  ASSERT_EQ(read.size(), 1u);
+  EXPECT_EQ(read[0].seconds, 61.5);
+  EXPECT_EQ(read[0].updates, 7);
+  EXPECT_EQ(read[0].rows, 5'000'000'000);
+  EXPECT_EQ(read[0].loss, 1.25);
+  EXPECT_EQ(read[0].top1, line.top1);
+  EXPECT_EQ(read[0].tokens_per_forward.chain, 1.5f);
+  EXPECT_EQ(read[0].tokens_per_forward.tree32, 2.5f);
+
+  write_bytes(path, read_bytes(path) + "1,2,x,4,5,6,7,8,9,10\n");
+  EXPECT_NE(error_of([&] { read_training_log(path); }).find("line 3"), std::string::npos);
+  write_bytes(path, "a,b\n1,2\n");
+  EXPECT_NE(error_of([&] { read_training_log(path); }).find("no log"), std::string::npos);
+  begin_training_log(path, 2, /*resume=*/false);  // a new training's
+  EXPECT_NE(error_of([&] { read_training_log(path); }).find("no measurement"), std::string::npos);
+  EXPECT_NE(error_of([&] {
+              begin_training_log(directory_ / "no" / "log.csv", 2, false);
+            }).find("cannot write the log"),
+            std::string::npos);
 }
 
 TEST_F(TrainingTest, MedusaHeadsStandBehindTheLastLayerAndResume) {
