@@ -37,22 +37,15 @@ struct StudyFlags {
   bool wants(const std::string& study) const { return name == study || name == "all"; }
 };
 
-/// Linear maps to after each of `layers`; none where this program is without LibTorch.
-std::vector<Heads> linear_maps([[maybe_unused]] Engine& engine, [[maybe_unused]] const Model& model,
-                               [[maybe_unused]] std::span<const Text> texts,
-                               [[maybe_unused]] std::span<const int> layers,
-                               [[maybe_unused]] int steps) {
-#ifdef FIRP_HAS_TRAIN
-  return ridge_heads(engine, model, texts, layers, steps);
-#else
-  return {};
-#endif
-}
-
 #ifdef FIRP_HAS_TRAIN
 constexpr bool kHasTrain = true;
 #else
 constexpr bool kHasTrain = false;
+/// Stands for that of train/, which is in firp-train alone.
+std::vector<Heads> ridge_heads(Engine&, const Model&, std::span<const Text>, std::span<const int>,
+                               int) {
+  return {};
+}
 #endif
 
 void tell(const std::filesystem::path& folder, const std::string& name, const Finding& finding) {
@@ -110,7 +103,7 @@ int run_on_model(const StudyFlags& flags) {
     const int layers = model.config().layers;
     const int steps = heads.empty() ? 4 : heads.front().heads.count();
     status.show("Ridge regression");
-    maps = linear_maps(engine, model, texts.fitted,
+    maps = ridge_heads(engine, model, texts.fitted,
                        flags.wants("layer") ? scanned_layers(layers) : std::vector<int>{layers},
                        steps);
     status.clear();
@@ -135,7 +128,7 @@ int run_on_model(const StudyFlags& flags) {
   return interrupted ? kExitInterrupted : 0;
 }
 
-int run_study(StudyFlags& flags, [[maybe_unused]] char** arguments) {
+int run_study(StudyFlags& flags, char** arguments) {
   if (flags.name == "curve") {
     flags.logs.insert(flags.logs.begin(), flags.files.begin(), flags.files.end());
     if (flags.logs.empty()) throw Error("which training? firp study curve LOG.csv ...");
@@ -147,14 +140,13 @@ int run_study(StudyFlags& flags, [[maybe_unused]] char** arguments) {
   require_at_least(flags.fitted_tokens, 1, "--fitted-tokens");
   for (const int rows : flags.rows) require_at_least(rows, 1, "--rows");
   for (const int nodes : flags.trees) require_at_least(nodes, 0, "--tree");
-#ifndef FIRP_HAS_TRAIN
-  if (flags.wants("layer") || flags.wants("agreement")) {
+  if (!kHasTrain && (flags.wants("layer") || flags.wants("agreement"))) {
     execv((program_directory() / "firp-train").c_str(), arguments);
     if (flags.name == "layer") {
       throw Error("this firp was built without training: it needs LibTorch (Debian: libtorch-dev)");
     }
+    fmt::print(stderr, "firp: built without training, so there is no ridge regression\n");
   }
-#endif
   require_gnuplot();
   std::error_code error;
   std::filesystem::create_directories(flags.output, error);
