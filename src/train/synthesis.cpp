@@ -1,6 +1,5 @@
 #include "train/synthesis.h"
 
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,9 +7,11 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 #include <unordered_set>
 #include <utility>
 
+#include "engine/thread_pool.h"
 #include "model/error.h"
 #include "train/instructions.h"
 
@@ -167,15 +168,21 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
     if (!ready.empty()) {
       const std::span<const float> logits = engine.logits(last_rows);
       std::vector<Token> chosen(ready.size());
-      at::parallel_for(
-          0, static_cast<std::int64_t>(ready.size()), 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-              const GenerationJob& job = jobs[ready[i]->job];
-              chosen[i] =
-                  sample_token(logits.subspan(i * vocabulary, vocabulary), ready[i]->tokens,
-                               job.stream, static_cast<int>(ready[i]->tokens.size()), job.sampling);
-            }
-          });
+      const auto choose = [&](int thread) {
+        const auto [begin, end] =
+            share(static_cast<int>(ready.size()), thread, engine.options().threads);
+        for (int i = begin; i < end; ++i) {
+          const GenerationJob& job = jobs[ready[i]->job];
+          chosen[i] =
+              sample_token(logits.subspan(i * vocabulary, vocabulary), ready[i]->tokens, job.stream,
+                           static_cast<int>(ready[i]->tokens.size()), job.sampling);
+        }
+      };
+      {
+        std::vector<std::jthread> others;
+        for (int i = 1; i < engine.options().threads; ++i) others.emplace_back(choose, i);
+        choose(0);
+      }
       for (std::size_t i = 0; i < ready.size(); ++i) {
         Slot& slot = *ready[i];
         const GenerationJob& job = jobs[slot.job];
