@@ -51,6 +51,7 @@ struct BenchMethod {
   std::string name;
   std::function<BenchRun(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop)>
       run;
+  std::string note = "";  ///< what a reader should know of its settings
 };
 inline constexpr const char* kPlain = "plain";
 inline constexpr const char* kAllCategories = "all";

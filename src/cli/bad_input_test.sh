@@ -119,6 +119,14 @@ printf '{"question_id": 7, "category": "qa", "turns": ["%0200d"]}' 0 > "$scratch
 refuses 1 'question 7: .*context of 64 ' bench -m "$model" --prompts "$scratch/long.jsonl" \
   --methods plain -c 64
 
+refuses 1 'NAME=FILE' bench -m "$model" --prompts "$scratch/good.jsonl" --rivals heads.gguf
+refuses 1 'named twice' bench -m "$model" --prompts "$scratch/good.jsonl" --rivals plain=heads.gguf
+refuses 1 'nothing.gguf' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain \
+  --rivals "paper=$scratch/nothing.gguf"
+refuses 1 'model-draft' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain,draft-model
+refuses 1 'model-draft' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain -md "$model"
+refuses 1 'nothing.gguf' bench -m "$model" --prompts "$scratch/good.jsonl" --methods draft-model \
+  -md "$scratch/nothing.gguf"
 refuses 2 'prompts' bench --kernels --prompts "$scratch/good.jsonl"
 refuses 2 'kernels' bench -m "$model" --prompts "$scratch/good.jsonl" --types q4_0
 refuses 1 "no weight type 'q9' .*q4_0, " bench --kernels --types q4_0,q9

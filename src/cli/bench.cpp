@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 #include <memory>
-#include <set>
 
 #include "bench/forward_bench.h"
 #include "bench/kernel_bench.h"
@@ -15,6 +13,7 @@
 #include "bench/random_weights.h"
 #include "bench/report.h"
 #include "bench/synthetic_model.h"
+#include "cli/bench_methods.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
@@ -32,9 +31,7 @@ constexpr int kPeerContext = 8192;  // libllama takes the memory of its whole co
 struct BenchFlags {
   DecodeFlags decode;
   std::filesystem::path prompts;
-  std::vector<std::string> methods = {"plain", "firp"};
-  std::vector<int> trees = {kPlannedTree};
-  bool free_rows = false;
+  MethodFlags method;
   std::string peer;
   int tokens = 128;
   int limit = 0;
@@ -52,58 +49,15 @@ struct BenchFlags {
   int context = ForwardBenchOptions().context;
 };
 
-bool has(const std::vector<std::string>& names, const std::string& name) {
-  return std::ranges::count(names, name) > 0;
-}
-
-Planner planner(const BenchFlags& flags, const Decoder& decoder) {
-  PassCosts costs = decoder.planner->costs();
-  if (flags.free_rows) {
-    costs.verify_seconds = {{1, costs.verify(1, 0)}, {Planner::kMostNodes + 1, costs.verify(1, 0)}};
-    costs.position_seconds = 0;
-  }
-  return Planner(std::move(costs), /*follow=*/!flags.free_rows);
-}
-
-/// A planner of its own for each method that needs one: none should learn from the others.
-std::vector<BenchMethod> make_methods(const BenchFlags& flags, Decoder& decoder,
-                                      std::deque<Planner>& planners) {
-  std::vector<BenchMethod> methods;
-  for (const std::string& name : flags.methods) {
-    DecodeOptions options = decoder.options;
-    if (name == kPlain) {
-      options.method = DraftMethod::kNone;
-      options.ngrams = false;
-      options.planner = nullptr;
-      methods.push_back(engine_method(name, decoder.engine, decoder.vocabulary, options));
-      continue;
-    }
-    if (name == "ngram") options.method = DraftMethod::kNone;
-    options.ngrams = name != "firp";
-    for (const int tree : flags.trees) {
-      options.planner = nullptr;
-      options.tree_nodes = tree;
-      std::string label = flags.trees.size() == 1 ? name : fmt::format("{}-tree{}", name, tree);
-      if (tree == kPlannedTree) {
-        label = name;
-        options.tree_nodes = Planner::kMostNodes;
-        if (decoder.planner) options.planner = &planners.emplace_back(planner(flags, decoder));
-      }
-      methods.push_back(
-          engine_method(std::move(label), decoder.engine, decoder.vocabulary, options));
-    }
-  }
-  return methods;
-}
-
-nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& options) {
+nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& options,
+                                const std::vector<BenchMethod>& methods) {
   const SamplingOptions& sampling = options.sampling;
   nlohmann::ordered_json json = {
       {"prompts", flags.prompts.filename().string()},
       {"tokens_per_turn", flags.tokens},
       {"limit_per_category", flags.limit},
       {"turns", flags.turns},
-      {"tree", flags.trees},
+      {"tree", flags.method.trees},
       {"chain", options.chain},
       {"drafting", flags.decode.drafting},
       {"temperature", sampling.temperature},
@@ -115,6 +69,9 @@ nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& op
     json["seed"] = sampling.seed;
   }
   json["repeat_penalty"] = sampling.repeat_penalty;
+  for (const BenchMethod& method : methods) {
+    if (!method.note.empty()) json["notes"][method.name] = method.note;
+  }
   return json;
 }
 
@@ -240,20 +197,12 @@ int run_prompts(BenchFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
-  if (std::set(flags.methods.begin(), flags.methods.end()).size() != flags.methods.size() ||
-      std::set(flags.trees.begin(), flags.trees.end()).size() != flags.trees.size()) {
-    throw Error("a method or tree size is named twice");
-  }
-  for (const int tree : flags.trees) require_at_least(tree, kPlannedTree, "--tree");
+  flags.decode.draft = flags.method.draft();
   if (!flags.json.empty()) require_writable(flags.json);
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
-  const bool needs_heads = has(flags.methods, "firp") || has(flags.methods, "firp+ngram");
-  const bool needs_ngrams = has(flags.methods, "ngram") || has(flags.methods, "firp+ngram");
-  flags.decode.draft = needs_heads ? "firp" : needs_ngrams ? "ngram" : "none";
-  Decoder decoder(flags.decode, flags.trees);
-  std::deque<Planner> planners;
-  std::vector<BenchMethod> methods = make_methods(flags, decoder, planners);
+  Decoder decoder(flags.decode, flags.method.trees);
+  std::vector<BenchMethod> methods = make_methods(flags.method, decoder);
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(
@@ -280,10 +229,13 @@ int run_prompts(BenchFlags& flags) {
   if (results.empty()) throw Error("interrupted before the first prompt was done");
 
   fmt::print("{}", bench_table(results));
+  for (const BenchMethod& method : methods) {
+    if (!method.note.empty()) fmt::print("{}: {}\n", method.name, method.note);
+  }
   flush_output();
   if (!flags.json.empty()) {
     write_json(bench_json(bench_machine(decoder.engine, decoder.model, decoder.heads_path),
-                          settings(flags, decoder.options), results),
+                          settings(flags, decoder.options, methods), results),
                flags.json);
   }
   return interrupted ? kExitInterrupted : 0;
@@ -346,11 +298,6 @@ Examples:
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
   CLI::Option* const prompts = app->add_option("--prompts", flags->prompts, "The prompts, JSONL");
-  app->add_option("--methods", flags->methods, "Methods to run: plain, firp, ngram, firp+ngram")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(CLI::IsMember({"plain", "firp", "ngram", "firp+ngram"}))
-      ->default_str("plain,firp");
   app->add_option("--peer", flags->peer, "Another program's plain decoding beside ours: llama.cpp")
       ->check(CLI::IsMember({"llama.cpp"}));
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
@@ -359,6 +306,7 @@ Examples:
   app->add_option("--turns", flags->turns, "Turns of each prompt at most (default: all)");
   app->add_option("--json", flags->json, "Write the results to this file");
   flags->decode.add_decoding_to(*app);
+  flags->method.add_to(*app);
 
   CLI::App* const speed = app->add_option_group("Speed of the parts");
   CLI::Option* const kernels =
@@ -399,17 +347,6 @@ Examples:
       ->default_str("1,2,4,8,16,32");
 
   app->callback([flags] { require_what_the_mode_needs(*flags); });
-  app->get_option_group("Drafting")
-      ->add_option(
-          "--tree", flags->trees,
-          "Sizes of the draft tree; several give several methods. 0: as many as pay (default)")
-      ->delimiter(',')
-      ->allow_extra_args(false);
-  app->get_option_group("Drafting")
-      ->add_flag("--free-rows", flags->free_rows,
-                 "Let the planner believe that a pass of many rows costs what one of a single row "
-                 "costs: what it would choose on a GPU (its seconds mean nothing here)")
-      ->needs(prompts);
   return {app, [flags] { return run_bench_verb(*flags); }};
 }
 

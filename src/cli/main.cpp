@@ -73,9 +73,11 @@ int main(int argc, char** argv) {
   open_standard_streams();
   // llama.cpp's names, which are no options to CLI11: one dash before several letters.
   static char cache_type_k[] = "--cache-type-k", cache_type_v[] = "--cache-type-v";
+  static char model_draft[] = "--model-draft";
   for (int i = 1; i < argc; ++i) {
     if (argv[i] == std::string_view("-ctk")) argv[i] = cache_type_k;
     if (argv[i] == std::string_view("-ctv")) argv[i] = cache_type_v;
+    if (argv[i] == std::string_view("-md")) argv[i] = model_draft;
   }
   signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
   signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message

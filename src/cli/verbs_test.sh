@@ -144,6 +144,22 @@ assert "expected_tokens" not in of["firp-tree4"]
 END
 grep -q '^planner' "$scratch/table" || fail "the planner's table: $(cat "$scratch/table")"
 
+# Rivals: the same text from each. The model as its own draft model, and its heads as another's.
+heads=$(ls "$(dirname "$0")"/../../heads/*.gguf)
+bench --methods plain,firp,lookahead,early-exit,self-speculative,draft-model -md "$model" \
+  --rivals "same=$heads" --limit 1 --turns 1
+python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench with rivals: $(cat "$scratch/table")"
+import json, sys
+report = json.load(open(sys.argv[1]))
+of = {r["method"]: r for r in report["results"] if r["category"] == "all"}
+assert set(of) == {"plain", "firp", "lookahead", "early-exit", "self-speculative", "draft-model", "same"}
+for name, r in of.items():
+    assert r["identical_to_plain"] == r["prompts"] == 2, r
+    assert r["forwards"] <= r["tokens"], r
+assert set(report["settings"]["notes"]) == {"early-exit", "self-speculative", "same"}
+END
+grep -q 'leaves out' "$scratch/table" || fail "the table does not tell what was left out"
+
 # bench of the parts.
 "$firp" bench --forward "$model" --context 20 --rows 1,3 --peer llama.cpp \
   --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" ||

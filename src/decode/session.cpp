@@ -6,7 +6,8 @@
 #include <chrono>
 #include <cmath>
 
-#include "draft/draft_tree.h"
+#include "draft/draft_model.h"
+#include "draft/lookahead.h"
 #include "draft/ngram.h"
 #include "model/error.h"
 
@@ -23,11 +24,35 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// Nothing where nothing but n-grams drafts.
+std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& options) {
+  switch (options.method) {
+    case DraftMethod::kNone:
+      return nullptr;
+    case DraftMethod::kFirp:
+      return std::make_unique<FirpSource>(engine, options.drafting);
+    case DraftMethod::kLookahead:
+      return std::make_unique<LookaheadSource>(engine);
+    case DraftMethod::kPartialModel:
+      return std::make_unique<PartialModelSource>(engine, options.partial_model);
+    case DraftMethod::kDraftModel:
+      return std::make_unique<DraftModelSource>(engine, *options.draft_model);
+  }
+  return nullptr;
+}
+
+/// Whether the pass that verifies also drafts, so that there is nothing left to decide.
+bool drafts_in_pass(const DecodeOptions& options) {
+  return options.method == DraftMethod::kLookahead ||
+         (options.method == DraftMethod::kFirp && options.drafting == Drafting::kInPass);
+}
+
 }  // namespace
 
 struct Session::State {
   Engine& engine;
   const DecodeOptions options;
+  const std::unique_ptr<DraftSource> source;
   const int sequence;
   /// All tokens of the sequence; the first engine.length() of them are in its context.
   std::vector<Token> tokens;
@@ -38,30 +63,28 @@ struct Session::State {
 
   int unseen() const { return static_cast<int>(tokens.size()) - engine.length(sequence); }
   void prefill();
-  void add_pseudo_rows(std::vector<Row>& rows, int node) const;
-  void draft_deferred(int node);
-  void build_tree(std::span<const int> pseudo_rows);
   int most_nodes() const { return options.planner ? Planner::kMostNodes : options.tree_nodes; }
 };
 
 Session::Session(Engine& engine, const DecodeOptions& options)
-    : state_(new State{engine, options, engine.add_sequence(), {}, {}, {}, {}, {}}) {
-  const bool firp = options.method == DraftMethod::kFirp;
-  const int branches = options.drafting == Drafting::kInPass ? 1 + engine.draft_steps() : 1;
+    : state_(new State{engine,
+                       options,
+                       make_source(engine, options),
+                       engine.add_sequence(),
+                       {},
+                       {},
+                       {},
+                       {},
+                       {}}) {
+  const bool drafts = state_->source || options.ngrams;
+  const int nodes = state_->most_nodes();
+  const int rows = state_->source ? state_->source->rows_a_pass(nodes) : 1 + nodes;
   std::string problem;
-  if (firp && engine.draft_steps() == 0) {
-    problem = "drafting with FIRP needs heads for this model; make them with `firp train`";
-  } else if (firp && options.drafting == Drafting::kInPass && engine.token_input()) {
-    problem =
-        "these heads read the token behind a row, which the same pass does not know yet: "
-        "they draft deferred only (make others with `firp train --no-token-input`)";
-  } else if ((firp || options.ngrams) && options.tree_nodes < 1) {
+  if (drafts && options.tree_nodes < 1) {
     problem = "a draft tree needs at least 1 node";
-  } else if ((firp || options.ngrams) &&
-             (1 + state_->most_nodes()) * branches > engine.options().max_rows) {
-    problem = fmt::format("a draft tree of {} nodes needs {} rows a pass; at most {} fit",
-                          state_->most_nodes(), (1 + state_->most_nodes()) * branches,
-                          engine.options().max_rows);
+  } else if (drafts && rows > engine.options().max_rows) {
+    problem = fmt::format("a draft tree of {} nodes needs {} rows a pass; at most {} fit", nodes,
+                          rows, engine.options().max_rows);
   }
   if (!problem.empty()) {
     engine.remove_sequence(state_->sequence);
@@ -119,48 +142,6 @@ void Session::State::prefill() {
   stats.prefill_seconds += watch.seconds();
 }
 
-/// The chain p_{i,1..K} of the row `node` (kContext: of the context's last token), as far as the
-/// context has room.
-void Session::State::add_pseudo_rows(std::vector<Row>& rows, int node) const {
-  int position = node == kContext ? engine.length(sequence) : rows[node].position + 1;
-  int parent = node;
-  for (int step = 1; step <= engine.draft_steps() && position < engine.options().context; ++step) {
-    rows.push_back({.sequence = sequence, .position = position++, .parent = parent, .step = step});
-    parent = static_cast<int>(rows.size()) - 1;
-  }
-}
-
-/// The tree behind the last token, from pseudo rows of the last pass.
-void Session::State::build_tree(std::span<const int> pseudo_rows) {
-  tree.clear();
-  if (pseudo_rows.empty()) return;
-  engine.propose(pseudo_rows);
-  const Continuations behind = [this](int step, std::span<const Token> previous) {
-    return engine.drafts_behind(step, previous);
-  };
-  // A node stands behind the last token, and the context must hold it.
-  const int room = engine.options().context - static_cast<int>(tokens.size());
-  const int steps = std::min(static_cast<int>(pseudo_rows.size()), room);
-  tree = options.chain ? build_draft_chain(steps, tokens.back(), behind)
-                       : build_draft_tree(steps, most_nodes(), tokens.back(), behind);
-}
-
-/// Runs the pseudo rows of `node`, a committed row of the last pass, in a pass of their own.
-void Session::State::draft_deferred(int node) {
-  std::vector<Row> rows;
-  add_pseudo_rows(rows, kContext);
-  std::vector<std::vector<float>> sources;
-  std::vector<int> pseudo_rows;
-  for (Row& row : rows) {
-    const std::span<const float> h = engine.draft_source(node, row.step);
-    row.source = sources.emplace_back(h.begin(), h.end());
-    row.token_behind = tokens.back();
-    pseudo_rows.push_back(row.step - 1);
-  }
-  if (!rows.empty()) engine.forward(rows);
-  build_tree(pseudo_rows);
-}
-
 std::span<const DecodedToken> Session::step() {
   State& s = *state_;
   if (s.tokens.empty()) throw Error("there is nothing to continue: the prompt is empty");
@@ -168,9 +149,6 @@ std::span<const DecodedToken> Session::step() {
   s.prefill();
   const Stopwatch watch;
   const int root_position = s.engine.length(s.sequence);
-  const bool firp = s.options.method == DraftMethod::kFirp;
-  const bool in_pass = firp && s.options.drafting == Drafting::kInPass;
-  const bool deferred = firp && s.options.drafting == Drafting::kDeferred;
 
   // Row 0 is the root, rows 1 .. N the nodes of the tree.
   DraftTree tree = std::move(s.tree);
@@ -190,13 +168,8 @@ std::span<const DecodedToken> Session::step() {
                     .token = node.token});
   }
   const int token_rows = static_cast<int>(rows.size());
-  std::vector<int> first_pseudo_row(token_rows + 1);
-  for (int row = 0; row < token_rows; ++row) {
-    first_pseudo_row[row] = static_cast<int>(rows.size());
-    if (in_pass) s.add_pseudo_rows(rows, row);
-  }
-  first_pseudo_row[token_rows] = static_cast<int>(rows.size());
-  s.engine.forward(rows, deferred ? s.engine.draft_layers() : std::vector<int>{});
+  if (s.source) s.source->add_rows(rows, s.tokens);
+  s.engine.forward(rows, s.source ? s.source->captured_layers() : std::vector<int>());
 
   // Walk from the root along the model's own choices, as far as the tree foresaw them.
   std::vector<int> all(token_rows);
@@ -228,7 +201,6 @@ std::span<const DecodedToken> Session::step() {
   }
 
   s.engine.commit(s.sequence, path);
-  const int node = path.back();
   if (planner != nullptr) {
     s.stats.expected_tokens += planner->expected_tokens(tree);
     s.stats.expected_seconds += planner->verify_seconds(token_rows, root_position);
@@ -247,16 +219,14 @@ std::span<const DecodedToken> Session::step() {
     const int room = s.engine.options().context - static_cast<int>(s.tokens.size());
     match = s.ngrams.draft(s.tokens, std::min(room, s.most_nodes()));
   }
-  if (in_pass) {
-    std::vector<int> pseudo_rows;
-    for (int row = first_pseudo_row[node]; row < first_pseudo_row[node + 1]; ++row) {
-      pseudo_rows.push_back(row);
-    }
-    s.build_tree(pseudo_rows);
-  } else if (deferred && (planner == nullptr || planner->drafts(match, root_position))) {
+  if (s.source && (planner == nullptr || planner->drafts(match, root_position))) {
     if (planner != nullptr) s.stats.expected_seconds += planner->draft_seconds();
-    s.draft_deferred(node);
-    s.stats.drafting_passes += 1;
+    s.tree = s.source->draft({.sequence = s.sequence,
+                              .tokens = s.tokens,
+                              .row = path.back(),
+                              .most_nodes = s.most_nodes(),
+                              .chain = s.options.chain});
+    if (!drafts_in_pass(s.options)) s.stats.drafting_passes += 1;
     if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
   }
   if (!match.empty()) {

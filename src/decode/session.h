@@ -5,26 +5,28 @@
 #include <vector>
 
 #include "decode/sampler.h"
+#include "draft/firp.h"
+#include "draft/partial_model.h"
 #include "draft/planner.h"
 #include "engine/engine.h"
 
 namespace firp {
 
-enum class DraftMethod { kNone, kFirp };
-
-/// kInPass: the pass that verifies a tree also runs the pseudo rows of every node. kDeferred: a
-/// second, short pass runs the pseudo rows of the node where the accepted path ended. Same drafts.
-enum class Drafting { kInPass, kDeferred };
+/// Where drafts come from (draft/source.h); all but kFirp are rivals to compare with.
+enum class DraftMethod { kNone, kFirp, kLookahead, kPartialModel, kDraftModel };
 
 struct DecodeOptions {
   SamplingOptions sampling;
   DraftMethod method = DraftMethod::kFirp;  ///< kFirp needs an engine with heads
+  PartialModel partial_model;               ///< of kPartialModel
+  Engine* draft_model = nullptr;            ///< of kDraftModel; outlives the session
   bool ngrams = false;  ///< drafts from the text itself join those of the method
   Drafting drafting = Drafting::kDeferred;
   int tree_nodes = 16;  ///< drafted tokens that a pass verifies
   bool chain = false;   ///< one branch: the most probable token of each step
   /// Where set, it decides how much of a tree of Planner::kMostNodes is verified, and whether
-  /// anything is drafted; tree_nodes is not used. Deferred drafting only. Outlives the session.
+  /// anything is drafted; tree_nodes is not used. Only for methods that draft in passes of their
+  /// own. Outlives the session.
   Planner* planner = nullptr;
 };
 
@@ -37,7 +39,7 @@ struct DecodeStats {
   long long tokens = 0;
   long long forwards = 0;         ///< passes that verify and decode (the prompt's are not counted)
   long long drafted = 0;          ///< tree nodes verified
-  long long drafting_passes = 0;  ///< short passes of pseudo rows alone
+  long long drafting_passes = 0;  ///< passes that were drafted for by passes of their own
   // What the planner expected of the forwards, where there is one; to be held against tokens and
   // decode_seconds.
   double expected_tokens = 0;

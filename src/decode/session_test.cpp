@@ -156,6 +156,62 @@ TEST_F(Sessions, MedusaHeadsDraftInBothWays) {
   EXPECT_EQ(deferred.stats.forwards, in_pass.stats.forwards);
 }
 
+TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
+  const Model other(directory_ / "tiny.gguf");
+  Engine drafter(other, {.threads = 1, .context = 130, .max_rows = 7});
+  const PartialModel part = {.skipped = {2, 3}, .steps = 3};
+  for (const SamplingOptions& sampling : samplings()) {
+    const Text plain = run({.sampling = sampling, .method = DraftMethod::kNone});
+    for (const DraftMethod method :
+         {DraftMethod::kLookahead, DraftMethod::kPartialModel, DraftMethod::kDraftModel}) {
+      for (const bool chain : {false, true}) {
+        for (const bool ngrams : {false, true}) {
+          const Text drafted = run({.sampling = sampling,
+                                    .method = method,
+                                    .partial_model = part,
+                                    .draft_model = &drafter,
+                                    .ngrams = ngrams,
+                                    .tree_nodes = 20,
+                                    .chain = chain});
+          EXPECT_EQ(drafted.tokens, plain.tokens) << static_cast<int>(method);
+          EXPECT_LT(drafted.stats.forwards, 100) << static_cast<int>(method);
+        }
+      }
+    }
+    Planner planner(PassCosts{{{1, 1e-3}, {32, 1.1e-3}}, 0, 0});
+    EXPECT_EQ(run({.sampling = sampling,
+                   .method = DraftMethod::kPartialModel,
+                   .partial_model = part,
+                   .planner = &planner})
+                  .tokens,
+              plain.tokens);
+    EXPECT_GT(planner.draft_seconds(), 0);
+  }
+  // To the end of the context, and over the drafter's.
+  EXPECT_EQ(run({.method = DraftMethod::kLookahead}, 1000).tokens.size(), 150u);
+  EXPECT_EQ(run({.method = DraftMethod::kDraftModel, .draft_model = &drafter}, 1000).tokens,
+            run({.method = DraftMethod::kNone}, 1000).tokens);
+}
+
+TEST_F(Sessions, ADrafterThatIsTheModelItselfIsAlwaysRight) {
+  Engine drafter(*model_, {.threads = 1, .context = 160, .max_rows = 64});
+  const Text by_model =
+      run({.method = DraftMethod::kDraftModel, .draft_model = &drafter, .chain = true});
+  EXPECT_EQ(by_model.stats.forwards, 21) << "1 token, then 4 drafts and 1 token each time";
+  const Text by_part = run({.method = DraftMethod::kPartialModel,
+                            .partial_model = {.skipped = {}, .steps = 4},
+                            .chain = true});
+  EXPECT_EQ(by_part.stats.forwards, 21);
+}
+
+TEST_F(Sessions, LookaheadFindsTextThatRepeats) {
+  // Greedy decoding of so small a model soon goes in circles.
+  const Text plain = run({.method = DraftMethod::kNone}, 140);
+  const Text drafted = run({.method = DraftMethod::kLookahead}, 140);
+  EXPECT_EQ(drafted.tokens, plain.tokens);
+  EXPECT_LT(drafted.stats.forwards, 100);
+}
+
 TEST_F(Sessions, StopsWhereItIsTold) {
   const Text plain = run({.method = DraftMethod::kNone});
   for (const int max_tokens : {0, 1, 2, 3, 50}) {
@@ -200,6 +256,12 @@ TEST_F(Sessions, MistakesAreNamed) {
   EXPECT_THROW(Session(*engine_, {.tree_nodes = 0}), Error);
   EXPECT_THROW(Session(*engine_, {.tree_nodes = 256}), Error);
   EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
+  write_tiny_model(directory_ / "other.gguf", {.vocabulary_size = kVocabulary + 8});
+  const Model other(directory_ / "other.gguf");
+  Engine drafter(other, {.threads = 1, .context = 160});
+  EXPECT_THROW(Session(*engine_, {.method = DraftMethod::kDraftModel, .draft_model = &drafter}),
+               Error);
+  EXPECT_EQ(drafter.add_sequence(), 0) << "a failed session must give its sequence back";
   engine_->set_heads({});
   EXPECT_THROW(Session(*engine_, {}), Error);
   const PassCosts costs = measure_costs(*engine_);  // without heads, too

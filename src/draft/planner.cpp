@@ -229,6 +229,7 @@ bool Planner::drafts(const DraftTree& at_hand, int context) {
 }
 
 void Planner::observe_drafting(double seconds) {
+  if (costs_.draft_seconds == 0) costs_.draft_seconds = seconds;
   if (!follow_) return;
   costs_.draft_seconds +=
       kWeight * (std::min(seconds, 2 * costs_.draft_seconds) - costs_.draft_seconds);

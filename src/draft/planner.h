@@ -13,7 +13,8 @@ namespace firp {
 struct PassCosts {
   /// Seconds of a verifying pass by its rows, on a short context; those between are interpolated.
   std::map<int, double> verify_seconds;
-  /// Of a drafting pass with all that belongs to it; 0 where nothing can draft.
+  /// Of what drafts for a pass, in passes of its own; 0 where nothing can, or nobody measured it:
+  /// then the first time is taken.
   double draft_seconds = 0;
   /// What a row adds for each position of its context: attention.
   double position_seconds = 0;

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "bench/bench.h"
+#include "cli/decode_flags.h"
+
+namespace firp {
+
+/// Which ways to decode `firp bench` sets beside each other.
+struct MethodFlags {
+  std::vector<std::string> methods = {"plain", "firp"};
+  std::vector<std::string> rivals;  ///< NAME=FILE: heads of other methods, each a method
+  std::filesystem::path draft_model;
+  std::vector<int> trees = {kPlannedTree};
+  bool free_rows = false;
+
+  void add_to(CLI::App& app);
+
+  /// Refuses what can be refused before the model is read, and says by --draft what the engine
+  /// must be made ready for.
+  std::string draft() const;
+};
+
+/// The methods, ready to run on the decoder's engine one at a time. `decoder` outlives them. Those
+/// that must choose what they leave out of the model do it here, which takes a while.
+std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder);
+
+}  // namespace firp

@@ -1,0 +1,183 @@
+#include "draft/partial_model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "model/error.h"
+
+namespace firp {
+namespace {
+
+constexpr int kCandidates = 8;  // of each step
+constexpr int kMostSteps = 8;
+
+std::vector<Row> chain(int sequence, int begin, std::span<const Token> tokens) {
+  std::vector<Row> rows;
+  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
+    rows.push_back({.sequence = sequence,
+                    .position = begin + i,
+                    .parent = i == 0 ? kContext : i - 1,
+                    .token = tokens[i]});
+  }
+  return rows;
+}
+
+std::vector<int> first(std::size_t count) {
+  std::vector<int> rows(count);
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+/// What parts of the model cost, and how often their next token is the whole model's.
+class PartialModelTrial {
+ public:
+  /// Cuts the text into chains, each on a context that the whole model computed, as drafts are:
+  /// then one pass runs them all.
+  PartialModelTrial(Engine& engine, std::span<const Token> text) : engine_(engine) {
+    constexpr std::size_t kChain = 8, kLeastText = 2 * kChain;
+    text = text.first(std::min<std::size_t>(text.size(), engine.options().max_rows));
+    if (text.size() < kLeastText) throw Error("there is too little text to choose layers by");
+    for (std::size_t begin = 0; begin + kChain <= text.size(); begin += kChain) {
+      const int sequence = sequences_.emplace_back(engine.add_sequence());
+      if (begin > 0) {
+        engine.forward(chain(sequence, 0, text.first(begin)));
+        engine.commit(sequence, first(begin));
+      }
+      const int before = static_cast<int>(rows_.size());
+      for (Row& row : chain(sequence, static_cast<int>(begin), text.subspan(begin, kChain))) {
+        if (row.parent != kContext) row.parent += before;
+        rows_.push_back(row);
+      }
+    }
+    next_ = next_tokens({});
+    for (int rows = 1; rows <= kMostSteps + 1; ++rows) {
+      verify_seconds_.push_back(seconds(text.first(rows), {}));
+    }
+  }
+  ~PartialModelTrial() {
+    for (const int sequence : sequences_) engine_.remove_sequence(sequence);
+  }
+  PartialModelTrial(const PartialModelTrial&) = delete;
+  PartialModelTrial& operator=(const PartialModelTrial&) = delete;
+
+  double agreement(std::span<const Sublayer> skipped) {
+    const std::vector<Token> tokens = next_tokens(skipped);
+    int same = 0;
+    for (std::size_t i = 0; i < tokens.size(); ++i) same += tokens[i] == next_[i];
+    return static_cast<double>(same) / static_cast<double>(tokens.size());
+  }
+
+  /// With the number of steps that gives most tokens a second; `rate` is that.
+  PartialModel best_steps(std::vector<Sublayer> skipped, double* rate) {
+    PartialModel part{.skipped = std::move(skipped), .steps = 1};
+    part.agreement = agreement(part.skipped);
+    const double draft_seconds = seconds(std::span(&rows_.front().token, 1), part.skipped);
+    *rate = 0;
+    double tokens = 1;
+    for (int steps = 1; steps <= kMostSteps; ++steps) {
+      tokens += std::pow(part.agreement, steps);
+      const double here = tokens / (steps * draft_seconds + verify_seconds_[steps]);
+      if (here > *rate) {
+        *rate = here;
+        part.steps = steps;
+      }
+    }
+    return part;
+  }
+
+ private:
+  /// The best token behind each one of the text.
+  std::vector<Token> next_tokens(std::span<const Sublayer> skipped) {
+    engine_.forward(rows_, {}, skipped);
+    std::vector<Token> next;
+    for (const BestTokens& best : engine_.best_tokens(first(rows_.size()), 1)) {
+      next.push_back(best.tokens.front().token);
+    }
+    return next;
+  }
+
+  /// Of a pass of `tokens` with its head, on the longest context.
+  double seconds(std::span<const Token> tokens, std::span<const Sublayer> skipped) {
+    const int sequence = sequences_.back();
+    const std::vector<Row> rows = chain(sequence, engine_.length(sequence), tokens);
+    double best = INFINITY;
+    for (int run = 0; run < 5; ++run) {
+      const auto start = std::chrono::steady_clock::now();
+      engine_.forward(rows, {}, skipped);
+      engine_.best_tokens(first(rows.size()), 1);
+      best = std::min(
+          best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return best;
+  }
+
+  Engine& engine_;
+  std::vector<int> sequences_;          ///< of each chain
+  std::vector<Row> rows_;               ///< of all chains
+  std::vector<Token> next_;             ///< the whole model's, behind each row
+  std::vector<double> verify_seconds_;  ///< [rows - 1], of the whole model
+};
+
+/// Of `parts`, each of which skips more than the one before, the one that gives most tokens a
+/// second.
+PartialModel best_of(PartialModelTrial& trial, const std::vector<std::vector<Sublayer>>& parts) {
+  PartialModel best;
+  double best_rate = 0;
+  for (const std::vector<Sublayer>& skipped : parts) {
+    double rate = 0;
+    PartialModel part = trial.best_steps(skipped, &rate);
+    if (rate > best_rate) {
+      best_rate = rate;
+      best = std::move(part);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+DraftTree PartialModelSource::draft(const DraftPoint& point) {
+  const int room = engine_.options().context - static_cast<int>(point.tokens.size());
+  const int steps = std::min({part_.steps, room, point.most_nodes});
+  std::vector<Token> path = {point.tokens.back()};
+  std::vector<std::vector<Candidate>> candidates;
+  // What such a pass computes is not the model's, so it can't be kept: the path is run again for
+  // each of its tokens, which costs little more than its last row.
+  while (static_cast<int>(candidates.size()) < steps) {
+    engine_.forward(chain(point.sequence, engine_.length(point.sequence), path), {}, part_.skipped);
+    candidates.push_back(
+        best_candidates(engine_, static_cast<int>(path.size()) - 1, point.chain ? 1 : kCandidates));
+    path.push_back(candidates.back().front().token);
+  }
+  return tree_around_path(candidates, point);
+}
+
+PartialModel choose_sublayers_to_skip(Engine& engine, std::span<const Token> text) {
+  PartialModelTrial trial(engine, text);
+  std::vector<std::pair<double, Sublayer>> ranked;
+  for (Sublayer part = 0; part < 2 * engine.config().layers; ++part) {
+    ranked.emplace_back(-trial.agreement(std::span(&part, 1)), part);
+  }
+  std::ranges::sort(ranked);
+  std::vector<std::vector<Sublayer>> parts;
+  std::vector<Sublayer> skipped;
+  for (const auto& [loss, part] : ranked) {
+    skipped.push_back(part);
+    parts.push_back(skipped);
+  }
+  return best_of(trial, parts);
+}
+
+PartialModel choose_exit_layer(Engine& engine, std::span<const Token> text) {
+  PartialModelTrial trial(engine, text);
+  std::vector<std::vector<Sublayer>> parts;
+  for (int layer = engine.config().layers - 1; layer > 0; --layer) {
+    std::vector<Sublayer>& skipped = parts.emplace_back(2 * (engine.config().layers - layer));
+    std::iota(skipped.begin(), skipped.end(), 2 * layer);
+  }
+  return best_of(trial, parts);
+}
+
+}  // namespace firp
