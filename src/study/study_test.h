@@ -16,7 +16,7 @@ class StudyTest : public ::testing::Test {
       : model_((write_tiny_model(directory_ / "tiny.gguf", {}), directory_ / "tiny.gguf")) {}
 
   Engine engine(int max_rows = 64) const {
-    return Engine(model_, {.threads = 2, .context = 256, .max_rows = max_rows});
+    return Engine(model_, {.threads = 1, .context = 1024, .max_rows = max_rows});
   }
 
   /// Maps that enter after `layers`, each with random weights of this size and a random bias.
