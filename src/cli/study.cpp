@@ -21,7 +21,7 @@ namespace {
 
 const std::vector<std::string> kStudies = {"rows", "agreement", "layer", "similarity",
                                            "mask", "tree",      "curve", "all"};
-constexpr int kContext2K = 2048;  // of the texts
+constexpr int kTextPositions = 2048;  // a prompt and its answer, at most
 
 struct StudyFlags {
   DecodeFlags decode;
@@ -80,7 +80,7 @@ int run_on_model(const StudyFlags& flags) {
   if (!flags.prompts.empty()) prompts = read_prompts(flags.prompts);
   const int most_rows = std::max(std::ranges::max(flags.rows), std::ranges::max(flags.trees) + 1);
   Engine engine(model, {.threads = flags.decode.thread_count(),
-                        .context = kContext2K,
+                        .context = kTextPositions,
                         .max_rows = std::max(EngineOptions().max_rows, most_rows)});
   catch_interrupts();
   if (flags.wants("rows")) tell(flags.output, "rows", study_rows(engine, model, flags.rows));

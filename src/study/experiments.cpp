@@ -52,6 +52,12 @@ Line line_of(const std::string& name, const Agreement& agreement, int k) {
   return line;
 }
 
+/// Of a way to decode, by its name in the CSV.
+std::string described(const std::string& name) {
+  if (name == "plain") return "no drafts";
+  return name == "chain" ? "a chain" : "a tree of " + name;
+}
+
 /// "4000 positions of ...": those of step 1.
 std::string positions(const Agreement& agreement) {
   return fmt::format("{} positions of the model's own greedy text", agreement.front().rows);
@@ -301,31 +307,43 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
       .figure = {.title = fmt::format("What a larger draft tree gives ({})", heads.name),
                  .x_label = "drafted tokens in the tree",
                  .panels = {{.y_label = "tokens per forward pass"},
-                            {.y_label = "speed (plain decoding: 1)"}}}};
-  Line tokens = {.name = "FIRP"}, speed = {.name = "FIRP"};
-  std::size_t fastest = 1;
+                            {.y_label = "speed (plain decoding: 1)"}},
+                 .log_x = true}};
+  const std::string tree = "tree of that size";
+  std::vector<Line> tokens = {{.name = tree}}, speed = {{.name = tree}};
+  std::size_t fastest = 0;
+  const auto name_of = [&](std::size_t i) {
+    return i == 0 ? "plain" : sizes[i - 1] == 0 ? "chain" : std::to_string(sizes[i - 1]);
+  };
+  const auto over_plain = [&](std::size_t i) { return tokens_a_second(i) / tokens_a_second(0); };
   for (std::size_t i = 0; i < methods.size(); ++i) {
-    const std::string name = i == 0              ? "plain"
-                             : sizes[i - 1] == 0 ? "chain"
-                                                 : std::to_string(sizes[i - 1]);
-    const double over_plain = tokens_a_second(i) / tokens_a_second(0);
-    finding.csv += fmt::format("{},{:.4f},{:.2f},{:.4f}\n", name, tokens_a_pass(i),
-                               tokens_a_second(i), over_plain);
-    finding.figure.x_ticks.emplace_back(name, i);
-    tokens.x.push_back(static_cast<double>(i));
-    speed.x.push_back(static_cast<double>(i));
-    tokens.y.push_back(tokens_a_pass(i));
-    speed.y.push_back(over_plain);
-    if (i > 0 && tokens_a_second(i) > tokens_a_second(fastest)) fastest = i;
+    finding.csv += fmt::format("{},{:.4f},{:.2f},{:.4f}\n", name_of(i), tokens_a_pass(i),
+                               tokens_a_second(i), over_plain(i));
+    if (over_plain(i) > over_plain(fastest)) fastest = i;
+    if (i > 0 && sizes[i - 1] > 0) {
+      finding.figure.x_ticks.emplace_back(name_of(i), sizes[i - 1]);
+      tokens.front().x.push_back(sizes[i - 1]);
+      tokens.front().y.push_back(tokens_a_pass(i));
+      speed.front().y.push_back(over_plain(i));
+      continue;
+    }
+    // References, drawn across.
+    const std::vector<double> ends = {1.0, static_cast<double>(std::ranges::max(sizes))};
+    const auto across = [&](double y) {
+      return Line{.name = name_of(i), .x = ends, .y = {y, y}, .dashed = true};
+    };
+    tokens.push_back(across(tokens_a_pass(i)));
+    speed.push_back(across(over_plain(i)));
   }
-  const std::string last = finding.figure.x_ticks.back().first;
+  speed.front().x = tokens.front().x;
   finding.caption = fmt::format(
-      "Tokens per forward pass rise to {:.2f} with a tree of {}; decoding is fastest with '{}', "
-      "{:.2f} times plain decoding's {:.0f} tokens a second ({} prompts, {} tokens, {} threads).\n",
-      tokens.y.back(), last, finding.figure.x_ticks[fastest].first, speed.y[fastest],
-      tokens_a_second(0), texts.size(), sums[0].tokens, engine.options().threads);
-  finding.figure.panels[0].lines = {tokens};
-  finding.figure.panels[1].lines = {speed};
+      "Tokens per forward pass: {:.2f} with {} ({}); decoding is fastest with {}, {:.2f} times "
+      "plain decoding's {:.0f} tokens a second ({} prompts, {} tokens, {} threads).\n",
+      tokens_a_pass(methods.size() - 1), described(name_of(methods.size() - 1)), heads.name,
+      described(name_of(fastest)), over_plain(fastest), tokens_a_second(0), texts.size(),
+      sums[0].tokens, engine.options().threads);
+  finding.figure.panels[0].lines = tokens;
+  finding.figure.panels[1].lines = speed;
   return finding;
 }
 

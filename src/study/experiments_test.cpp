@@ -120,7 +120,7 @@ TEST_F(StudyTest, TreesAreHeldAgainstPlainDecoding) {
   EXPECT_EQ(std::stod(lines[1][3]), 1);
   EXPECT_GE(std::stod(lines[3][1]), 1);
   EXPECT_NEAR(std::stod(lines[3][3]), std::stod(lines[3][2]) / std::stod(lines[1][2]), 1e-2);
-  EXPECT_TRUE(says(finding, fmt::format("{:.2f} with a tree of 4", std::stod(lines[3][1]))))
+  EXPECT_TRUE(says(finding, fmt::format("{:.2f} with a tree of 4 (FIRP)", std::stod(lines[3][1]))))
       << finding.caption;
 }
 

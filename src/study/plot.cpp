@@ -54,6 +54,19 @@ Range range_of(const Panel& panel) {
   return {low >= 0 && low < 0.6 * high ? 0 : low - 0.15 * span, high + 0.1 * span};
 }
 
+/// 1, 2, 5, 10, 20, ... as far as they are in the range.
+std::string log_ticks(const Range& range) {
+  std::string ticks;
+  for (double decade = std::pow(10, std::floor(std::log10(range.low))); decade < range.high;
+       decade *= 10) {
+    for (const double tick : {decade, 2 * decade, 5 * decade}) {
+      if (tick < range.low || tick > range.high) continue;
+      ticks += fmt::format("{}{:.6g}", ticks.empty() ? "" : ", ", tick);
+    }
+  }
+  return ticks;
+}
+
 /// Where the lines' names stand, in panel heights: at their ends, pushed apart where those are
 /// close.
 std::vector<double> label_heights(const Panel& panel, const Range& range) {
@@ -90,6 +103,8 @@ std::string panel_script(const Panel& panel, int index) {
   script += fmt::format(
       "set ylabel {} offset 1.2\n{} logscale y\nset yrange [{:.6g}:{:.6g}]\nunset label\n",
       quoted(panel.y_label), panel.log_y ? "set" : "unset", range.low, range.high);
+  script += panel.log_y ? fmt::format("set ytics ({})\nunset mytics\n", log_ticks(range))
+                        : "set ytics auto\n";
   std::string plot = "plot ";
   for (std::size_t i = 0, colours = 0; i < panel.lines.size(); ++i) {
     const Line& line = panel.lines[i];
@@ -129,7 +144,17 @@ std::string gnuplot_script(const Figure& figure, const std::filesystem::path& st
       "set border 3 lc rgb '{0}'\nset tics nomirror out textcolor rgb 'black'\n"
       "set grid y lc rgb '#dddddd' lt 1 lw 1\nset xlabel {1}\n",
       kGrey, quoted(figure.x_label));
+  double low = INFINITY, high = -INFINITY;
+  for (const Panel& panel : figure.panels) {
+    for (const Line& line : panel.lines) {
+      low = std::min(low, std::ranges::min(line.x));
+      high = std::max(high, std::ranges::max(line.x));
+    }
+  }
   if (figure.log_x) head += "set logscale x 2\n";
+  const double beside = 0.02 * (high - low);  // so that the outermost points stand clear
+  head += figure.log_x ? fmt::format("set xrange [{:.6g}:{:.6g}]\n", low / 1.05, high * 1.05)
+                       : fmt::format("set xrange [{:.6g}:{:.6g}]\n", low - beside, high + beside);
   if (!figure.x_ticks.empty()) {
     head += "set xtics (";
     for (const auto& [name, x] : figure.x_ticks) {
