@@ -241,6 +241,18 @@ assert all(report[f"{what}_{state}_seconds"] > 0
 assert 0 < report["peak_resident_bytes"] - report["packed_bytes"] < 30e6
 END
 
+# study: a figure, its numbers and its caption.
+"$firp" study mask "$model" -o "$scratch/study" --tokens 60 > "$scratch/text" 2> "$scratch/log" ||
+  fail "study mask: $(cat "$scratch/log")"
+[ "$(cut -d , -f 1-2 "$scratch/study/mask.csv" | paste -sd ' ')" = \
+  'mask,step seen,1 seen,2 seen,3 seen,4 unseen,1 unseen,2 unseen,3 unseen,4' ] ||
+  fail "the CSV of study mask: $(cat "$scratch/study/mask.csv")"
+grep -q 'at step 4' "$scratch/study/mask.txt" || fail "the caption: $(cat "$scratch/study/mask.txt")"
+grep -q 'at step 4' "$scratch/text" || fail "study mask tells nothing: $(cat "$scratch/text")"
+for figure in png svg; do
+  [ -s "$scratch/study/mask.$figure" ] || fail "no $figure of study mask"
+done
+
 # inspect.
 "$firp" inspect "$model" > "$scratch/text" || fail "inspect"
 grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$scratch/text" &&
@@ -248,7 +260,7 @@ grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$
 heads=$(find heads -name '*.gguf' | head -n 1)
 "$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
 
-for verb in '' generate chat demo train bench inspect; do
+for verb in '' generate chat demo train bench inspect study; do
   # shellcheck disable=SC2086
   "$firp" $verb --help | grep 'firp' > /dev/null || fail "$verb --help"
 done
