@@ -309,7 +309,7 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
                  .panels = {{.y_label = "tokens per forward pass"},
                             {.y_label = "speed (plain decoding: 1)"}},
                  .log_x = true}};
-  const std::string tree = "tree of that size";
+  const std::string tree = "tree";
   std::vector<Line> tokens = {{.name = tree}}, speed = {{.name = tree}};
   std::size_t fastest = 0;
   const auto name_of = [&](std::size_t i) {
