@@ -3,11 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "decode/conversation.h"
@@ -16,40 +12,78 @@
 namespace firp {
 namespace {
 
-/// The problem with a line of the prompts file; empty: none.
-std::string parse_prompt(const std::string& line, BenchPrompt& prompt) {
-  const nlohmann::json object =
-      nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false, /*ignore_comments=*/false);
-  if (!object.is_object()) return "not a JSON object";
-  const auto id = object.find("question_id");
-  if (id == object.end() || !(id->is_number_integer() || id->is_string())) {
-    return "\"question_id\" must be a number or a string";
+/// The run of median time stands for all of a prompt; of an even number the faster one of the two.
+BenchRecord record_of(const BenchPrompt& prompt, const std::string& method,
+                      std::span<const BenchRun> runs) {
+  BenchRecord record{
+      .question_id = prompt.question_id, .category = prompt.category, .method = method};
+  std::vector<const BenchRun*> by_time;
+  for (const BenchRun& run : runs) {
+    record.repeat_seconds.push_back(run.seconds);
+    by_time.push_back(&run);
   }
-  const auto category = object.find("category");
-  if (category == object.end() || !category->is_string()) return "\"category\" must be a string";
-  if (*category == kAllCategories) return "the category \"all\" is taken for the sum";
-  const auto turns = object.find("turns");
-  const auto is_text = [](const nlohmann::json& turn) {
-    return turn.is_string() && !turn.get_ref<const std::string&>().empty();
-  };
-  if (turns == object.end() || !turns->is_array() || turns->empty() ||
-      !std::all_of(turns->begin(), turns->end(), is_text)) {
-    return "\"turns\" must be a list of one or more texts";
-  }
-  prompt.question_id = id->is_string() ? id->get<std::string>() : id->dump();
-  prompt.category = category->get<std::string>();
-  prompt.turns = turns->get<std::vector<std::string>>();
-  return "";
+  std::ranges::stable_sort(by_time, {}, &BenchRun::seconds);
+  const BenchRun& median = *by_time[(runs.size() - 1) / 2];
+  record.tokens = median.decoded;
+  record.forwards = median.forwards;
+  record.prefill_seconds = median.prefill_seconds;
+  record.seconds = median.seconds;
+  record.plan = median.plan;
+  return record;
 }
 
-void add(BenchResult& result, const BenchRun& run, const BenchRun* plain) {
-  result.prompts += 1;
-  result.tokens += run.decoded;
-  result.forwards += run.forwards;
-  result.prefill_seconds += run.prefill_seconds;
-  result.seconds += run.seconds;
-  result.plan += run.plan;
-  if (plain != nullptr && run.tokens == plain->tokens) result.identical_to_plain += 1;
+bool belongs(const BenchRecord& record, const std::string& category, const std::string& method) {
+  return record.method == method && (category == kAllCategories || record.category == category);
+}
+
+/// Tokens per second of all prompts in their first runs, in their second runs, ...
+std::vector<double> speed_by_repeat(std::span<const BenchRecord> records,
+                                    const std::string& category, const std::string& method) {
+  std::vector<double> seconds;
+  double tokens = 0;
+  for (const BenchRecord& record : records) {
+    if (!belongs(record, category, method)) continue;
+    tokens += static_cast<double>(record.tokens);
+    seconds.resize(record.repeat_seconds.size());
+    for (std::size_t i = 0; i < seconds.size(); ++i) seconds[i] += record.repeat_seconds[i];
+  }
+  for (double& value : seconds) value = tokens / value;
+  return seconds;
+}
+
+BenchResult sum_of(std::span<const BenchRecord> records, const std::string& category,
+                   const std::string& method) {
+  BenchResult result{.method = method, .category = category};
+  for (const BenchRecord& record : records) {
+    if (!belongs(record, category, method)) continue;
+    result.prompts += 1;
+    result.tokens += record.tokens;
+    result.forwards += record.forwards;
+    result.prefill_seconds += record.prefill_seconds;
+    result.seconds += record.seconds;
+    result.plan += record.plan;
+    result.identical_to_plain += record.identical_to_plain ? 1 : 0;
+  }
+  const std::vector<PromptSums> sums = prompt_sums(records, category, method);
+  const std::span<const PromptSums> prompts(sums);
+  result.tokens_per_second_error = jackknife_error(prompts, tokens_per_second);
+  result.tokens_per_second_spread = standard_deviation(speed_by_repeat(records, category, method));
+  result.tokens_per_forward_error = jackknife_error(prompts, tokens_per_forward);
+  if (sum(prompts).back() > 0) {
+    result.speedup_over_plain = speedup_over_plain(sum(prompts));
+    result.speedup_error = jackknife_error(prompts, speedup_over_plain);
+  }
+  return result;
+}
+
+/// The different values of a field, in the order in which they come first.
+std::vector<std::string> values_of(std::span<const BenchRecord> records,
+                                   std::string BenchRecord::*field) {
+  std::vector<std::string> values;
+  for (const BenchRecord& record : records) {
+    if (std::ranges::count(values, record.*field) == 0) values.push_back(record.*field);
+  }
+  return values;
 }
 
 }  // namespace
@@ -60,30 +94,6 @@ DraftPlan& DraftPlan::operator+=(const DraftPlan& other) {
   expected_tokens += other.expected_tokens;
   expected_seconds += other.expected_seconds;
   return *this;
-}
-
-std::vector<BenchPrompt> read_bench_prompts(const std::filesystem::path& path, int limit,
-                                            int turns) {
-  std::ifstream file(path);
-  std::string line;
-  std::vector<BenchPrompt> prompts;
-  std::map<std::string, int> taken;
-  for (int number = 1; std::getline(file, line); ++number) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    BenchPrompt prompt;
-    if (const std::string problem = parse_prompt(line, prompt); !problem.empty()) {
-      throw Error(fmt::format("{}, line {}: {}", path.string(), number, problem));
-    }
-    if (limit > 0 && ++taken[prompt.category] > limit) continue;
-    if (turns > 0 && static_cast<int>(prompt.turns.size()) > turns) prompt.turns.resize(turns);
-    prompts.push_back(std::move(prompt));
-  }
-  // Not at the end of the file: it could not be opened, or read.
-  if (!file.eof()) {
-    throw Error(fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)));
-  }
-  if (prompts.empty()) throw Error(fmt::format("{} holds no prompts", path.string()));
-  return prompts;
 }
 
 BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vocabulary,
@@ -121,15 +131,14 @@ BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vo
   return {std::move(name), run};
 }
 
-std::vector<BenchResult> run_bench(const std::vector<BenchPrompt>& prompts,
+std::vector<BenchRecord> run_bench(const std::vector<BenchPrompt>& prompts,
                                    const std::vector<BenchMethod>& methods, int max_tokens,
+                                   int repeats,
                                    const std::function<void(int done, int total)>& on_progress,
                                    const std::atomic<bool>& stop) {
   const std::size_t count = methods.size();
-  std::size_t plain = count;  // its index; count: not among the methods
-  for (std::size_t m = 0; m < count; ++m) {
-    if (methods[m].name == kPlain) plain = m;
-  }
+  const std::size_t plain = static_cast<std::size_t>(
+      std::ranges::find(methods, kPlain, &BenchMethod::name) - methods.begin());
 
   const int total = static_cast<int>(prompts.size());
   on_progress(0, total);
@@ -139,46 +148,69 @@ std::vector<BenchResult> run_bench(const std::vector<BenchPrompt>& prompts,
     if (!stop) method.run(warm_up, std::min(max_tokens, kWarmUpTokens), stop);
   }
 
-  std::vector<std::string> categories;
-  std::map<std::string, std::vector<BenchResult>> sums;  // category -> one a method
+  std::vector<BenchRecord> records;
+  std::size_t first = 0;  // the method whose turn it is to be the first
   for (int done = 0; done < total; ++done) {
     const BenchPrompt& prompt = prompts[done];
-    std::vector<BenchRun> runs(count);
-    for (std::size_t i = 0; i < count && !stop; ++i) {
-      const std::size_t m = (i + done) % count;
-      try {
-        runs[m] = methods[m].run(prompt, max_tokens, stop);
-      } catch (const Error& error) {
-        throw Error(fmt::format("question {}: {}", prompt.question_id, error.what()));
+    std::vector<std::vector<BenchRun>> runs(count);
+    for (int repeat = 0; repeat < repeats; ++repeat, ++first) {
+      for (std::size_t i = 0; i < count && !stop; ++i) {
+        const std::size_t m = (first + i) % count;
+        try {
+          runs[m].push_back(methods[m].run(prompt, max_tokens, stop));
+        } catch (const Error& error) {
+          throw Error(fmt::format("question {}: {}", prompt.question_id, error.what()));
+        }
       }
     }
     if (stop) break;
-    for (const std::string& category : {prompt.category, std::string(kAllCategories)}) {
-      std::vector<BenchResult>& results = sums[category];
-      if (results.empty()) {
-        results.resize(count);
-        if (category != kAllCategories) categories.push_back(category);
-      }
-      for (std::size_t m = 0; m < count; ++m) {
-        add(results[m], runs[m], plain < count ? &runs[plain] : nullptr);
-      }
+    for (std::size_t m = 0; m < count; ++m) {
+      BenchRecord& record = records.emplace_back(record_of(prompt, methods[m].name, runs[m]));
+      record.identical_to_plain =
+          plain < count && std::ranges::all_of(runs[m], [&](const BenchRun& run) {
+            return run.tokens == runs[plain].front().tokens;
+          });
     }
     on_progress(done + 1, total);
   }
+  return records;
+}
 
+double tokens_per_second(std::span<const double, 5> sums) { return sums[0] / sums[2]; }
+double tokens_per_forward(std::span<const double, 5> sums) { return sums[0] / sums[1]; }
+double speedup_over_plain(std::span<const double, 5> sums) {
+  return tokens_per_second(sums) / (sums[3] / sums[4]);
+}
+
+std::vector<PromptSums> prompt_sums(std::span<const BenchRecord> records,
+                                    const std::string& category, const std::string& method) {
+  std::map<std::pair<std::string, std::string>, const BenchRecord*> plain;
+  for (const BenchRecord& record : records) {
+    if (record.method == kPlain) plain[{record.category, record.question_id}] = &record;
+  }
+  std::vector<PromptSums> sums;
+  for (const BenchRecord& record : records) {
+    if (!belongs(record, category, method)) continue;
+    const auto same = plain.find({record.category, record.question_id});
+    const BenchRecord beside = same == plain.end() ? BenchRecord() : *same->second;
+    sums.push_back({static_cast<double>(record.tokens), static_cast<double>(record.forwards),
+                    record.seconds, static_cast<double>(beside.tokens), beside.seconds});
+  }
+  return sums;
+}
+
+std::vector<BenchResult> sum_up(std::span<const BenchRecord> records) {
+  std::vector<std::string> categories = values_of(records, &BenchRecord::category);
+  if (!records.empty()) categories.push_back(kAllCategories);
   std::vector<BenchResult> results;
-  categories.push_back(kAllCategories);
   for (const std::string& category : categories) {
-    std::vector<BenchResult>& of_category = sums[category];
-    for (std::size_t m = 0; m < of_category.size(); ++m) {
-      BenchResult& result = of_category[m];
-      result.method = methods[m].name;
-      result.category = category;
-      if (plain < count && of_category[plain].tokens_per_second() > 0) {
-        result.speedup_over_plain =
-            result.tokens_per_second() / of_category[plain].tokens_per_second();
+    for (const std::string& method : values_of(records, &BenchRecord::method)) {
+      const auto of_both = [&](const BenchRecord& record) {
+        return belongs(record, category, method);
+      };
+      if (std::ranges::any_of(records, of_both)) {
+        results.push_back(sum_of(records, category, method));
       }
-      results.push_back(result);
     }
   }
   return results;

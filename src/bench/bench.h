@@ -1,28 +1,18 @@
 #pragma once
 
 #include <atomic>
-#include <filesystem>
 #include <functional>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "bench/prompts.h"
+#include "bench/statistics.h"
 #include "decode/session.h"
 #include "model/vocabulary.h"
 
 namespace firp {
-
-/// A line of a prompts file in Spec-Bench's form
-/// (https://github.com/hemingkx/Spec-Bench/tree/main/data): a conversation of one or more turns.
-struct BenchPrompt {
-  std::string question_id;
-  std::string category;
-  std::vector<std::string> turns;
-};
-
-/// Reads JSONL. At most `limit` prompts of each category and `turns` turns of each prompt; 0: all.
-/// An Error names the file and line.
-std::vector<BenchPrompt> read_bench_prompts(const std::filesystem::path& path, int limit,
-                                            int turns);
 
 /// What was drafted, and what the planner expected of it: to be held against tokens and seconds.
 struct DraftPlan {
@@ -60,7 +50,22 @@ inline constexpr const char* kAllCategories = "all";
 BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vocabulary,
                           const DecodeOptions& options);
 
-/// The sums of one method over the prompts of one category.
+/// What one method did with one prompt: of its runs the one of median time.
+struct BenchRecord {
+  std::string question_id;
+  std::string category;
+  std::string method;
+  long long tokens = 0;
+  long long forwards = 0;
+  double prefill_seconds = 0;
+  double seconds = 0;
+  DraftPlan plan = {};
+  bool identical_to_plain = false;     ///< in each run
+  std::vector<double> repeat_seconds;  ///< of all runs, in their order
+};
+
+/// The sums of one method over the prompts of one category. Errors are standard errors over prompts
+/// (jackknife); none where there is only one.
 struct BenchResult {
   std::string method;
   std::string category;
@@ -70,8 +75,13 @@ struct BenchResult {
   double prefill_seconds = 0;
   double seconds = 0;
   DraftPlan plan = {};
+  std::optional<double> tokens_per_second_error;
+  /// The standard deviation of tokens per second from one repeat to the next; none without repeats.
+  std::optional<double> tokens_per_second_spread;
+  std::optional<double> tokens_per_forward_error;
   double speedup_over_plain = 0;  ///< ratio of tokens per second; 0 where plain was not run
-  int identical_to_plain = 0;     ///< prompts whose tokens all equal plain's
+  std::optional<double> speedup_error;
+  int identical_to_plain = 0;  ///< prompts whose tokens all equal plain's
 
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
   double tokens_per_forward() const {
@@ -79,15 +89,28 @@ struct BenchResult {
   }
 };
 
-/// Runs every method on every prompt, prompt by prompt, so that all see the same machine; the order
-/// of the methods rotates. One short run of each warms up. When `stop` becomes true, the prompt at
-/// hand is dropped and the results are those of the prompts before it.
-///
-/// The results are by category in the order of the file, then kAllCategories; in each the methods
-/// in the order given.
-std::vector<BenchResult> run_bench(const std::vector<BenchPrompt>& prompts,
+/// What a prompt adds to the sums of a method: tokens, forwards, seconds, and the tokens and
+/// seconds of plain decoding (0 where it was not run). The figures are functions of the sums.
+using PromptSums = Summands<5>;
+double tokens_per_second(std::span<const double, 5> sums);
+double tokens_per_forward(std::span<const double, 5> sums);
+double speedup_over_plain(std::span<const double, 5> sums);
+
+/// Of the prompts of a category, or of kAllCategories, in the order of the records.
+std::vector<PromptSums> prompt_sums(std::span<const BenchRecord> records,
+                                    const std::string& category, const std::string& method);
+
+/// Runs every method on every prompt `repeats` times, prompt by prompt and repeat by repeat, so
+/// that all see the same machine; the order of the methods rotates. One short run of each warms up.
+/// When `stop` becomes true, the prompt at hand is dropped and the records are those of the prompts
+/// before it.
+std::vector<BenchRecord> run_bench(const std::vector<BenchPrompt>& prompts,
                                    const std::vector<BenchMethod>& methods, int max_tokens,
+                                   int repeats,
                                    const std::function<void(int done, int total)>& on_progress,
                                    const std::atomic<bool>& stop);
+
+/// By category in the order of the records, then kAllCategories; in each the methods in theirs.
+std::vector<BenchResult> sum_up(std::span<const BenchRecord> records);
 
 }  // namespace firp

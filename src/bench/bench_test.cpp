@@ -4,10 +4,12 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "bench/report.h"
+#include "bench/statistics.h"
 #include "model/error.h"
 
 namespace firp {
@@ -21,68 +23,9 @@ class BenchTest : public testing::Test {
   }
   ~BenchTest() override { std::filesystem::remove_all(directory_); }
 
-  std::filesystem::path file(const std::string& text) const {
-    const std::filesystem::path path = directory_ / "prompts.jsonl";
-    std::ofstream(path) << text;
-    return path;
-  }
-
-  std::string error(const std::string& text) const {
-    try {
-      read_bench_prompts(file(text), 0, 0);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
-  }
-
   std::filesystem::path directory_;
   const std::atomic<bool> go_on_ = false;
 };
-
-constexpr const char* kPrompts =
-    R"({"question_id": 81, "category": "writing", "turns": ["a", "b"]})"
-    "\n\n"
-    R"({"question_id": "x", "category": "qa", "turns": ["c"], "more": 1})"
-    "\n"
-    R"({"question_id": 83, "category": "writing", "turns": ["d", "e", "f"]})";
-
-TEST_F(BenchTest, ReadsPromptsInTheFormOfSpecBench) {
-  const auto prompts = read_bench_prompts(file(kPrompts), 0, 0);
-  ASSERT_EQ(prompts.size(), 3u);
-  EXPECT_EQ(prompts[0].question_id, "81");
-  EXPECT_EQ(prompts[1].question_id, "x");
-  EXPECT_EQ(prompts[1].category, "qa");
-  EXPECT_EQ(prompts[2].turns, (std::vector<std::string>{"d", "e", "f"}));
-}
-
-TEST_F(BenchTest, LimitsPromptsByCategoryAndTurnsByPrompt) {
-  const auto prompts = read_bench_prompts(file(kPrompts), 1, 1);
-  ASSERT_EQ(prompts.size(), 2u);
-  EXPECT_EQ(prompts[0].turns, std::vector<std::string>{"a"});
-  EXPECT_EQ(prompts[1].question_id, "x");
-}
-
-TEST_F(BenchTest, NamesTheFileAndLineOfABadPrompt) {
-  const std::string good = R"({"question_id": 1, "category": "qa", "turns": ["c"]})";
-  for (const char* bad :
-       {"{", "[]", "7", R"({"category": "qa", "turns": ["c"]})",
-        R"({"question_id": 1, "turns": ["c"]})", R"({"question_id": 1, "category": "qa"})",
-        R"({"question_id": 1, "category": "qa", "turns": []})",
-        R"({"question_id": 1, "category": "qa", "turns": [1]})",
-        R"({"question_id": 1, "category": "qa", "turns": [""]})",
-        R"({"question_id": 1, "category": "qa", "turns": "c"})",
-        R"({"question_id": 1, "category": "all", "turns": ["c"]})",
-        R"({"question_id": 1, "category": "qa", "turns": ["c"]} x)",
-        "{\"question_id\": 1, \"category\": \"\xff\", \"turns\": [\"c\"]}"}) {
-    const std::string message = error(good + "\n" + bad + "\n");
-    EXPECT_NE(message.find("prompts.jsonl, line 2: "), std::string::npos) << bad << message;
-    EXPECT_EQ(message.find('\n'), std::string::npos);
-  }
-  EXPECT_NE(error("\n \n").find("holds no prompts"), std::string::npos);
-  EXPECT_THROW(read_bench_prompts(directory_ / "nothing", 0, 0), Error);
-  EXPECT_THROW(read_bench_prompts(directory_, 0, 0), Error);
-}
 
 /// A method that "decodes" the tokens given, in `forwards` passes of a second each.
 BenchMethod fake(std::string name, std::vector<Token> tokens, int forwards,
@@ -109,13 +52,13 @@ TEST_F(BenchTest, AddsUpByCategoryAndComparesWithPlain) {
                                             fake("firp", {1, 2, 3, 4}, 2, calls),
                                             fake("other", {1, 2, 9, 4}, 8, calls)};
   std::vector<int> progress;
-  const auto results = run_bench(
-      three_prompts(), methods, 10,
+  const auto results = sum_up(run_bench(
+      three_prompts(), methods, 10, 1,
       [&](int done, int total) {
         EXPECT_EQ(total, 3);
         progress.push_back(done);
       },
-      go_on_);
+      go_on_));
   EXPECT_EQ(progress, (std::vector<int>{0, 1, 2, 3}));
   // Interleaved, each method first in turn.
   EXPECT_EQ(calls, (std::vector<std::string>{"1plain", "1firp", "1other", "2firp", "2other",
@@ -149,8 +92,8 @@ TEST_F(BenchTest, AStopDropsThePromptAtHand) {
     if (prompt.question_id == "2") stop = true;
     return run(prompt, most, s);
   };
-  const auto results = run_bench(
-      three_prompts(), methods, 10, [](int, int) {}, stop);
+  const auto results = sum_up(run_bench(
+      three_prompts(), methods, 10, 1, [](int, int) {}, stop));
   ASSERT_EQ(results.size(), 4u);
   EXPECT_EQ(results[3].category, "all");
   EXPECT_EQ(results[3].prompts, 1);
@@ -164,32 +107,106 @@ TEST_F(BenchTest, AnErrorNamesTheQuestion) {
       }};
   try {
     run_bench(
-        three_prompts(), {method}, 10, [](int, int) {}, go_on_);
+        three_prompts(), {method}, 10, 1, [](int, int) {}, go_on_);
     FAIL();
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "question 2: too long");
   }
 }
 
+TEST_F(BenchTest, RepeatsInTurnAndTheMedianCounts) {
+  std::vector<std::string> calls;
+  std::vector<BenchMethod> methods = {fake("plain", {1, 2}, 1, calls),
+                                      fake("firp", {1, 2}, 1, calls)};
+  const auto run = methods[1].run;
+  std::vector<double> seconds = {0 /* warm-up */, 5, 1, 2};  // of the runs of firp
+  methods[1].run = [&](const BenchPrompt& prompt, int most, const std::atomic<bool>& stop) {
+    BenchRun result = run(prompt, most, stop);
+    result.seconds = seconds.front();
+    result.forwards = static_cast<long long>(seconds.front());
+    if (seconds.front() == 5) result.tokens[0] = 7;
+    seconds.erase(seconds.begin());
+    return result;
+  };
+  const auto records = run_bench(
+      {{"1", "qa", {"a"}}}, methods, 10, 3, [](int, int) {}, go_on_);
+  EXPECT_EQ(calls,
+            (std::vector<std::string>{"1plain", "1firp", "1firp", "1plain", "1plain", "1firp"}));
+  ASSERT_EQ(records.size(), 2u);
+  EXPECT_EQ(records[1].repeat_seconds, (std::vector<double>{5, 1, 2}));
+  EXPECT_EQ(records[1].seconds, 2);
+  EXPECT_EQ(records[1].forwards, 2);  // of the same run
+  EXPECT_TRUE(records[0].identical_to_plain);
+  EXPECT_FALSE(records[1].identical_to_plain);  // once it was another text
+  const auto results = sum_up(records);
+  EXPECT_DOUBLE_EQ(results[1].speedup_over_plain, 0.5);
+  // 2 / 5, 2 / 1 and 2 / 2 tokens a second: mean 17 / 15.
+  EXPECT_NEAR(results[1].tokens_per_second_spread.value(), 0.8083, 1e-4);
+  EXPECT_FALSE(results[1].speedup_error.has_value());  // one prompt tells nothing of others
+}
+
+TEST(Jackknife, OfAMeanIsItsStandardError) {
+  const std::vector<Summands<2>> items = {{1, 1}, {2, 1}, {4, 1}, {9, 1}};
+  const auto mean = [](const Summands<2>& sums) { return sums[0] / sums[1]; };
+  // Standard deviation of 1, 2, 4, 9 over the root of 4: sqrt(38 / 3) / 2.
+  EXPECT_NEAR(jackknife_error<2>(items, mean).value(), std::sqrt(38.0 / 3) / 2, 1e-12);
+  const std::vector<Summands<2>> same(3, {2, 1});
+  EXPECT_EQ(jackknife_error<2>(same, mean).value(), 0);
+  EXPECT_FALSE(jackknife_error<2>(std::span(items).first(1), mean).has_value());
+}
+
+TEST(Jackknife, OfARatioIsSmallWhereBothSidesVaryTogether) {
+  // Speeds differ much between prompts, their ratio does not: that is why methods are compared
+  // prompt by prompt.
+  const std::vector<Summands<2>> items = {{2.02, 1}, {20, 10}, {6.06, 3}, {39.6, 20}};
+  const auto ratio = [](const Summands<2>& sums) { return sums[0] / sums[1]; };
+  EXPECT_NEAR(jackknife_error<2>(items, ratio).value(), 0.013392, 1e-6);
+}
+
 TEST_F(BenchTest, JsonHasWhatIsPromisedAndNullsWithoutPlain) {
   std::vector<std::string> calls;
-  const auto results = [&](const char* name) {
-    return run_bench(
-        three_prompts(), {fake(name, {1, 2}, 1, calls)}, 10, [](int, int) {}, go_on_);
+  const auto json = [&](const char* name) {
+    return bench_json(
+        {{{"cpu", "x"}},
+         {{"tokens", 10}},
+         run_bench(
+             three_prompts(), {fake(name, {1, 2}, 1, calls)}, 10, 1, [](int, int) {}, go_on_)});
   };
-  const auto json = bench_json({{"cpu", "x"}}, {{"tokens", 10}}, results("plain"));
-  EXPECT_EQ(json["machine"]["cpu"], "x");
-  ASSERT_EQ(json["results"].size(), 3u);
+  const auto plain = json("plain");
+  EXPECT_EQ(plain["machine"]["cpu"], "x");
+  ASSERT_EQ(plain["results"].size(), 3u);
   for (const char* key :
        {"method", "category", "prompts", "tokens", "forwards", "seconds", "prefill_seconds",
-        "tokens_per_second", "tokens_per_forward", "speedup_over_plain", "identical_to_plain"}) {
-    EXPECT_TRUE(json["results"][2].contains(key)) << key;
-    EXPECT_FALSE(json["results"][2][key].is_null()) << key;
+        "tokens_per_second", "tokens_per_second_error", "tokens_per_forward",
+        "tokens_per_forward_error", "speedup_over_plain", "speedup_error", "identical_to_plain"}) {
+    EXPECT_TRUE(plain["results"][2].contains(key)) << key;
+    EXPECT_FALSE(plain["results"][2][key].is_null()) << key;
   }
-  EXPECT_EQ(json["results"][2]["identical_to_plain"], 3);
-  const auto alone = bench_json({}, {}, results("firp"));
+  EXPECT_EQ(plain["results"][2]["identical_to_plain"], 3);
+  EXPECT_TRUE(plain["results"][2]["tokens_per_second_spread"].is_null());  // no repeats
+  const auto alone = json("firp");
   EXPECT_TRUE(alone["results"][0]["speedup_over_plain"].is_null());
   EXPECT_TRUE(alone["results"][0]["identical_to_plain"].is_null());
+}
+
+TEST_F(BenchTest, ReadsBackWhatItWrites) {
+  std::vector<std::string> calls;
+  const BenchReport report = {
+      {{"cpu", "x"}},
+      {{"tokens", 10}},
+      run_bench(
+          three_prompts(), {fake("plain", {1, 2}, 3, calls), fake("other", {1}, 2, calls)}, 10, 2,
+          [](int, int) {}, go_on_)};
+  const std::filesystem::path path = directory_ / "result.json";
+  write_json(bench_json(report), path);
+  EXPECT_EQ(bench_json(read_bench_report(path)), bench_json(report));
+  for (const char* bad : {"", "{", "[]", R"({"machine": {}, "settings": {}, "results": []})",
+                          R"({"machine": {}, "settings": {}, "runs": []})",
+                          R"({"machine": {}, "settings": {}, "runs": [{"method": 1}]})"}) {
+    std::ofstream(path) << bad;
+    EXPECT_THROW(read_bench_report(path), Error) << bad;
+  }
+  EXPECT_THROW(read_bench_report(directory_ / "nothing"), Error);
 }
 
 TEST_F(BenchTest, WritesJsonWholeOrNotAtAll) {

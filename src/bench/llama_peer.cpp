@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 #include <vector>
 
 #include "bench/timing.h"
 #include "decode/conversation.h"
+#include "draft/ngram.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
 
@@ -62,21 +64,33 @@ LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int contex
 
 LlamaPeer::~LlamaPeer() = default;
 
-BenchMethod LlamaPeer::method(const Vocabulary& vocabulary, const SamplingOptions& sampling) {
-  return {"llama.cpp", [this, &vocabulary, sampling](const BenchPrompt& prompt, int max_tokens,
-                                                     const std::atomic<bool>& stop) {
-            return run(prompt, max_tokens, stop, vocabulary, sampling);
-          }};
+std::vector<BenchMethod> LlamaPeer::methods(const Vocabulary& vocabulary,
+                                            const SamplingOptions& sampling) {
+  const auto method = [&](const char* name, bool ngrams, std::string note) -> BenchMethod {
+    return {name,
+            [this, &vocabulary, sampling, ngrams](const BenchPrompt& prompt, int max_tokens,
+                                                  const std::atomic<bool>& stop) {
+              return run(prompt, max_tokens, stop, vocabulary, sampling, ngrams);
+            },
+            std::move(note)};
+  };
+  return {method("llama.cpp", false, ""),
+          method("llama.cpp+ngram", true,
+                 fmt::format("drafts what the text had before, up to {} tokens a pass",
+                             NgramSource::kMostTokens))};
+}
+
+void LlamaPeer::decode_batch(llama_batch batch) {
+  if (llama_decode(state_->context.get(), batch) != 0) {
+    throw Error("llama.cpp's context is full; a larger one (-c) holds more");
+  }
 }
 
 void LlamaPeer::decode(std::span<Token> tokens) {
   const std::size_t most = llama_n_batch(state_->context.get());
   while (!tokens.empty()) {
     const std::size_t count = std::min(tokens.size(), most);
-    if (llama_decode(state_->context.get(),
-                     llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(count))) != 0) {
-      throw Error("llama.cpp's context is full; a larger one (-c) holds more");
-    }
+    decode_batch(llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(count)));
     tokens = tokens.subspan(count);
   }
 }
@@ -99,11 +113,16 @@ void LlamaPeer::pass(Token token) {
 }
 
 BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
-                        const Vocabulary& vocabulary, const SamplingOptions& sampling) {
+                        const Vocabulary& vocabulary, const SamplingOptions& sampling,
+                        bool ngrams) {
   const GgmlErrors errors;
   BenchRun result;
-  llama_memory_clear(llama_get_memory(state_->context.get()), /*data=*/false);
+  llama_context* const context = state_->context.get();
+  llama_memory_t const memory = llama_get_memory(context);
+  llama_memory_clear(memory, /*data=*/false);
   Conversation conversation(vocabulary);
+  NgramSource source;
+  std::vector<std::int8_t> all_logits(1 + NgramSource::kMostTokens, 1);
   std::vector<Token> tokens;  // the last one is always still to be decoded
   for (const std::string& turn : prompt.turns) {
     // As Session does: the prompt but for its last token is prefill.
@@ -112,23 +131,39 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
     tokens.insert(tokens.end(), given.begin(), given.end());
     const Clock::time_point prefill_start = Clock::now();
     decode(std::span(tokens).subspan(done, tokens.size() - 1 - done));
-    llama_synchronize(state_->context.get());
+    llama_synchronize(context);
     result.prefill_seconds += seconds_since(prefill_start);
 
     const Clock::time_point start = Clock::now();
-    for (int i = 0; i < max_tokens && !stop; ++i) {
-      decode(std::span(tokens).last(1));
-      const std::span<const float> logits(llama_get_logits_ith(state_->context.get(), -1),
-                                          static_cast<std::size_t>(vocabulary.size()));
-      const Token token =
-          sample_token(logits, tokens, /*sequence=*/0, static_cast<int>(tokens.size()), sampling);
-      result.forwards += 1;
-      result.decoded += 1;
-      if (vocabulary.is_end_of_generation(token)) {
-        break;
+    bool ended = false;
+    for (int left = max_tokens; left > 0 && !ended && !stop;) {
+      const DraftTree draft = ngrams ? source.draft(tokens, left - 1) : DraftTree();
+      std::vector<Token> rows = {tokens.back()};
+      for (const DraftNode& node : draft) rows.push_back(node.token);
+      llama_batch batch = llama_batch_get_one(rows.data(), static_cast<std::int32_t>(rows.size()));
+      batch.logits = all_logits.data();
+      decode_batch(batch);
+
+      const std::size_t before = tokens.size();
+      bool foreseen = true;
+      for (std::size_t row = 0; row < rows.size() && foreseen; ++row) {
+        const std::span<const float> logits(
+            llama_get_logits_ith(context, static_cast<std::int32_t>(row)),
+            static_cast<std::size_t>(vocabulary.size()));
+        const Token token =
+            sample_token(logits, tokens, /*sequence=*/0, static_cast<int>(tokens.size()), sampling);
+        result.decoded += 1;
+        left -= 1;
+        ended = vocabulary.is_end_of_generation(token);
+        if (ended) break;
+        tokens.push_back(token);
+        result.tokens.push_back(token);
+        foreseen = row + 1 < rows.size() && rows[row + 1] == token;
       }
-      tokens.push_back(token);
-      result.tokens.push_back(token);
+      result.forwards += 1;
+      result.plan.nodes += static_cast<long long>(draft.size());
+      if (ngrams) source.observe(std::span(tokens).subspan(before));
+      llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(tokens.size() - 1), -1);
     }
     result.seconds += seconds_since(start);
     result.tokens.push_back(kNoToken);

@@ -2,24 +2,29 @@
 
 #include <filesystem>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "bench/bench.h"
 #include "decode/sampler.h"
 #include "kernels/kernels.h"
 #include "model/vocabulary.h"
 
+struct llama_batch;
+
 namespace firp {
 
-/// Plain decoding through libllama on the CPU, in this process: the peer that our times are held
-/// against. Its defaults (flash attention, batch sizes), our number of threads and type of KV
-/// cache.
+/// Decoding through libllama on the CPU, in this process: the peer that our times are held against.
+/// Its defaults (flash attention, batch sizes), our number of threads and type of KV cache.
 class LlamaPeer {
  public:
   LlamaPeer(const std::filesystem::path& model, int threads, int context, CacheType cache_type);
   ~LlamaPeer();
 
-  /// The method "llama.cpp"; the peer and the vocabulary must outlive it.
-  BenchMethod method(const Vocabulary& vocabulary, const SamplingOptions& sampling);
+  /// "llama.cpp", plain decoding, and "llama.cpp+ngram", what its users have to speculate with
+  /// where there is no draft model: continuations from the text itself (ours: NgramSource), one
+  /// path, in the batch of the token before them. The peer and the vocabulary must outlive them.
+  std::vector<BenchMethod> methods(const Vocabulary& vocabulary, const SamplingOptions& sampling);
 
   /// Forgets all and runs a prompt; returns when its last logits are there.
   void start(std::span<const Token> prompt);
@@ -29,8 +34,9 @@ class LlamaPeer {
  private:
   struct State;
   BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
-               const Vocabulary& vocabulary, const SamplingOptions& sampling);
+               const Vocabulary& vocabulary, const SamplingOptions& sampling, bool ngrams);
   void decode(std::span<Token> tokens);
+  void decode_batch(llama_batch batch);
 
   std::unique_ptr<State> state_;
 };

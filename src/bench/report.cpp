@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -42,6 +43,92 @@ std::string plan_table(const std::vector<BenchResult>& results, std::size_t meth
   return table;
 }
 
+std::string speedup_text(const BenchResult& result) {
+  const std::string error = result.speedup_error && result.method != kPlain
+                                ? fmt::format(" +-{:.2f}", *result.speedup_error)
+                                : "";
+  return fmt::format("{:.2f}x{}", result.speedup_over_plain, error);
+}
+
+/// FNV-1a of 64 bits, 16 hexadecimal digits: tells files apart.
+std::string file_hash(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (auto byte = std::istreambuf_iterator<char>(file); byte != std::istreambuf_iterator<char>();
+       ++byte) {
+    hash = (hash ^ static_cast<unsigned char>(*byte)) * 0x100000001b3u;
+  }
+  return fmt::format("{:016x}", hash);
+}
+
+nlohmann::ordered_json or_null(const std::optional<double>& value) {
+  return value ? nlohmann::ordered_json(*value) : nullptr;
+}
+
+nlohmann::ordered_json json_of(const BenchResult& result) {
+  nlohmann::ordered_json json = {
+      {"method", result.method},
+      {"category", result.category},
+      {"prompts", result.prompts},
+      {"tokens", result.tokens},
+      {"forwards", result.forwards},
+      {"seconds", result.seconds},
+      {"prefill_seconds", result.prefill_seconds},
+      {"tokens_per_second", result.tokens_per_second()},
+      {"tokens_per_second_error", or_null(result.tokens_per_second_error)},
+      {"tokens_per_second_spread", or_null(result.tokens_per_second_spread)},
+      {"tokens_per_forward", result.tokens_per_forward()},
+      {"tokens_per_forward_error", or_null(result.tokens_per_forward_error)},
+      {"speedup_over_plain", nullptr},
+      {"speedup_error", or_null(result.speedup_error)},
+      {"identical_to_plain", nullptr}};
+  if (result.speedup_over_plain > 0) {
+    json["speedup_over_plain"] = result.speedup_over_plain;
+    json["identical_to_plain"] = result.identical_to_plain;
+  }
+  json["drafted_nodes"] = result.plan.nodes;
+  json["drafting_passes"] = result.plan.drafting_passes;
+  if (result.plan.expected_seconds > 0) {
+    json["expected_tokens"] = result.plan.expected_tokens;
+    json["expected_seconds"] = result.plan.expected_seconds;
+  }
+  return json;
+}
+
+nlohmann::ordered_json json_of(const BenchRecord& record) {
+  return {{"question_id", record.question_id},
+          {"category", record.category},
+          {"method", record.method},
+          {"tokens", record.tokens},
+          {"forwards", record.forwards},
+          {"seconds", record.seconds},
+          {"prefill_seconds", record.prefill_seconds},
+          {"drafted_nodes", record.plan.nodes},
+          {"drafting_passes", record.plan.drafting_passes},
+          {"expected_tokens", record.plan.expected_tokens},
+          {"expected_seconds", record.plan.expected_seconds},
+          {"identical_to_plain", record.identical_to_plain},
+          {"repeat_seconds", record.repeat_seconds}};
+}
+
+BenchRecord record_from(const nlohmann::ordered_json& json) {
+  BenchRecord record;
+  json.at("question_id").get_to(record.question_id);
+  json.at("category").get_to(record.category);
+  json.at("method").get_to(record.method);
+  json.at("tokens").get_to(record.tokens);
+  json.at("forwards").get_to(record.forwards);
+  json.at("seconds").get_to(record.seconds);
+  json.at("prefill_seconds").get_to(record.prefill_seconds);
+  json.at("drafted_nodes").get_to(record.plan.nodes);
+  json.at("drafting_passes").get_to(record.plan.drafting_passes);
+  json.at("expected_tokens").get_to(record.plan.expected_tokens);
+  json.at("expected_seconds").get_to(record.plan.expected_seconds);
+  json.at("identical_to_plain").get_to(record.identical_to_plain);
+  json.at("repeat_seconds").get_to(record.repeat_seconds);
+  return record;
+}
+
 }  // namespace
 
 std::string bench_table(const std::vector<BenchResult>& results) {
@@ -51,19 +138,21 @@ std::string bench_table(const std::vector<BenchResult>& results) {
     category_width = std::max(category_width, result.category.size());
     method_width = std::max(method_width, result.method.size());
   }
-  std::string table = fmt::format("{:<{}}  {:<{}}  {:>7}  {:>7}  {:>8}  {:>11}  {:>8}  {:>9}\n",
-                                  "category", category_width, "method", method_width, "prompts",
-                                  "tokens", "tokens/s", "tokens/pass", "speed-up", "same text");
+  std::string table =
+      fmt::format("{:<{}}  {:<{}}  {:>7}  {:>7}  {:>8}  {:>7}  {:>11}  {:>13}  {:>9}\n", "category",
+                  category_width, "method", method_width, "prompts", "tokens", "tokens/s", "spread",
+                  "tokens/pass", "speed-up", "same text");
   std::string last_category;
   for (const BenchResult& result : results) {
     const bool compared = result.speedup_over_plain > 0;
     fmt::format_to(
         std::back_inserter(table),
-        "{:<{}}  {:<{}}  {:>7}  {:>7}  {:>8.1f}  {:>11.2f}  {:>8}  {:>9}\n",
+        "{:<{}}  {:<{}}  {:>7}  {:>7}  {:>8.1f}  {:>7}  {:>11.2f}  {:>13}  {:>9}\n",
         result.category == last_category ? "" : result.category, category_width, result.method,
         method_width, result.prompts, result.tokens, result.tokens_per_second(),
-        result.tokens_per_forward(),
-        compared ? fmt::format("{:.2f}x", result.speedup_over_plain) : "-",
+        result.tokens_per_second_spread ? fmt::format("{:.1f}", *result.tokens_per_second_spread)
+                                        : "-",
+        result.tokens_per_forward(), compared ? speedup_text(result) : "-",
         compared ? fmt::format("{}/{}", result.identical_to_plain, result.prompts) : "-");
     last_category = result.category;
   }
@@ -84,45 +173,39 @@ nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
       {"model_architecture", identity.architecture},
       {"model_hash", identity.tensor_hash},
       {"heads", nullptr},
+      {"heads_hash", nullptr},
       {"heads_base_hash", nullptr}};
   if (!heads.empty()) {
     machine["heads"] = heads.filename().string();
+    machine["heads_hash"] = file_hash(heads);
     machine["heads_base_hash"] = read_heads(heads, nullptr).base.tensor_hash;
   }
   return machine;
 }
 
-nlohmann::ordered_json bench_json(nlohmann::ordered_json machine, nlohmann::ordered_json settings,
-                                  const std::vector<BenchResult>& results) {
-  nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const BenchResult& result : results) {
-    const bool compared = result.speedup_over_plain > 0;
-    nlohmann::ordered_json entry = {{"method", result.method},
-                                    {"category", result.category},
-                                    {"prompts", result.prompts},
-                                    {"tokens", result.tokens},
-                                    {"forwards", result.forwards},
-                                    {"seconds", result.seconds},
-                                    {"prefill_seconds", result.prefill_seconds},
-                                    {"tokens_per_second", result.tokens_per_second()},
-                                    {"tokens_per_forward", result.tokens_per_forward()},
-                                    {"speedup_over_plain", nullptr},
-                                    {"identical_to_plain", nullptr}};
-    if (compared) {
-      entry["speedup_over_plain"] = result.speedup_over_plain;
-      entry["identical_to_plain"] = result.identical_to_plain;
-    }
-    entry["drafted_nodes"] = result.plan.nodes;
-    entry["drafting_passes"] = result.plan.drafting_passes;
-    if (result.plan.expected_seconds > 0) {
-      entry["expected_tokens"] = result.plan.expected_tokens;
-      entry["expected_seconds"] = result.plan.expected_seconds;
-    }
-    list.push_back(std::move(entry));
+nlohmann::ordered_json bench_json(const BenchReport& report) {
+  nlohmann::ordered_json results = nlohmann::ordered_json::array();
+  for (const BenchResult& result : sum_up(report.records)) results.push_back(json_of(result));
+  nlohmann::ordered_json runs = nlohmann::ordered_json::array();
+  for (const BenchRecord& record : report.records) runs.push_back(json_of(record));
+  return {{"machine", report.machine},
+          {"settings", report.settings},
+          {"results", std::move(results)},
+          {"runs", std::move(runs)}};
+}
+
+BenchReport read_bench_report(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  if (!file) throw Error(fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)));
+  try {
+    const auto json = nlohmann::ordered_json::parse(file);
+    BenchReport report{json.at("machine"), json.at("settings"), {}};
+    for (const auto& run : json.at("runs")) report.records.push_back(record_from(run));
+    if (!report.records.empty()) return report;
+  } catch (const nlohmann::json::exception&) {
   }
-  return {{"machine", std::move(machine)},
-          {"settings", std::move(settings)},
-          {"results", std::move(list)}};
+  throw Error(fmt::format("{} is not what `firp bench --prompts ... --json` of this version writes",
+                          path.string()));
 }
 
 void require_writable(const std::filesystem::path& path) {
@@ -136,10 +219,7 @@ void require_writable(const std::filesystem::path& path) {
   if (access(directory.c_str(), W_OK | X_OK) != 0) fail_to_write(path);
 }
 
-void write_json(const nlohmann::ordered_json& json, const std::filesystem::path& path) {
-  // Category names come from a file: what is not UTF-8 is replaced.
-  const std::string text =
-      json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+void write_text(const std::string& text, const std::filesystem::path& path) {
   const std::filesystem::path temporary = fmt::format("{}.tmp-{}", path.string(), getpid());
   std::FILE* file = std::fopen(temporary.c_str(), "w");
   if (file == nullptr) fail_to_write(path);
@@ -151,6 +231,12 @@ void write_json(const nlohmann::ordered_json& json, const std::filesystem::path&
     errno = reason;
     fail_to_write(path);
   }
+}
+
+void write_json(const nlohmann::ordered_json& json, const std::filesystem::path& path) {
+  // Category names come from a file: what is not UTF-8 is replaced.
+  write_text(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n",
+             path);
 }
 
 std::string cpu_name() {

@@ -39,12 +39,14 @@ refuses 2 'model' generate -p hello
 refuses 2 'nosuchflag' generate "${prompt[@]}" --nosuchflag
 refuses 2 '-n|predict' generate "${prompt[@]}" -n many
 refuses 2 'draft' generate "${prompt[@]}" --draft magic
-refuses 2 'prompts' bench -m "$model"
+refuses 2 'model' bench
 
 # Flags that make no sense.
 refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t 0
 refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t -3
 refuses 1 '-t must be at most' generate "${prompt[@]}" -t 100000
+refuses 1 'no layer to choose|built without training' train -m "$model" --method medusa --layer 9 \
+  -o "$scratch/x.firp.gguf"
 refuses 1 '-t must be at least 1|built without training' train -m "$model" -t 0 -o "$scratch/x.firp.gguf"
 refuses 1 '-n must be at least 1' generate "${prompt[@]}" -n -1
 refuses 1 '-c must be at least 1' generate "${prompt[@]}" -c 0
@@ -119,6 +121,20 @@ printf '{"question_id": 7, "category": "qa", "turns": ["%0200d"]}' 0 > "$scratch
 refuses 1 'question 7: .*context of 64 ' bench -m "$model" --prompts "$scratch/long.jsonl" \
   --methods plain -c 64
 
+refuses 1 '--repeats must be at least 1' bench -m "$model" --prompts "$scratch/good.jsonl" --repeats 0
+refuses 1 'cannot write' bench -m "$model" --prompts "$scratch/good.jsonl" --report "$scratch/no/x.html"
+mkdir "$scratch/no-figures"
+refuses 1 'holds no \*.svg' bench -m "$model" --prompts "$scratch/good.jsonl" \
+  --report "$scratch/x.html" --figures "$scratch/no-figures"
+refuses 2 'report' bench --from "$scratch/good.jsonl"
+refuses 2 'report' bench -m "$model" --figures "$scratch/no-figures"
+refuses 1 'nothing.json' bench --report "$scratch/x.html" --from "$scratch/nothing.json"
+refuses 1 'good.jsonl is not what .firp bench' bench --report "$scratch/x.html" --from "$scratch/good.jsonl"
+refuses 2 'compare' bench --compare "$scratch/good.jsonl"
+refuses 2 'prompts|compare' bench --compare "$scratch/good.jsonl" "$scratch/good.jsonl" --prompts "$scratch/good.jsonl"
+refuses 1 'nothing.json' bench --compare "$scratch/nothing.json" "$scratch/nothing.json"
+refuses 1 'good.jsonl is not what' bench --compare "$scratch/good.jsonl" "$scratch/good.jsonl"
+refuses 2 'report' bench --kernels --report "$scratch/x.html"
 refuses 1 'NAME=FILE' bench -m "$model" --prompts "$scratch/good.jsonl" --rivals heads.gguf
 refuses 1 'named twice' bench -m "$model" --prompts "$scratch/good.jsonl" --rivals plain=heads.gguf
 refuses 1 'nothing.gguf' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain \
@@ -127,6 +143,7 @@ refuses 1 'model-draft' bench -m "$model" --prompts "$scratch/good.jsonl" --meth
 refuses 1 'model-draft' bench -m "$model" --prompts "$scratch/good.jsonl" --methods plain -md "$model"
 refuses 1 'nothing.gguf' bench -m "$model" --prompts "$scratch/good.jsonl" --methods draft-model \
   -md "$scratch/nothing.gguf"
+
 refuses 2 'prompts' bench --kernels --prompts "$scratch/good.jsonl"
 refuses 2 'kernels' bench -m "$model" --prompts "$scratch/good.jsonl" --types q4_0
 refuses 1 "no weight type 'q9' .*q4_0, " bench --kernels --types q4_0,q9

@@ -6,7 +6,9 @@
 #include <chrono>
 #include <memory>
 
+#include "bench/compare.h"
 #include "bench/forward_bench.h"
+#include "bench/html_report.h"
 #include "bench/kernel_bench.h"
 #include "bench/llama_peer.h"
 #include "bench/load_bench.h"
@@ -36,7 +38,12 @@ struct BenchFlags {
   int tokens = 128;
   int limit = 0;
   int turns = 0;
+  int repeats = 1;
   std::filesystem::path json;
+  std::filesystem::path report;
+  std::vector<std::filesystem::path> from;
+  std::filesystem::path figures;
+  std::vector<std::filesystem::path> compare;
 
   bool kernels = false;
   std::vector<std::string> types = {"q4_0", "q4_1", "q4_K", "q6_K", "q8_0", "bf16", "f16"};
@@ -57,6 +64,7 @@ nlohmann::ordered_json settings(const BenchFlags& flags, const DecodeOptions& op
       {"tokens_per_turn", flags.tokens},
       {"limit_per_category", flags.limit},
       {"turns", flags.turns},
+      {"repeats", flags.repeats},
       {"tree", flags.method.trees},
       {"chain", options.chain},
       {"drafting", flags.decode.drafting},
@@ -193,12 +201,47 @@ int run_load(const BenchFlags& flags) {
   return 0;
 }
 
+/// The prompts that come with the program: they lie where its heads do.
+std::filesystem::path default_prompts() {
+  for (const std::filesystem::path& heads : heads_directories()) {
+    std::filesystem::path path = heads.parent_path() / "prompts" / "default.jsonl";
+    if (std::filesystem::exists(path)) return path;
+  }
+  throw Error(
+      "prompts/default.jsonl is neither in this folder nor by the program; name a file "
+      "with --prompts");
+}
+
+int run_compare(const BenchFlags& flags) {
+  fmt::print("{}", comparison_text(read_bench_report(flags.compare.front()),
+                                   read_bench_report(flags.compare.back())));
+  flush_output();
+  return 0;
+}
+
+/// None where no folder is named.
+std::vector<ReportFigure> figures_of(const BenchFlags& flags) {
+  return flags.figures.empty() ? std::vector<ReportFigure>() : read_figures(flags.figures);
+}
+
+/// The page of earlier results.
+int run_report(const BenchFlags& flags) {
+  std::vector<BenchReport> reports;
+  for (const std::filesystem::path& path : flags.from) reports.push_back(read_bench_report(path));
+  write_text(html_report(reports, figures_of(flags)), flags.report);
+  return 0;
+}
+
 int run_prompts(BenchFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
+  require_at_least(flags.repeats, 1, "--repeats");
   flags.decode.draft = flags.method.draft();
   if (!flags.json.empty()) require_writable(flags.json);
+  if (!flags.report.empty()) require_writable(flags.report);
+  const std::vector<ReportFigure> figures = figures_of(flags);
+  if (flags.prompts.empty()) flags.prompts = default_prompts();
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
   Decoder decoder(flags.decode, flags.method.trees);
@@ -209,14 +252,24 @@ int run_prompts(BenchFlags& flags) {
         flags.decode.model, flags.decode.thread_count(),
         flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
         flags.decode.cache_type());
-    methods.push_back(peer->method(decoder.vocabulary, decoder.options.sampling));
+    std::ranges::move(peer->methods(decoder.vocabulary, decoder.options.sampling),
+                      std::back_inserter(methods));
+  }
+
+  BenchReport report = {.machine = bench_machine(decoder.engine, decoder.model, decoder.heads_path),
+                        .settings = settings(flags, decoder.options, methods)};
+  {
+    ThreadPool pool(decoder.engine.options().threads);
+    report.machine.update(
+        machine_json(measure_peaks(pool, decoder.engine.isa()), decoder.engine.isa()));
   }
 
   catch_interrupts();
   StatusLine status;
+  const OtherLoad load;
   const auto start = std::chrono::steady_clock::now();
-  const auto results = run_bench(
-      prompts, methods, flags.tokens,
+  report.records = run_bench(
+      prompts, methods, flags.tokens, flags.repeats,
       [&](int done, int total) {
         const double seconds =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -226,18 +279,17 @@ int run_prompts(BenchFlags& flags) {
       },
       interrupted);
   status.clear();
-  if (results.empty()) throw Error("interrupted before the first prompt was done");
+  if (report.records.empty()) throw Error("interrupted before the first prompt was done");
+  report.machine["other_load_cores"] = load.cores();
 
-  fmt::print("{}", bench_table(results));
+  fmt::print("{}", bench_table(sum_up(report.records)));
   for (const BenchMethod& method : methods) {
     if (!method.note.empty()) fmt::print("{}: {}\n", method.name, method.note);
   }
+  tell_of_other_load(load.cores());
   flush_output();
-  if (!flags.json.empty()) {
-    write_json(bench_json(bench_machine(decoder.engine, decoder.model, decoder.heads_path),
-                          settings(flags, decoder.options, methods), results),
-               flags.json);
-  }
+  if (!flags.json.empty()) write_json(bench_json(report), flags.json);
+  if (!flags.report.empty()) write_text(html_report({&report, 1}, figures), flags.report);
   return interrupted ? kExitInterrupted : 0;
 }
 
@@ -246,11 +298,13 @@ void require_what_the_mode_needs(const BenchFlags& flags) {
     throw CLI::ValidationError("--synthetic", "needs --forward or --load");
   }
   if (flags.kernels || !flags.synthetic.empty()) return;
+  if (!flags.compare.empty() || !flags.from.empty()) return;
   if (flags.decode.model.empty()) throw CLI::RequiredError("--model");
-  if (!flags.forward && !flags.load && flags.prompts.empty()) throw CLI::RequiredError("--prompts");
 }
 
 int run_bench_verb(BenchFlags& flags) {
+  if (!flags.compare.empty()) return run_compare(flags);
+  if (!flags.from.empty()) return run_report(flags);
   if (flags.kernels) return run_kernels(flags);
   if (flags.load) return run_load(flags);
   return flags.forward ? run_forward(flags) : run_prompts(flags);
@@ -262,11 +316,17 @@ Verb add_bench(CLI::App& program) {
   CLI::App* app = program.add_subcommand("bench", "Measure against plain decoding");
   const auto flags = std::make_shared<BenchFlags>();
   app->footer(R"(
-With --prompts: tokens per second of whole answers. PROMPTS has a conversation a line, as Spec-Bench's question.jsonl:
+Tokens per second of whole answers. PROMPTS has a conversation a line, as Spec-Bench, GSM8K or CNN/DM:
   {"question_id": 81, "category": "writing", "turns": ["Write ...", "Now shorten it."]}
+  {"question": "Natalia sold ...", "answer": "..."}      asked as it stands, in the chat template
+  {"article": "(CNN) ...", "highlights": "..."}          asked as "Summarize: (CNN) ..."
 Every method answers every prompt, one prompt after the other. Seconds are those of decoding; those
-of the prompts are in the JSON beside them. "same text": prompts with exactly plain's tokens.
-Ctrl-C ends it with the prompts done so far.
+of the prompts are in the JSON beside them. "spread": of tokens/s over --repeats; "+-": the standard
+error over prompts. "same text": prompts with exactly plain's tokens. Ctrl-C ends it with the
+prompts done so far.
+
+With --compare: which tokens/s, tokens per pass and speed-ups of two results are beyond the noise:
+over their common prompts, further apart than chance explains in 99 of 100 cases.
 
 With --kernels: products of random weights with some rows, from memory: ours and ggml's in the
 faster of its forms, in turn, on as many threads. Milliseconds of as many products as stand behind
@@ -286,9 +346,13 @@ With --load: how long it takes until the model is ready, with its file out of th
 docs/performance.md has more.
 
 Examples:
-  firp bench model.gguf --prompts question.jsonl --limit 5
+  firp bench model.gguf
+  firp bench model.gguf --prompts question.jsonl --limit 5 --repeats 3
   firp bench -m model.gguf --prompts question.jsonl --tree 8,16,32 --json result.json
   firp bench -m model.gguf --prompts question.jsonl --methods plain --peer llama.cpp -t 4
+  firp bench model.gguf --json new.json --report new.html
+  firp bench --compare old.json new.json
+  firp bench --report all.html --from spec-bench.json gsm8k.json --figures figures
   firp bench --kernels --types q4_0,q4_K --rows 1,8 -t 2
   firp bench --kernels --types q6_K --shapes 4096x14336,128256x4096 --json kernels.json
   firp bench --kernels --types q4_0 --shapes 576x576,1536x576,576x1536,49152x576 --rows 1,8,64
@@ -297,14 +361,32 @@ Examples:
   firp bench --load model.gguf)");
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
-  CLI::Option* const prompts = app->add_option("--prompts", flags->prompts, "The prompts, JSONL");
-  app->add_option("--peer", flags->peer, "Another program's plain decoding beside ours: llama.cpp")
+  CLI::Option* const prompts = app->add_option("--prompts", flags->prompts,
+                                               "The prompts, JSONL (default: our own small set)");
+  app->add_option("--peer", flags->peer,
+                  "Another program beside ours: llama.cpp, plain and with n-grams as its drafts")
       ->check(CLI::IsMember({"llama.cpp"}));
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
       ->capture_default_str();
   app->add_option("--limit", flags->limit, "Prompts of each category at most (default: all)");
   app->add_option("--turns", flags->turns, "Turns of each prompt at most (default: all)");
+  app->add_option("--repeats", flags->repeats, "Runs of each prompt; the one of median time counts")
+      ->capture_default_str();
   app->add_option("--json", flags->json, "Write the results to this file");
+  CLI::Option* const report = app->add_option("--report", flags->report,
+                                              "Write the results to this file as a page of HTML");
+  app->add_option("--figures", flags->figures,
+                  "A folder of *.svg for the page, with their captions in *.txt of the same name")
+      ->needs(report);
+  app->add_option("--from", flags->from, "Make the page from earlier --json; nothing is run")
+      ->needs(report)
+      ->excludes(prompts);
+  CLI::Option* const compare =
+      app->add_option("--compare", flags->compare,
+                      "Say what differs between two earlier --json beyond the noise: OLD NEW")
+          ->expected(2)
+          ->excludes(prompts)
+          ->excludes(report);
   flags->decode.add_decoding_to(*app);
   flags->method.add_to(*app);
 
@@ -312,7 +394,9 @@ Examples:
   CLI::Option* const kernels =
       speed
           ->add_flag("--kernels", flags->kernels, "Time products of matrices with rows, and ggml's")
-          ->excludes(prompts);
+          ->excludes(prompts)
+          ->excludes(report)
+          ->excludes(compare);
   speed->add_option("--types", flags->types, "Weight types")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -326,9 +410,13 @@ Examples:
   CLI::Option* const forward =
       speed->add_flag("--forward", flags->forward, "Time whole passes of the model, and prefill")
           ->excludes(prompts)
+          ->excludes(report)
+          ->excludes(compare)
           ->excludes(kernels);
   speed->add_flag("--load", flags->load, "Time loading the model, and the memory that it takes")
       ->excludes(prompts)
+      ->excludes(report)
+      ->excludes(compare)
       ->excludes(kernels)
       ->excludes(forward);
   speed

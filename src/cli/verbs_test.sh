@@ -101,10 +101,12 @@ bench --methods plain,firp --peer llama.cpp
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench"
 import json, sys
 report = json.load(open(sys.argv[1]))
-assert {"cpu", "cores", "threads", "isa", "model", "heads"} <= report["machine"].keys()
+assert {"cpu", "cores", "threads", "isa", "model", "model_hash", "heads", "heads_hash",
+        "read_bytes_per_second", "int8_multiply_adds_per_second"} <= report["machine"].keys()
+assert len(report["runs"]) == 3 * 4
 results = report["results"]
 assert [(r["category"], r["method"]) for r in results] == [
-    (c, m) for c in ("writing", "qa", "all") for m in ("plain", "firp", "llama.cpp")]
+    (c, m) for c in ("writing", "qa", "all") for m in ("plain", "firp", "llama.cpp", "llama.cpp+ngram")]
 for r in results:
     assert r["prompts"] == {"writing": 1, "qa": 2, "all": 3}[r["category"]]
     assert 0 < r["tokens"] <= 24 * (r["prompts"] + (r["category"] != "qa"))
@@ -113,13 +115,13 @@ for r in results:
     assert abs(r["tokens_per_forward"] - r["tokens"] / r["forwards"]) < 1e-6
     assert 0 <= r["identical_to_plain"] <= r["prompts"]
     assert r["speedup_over_plain"] > 0
-    if r["method"] != "llama.cpp":
+    if not r["method"].startswith("llama.cpp"):
         assert r["identical_to_plain"] == r["prompts"]
-    if r["method"] != "firp":
+    if r["method"] in ("plain", "llama.cpp"):
         assert r["forwards"] == r["tokens"]
     if r["method"] == "plain":
         assert r["speedup_over_plain"] == 1
-plain, firp = results[-3], results[-2]
+plain, firp = results[-4:-2]
 assert firp["tokens"] == plain["tokens"] and firp["forwards"] < plain["forwards"]
 END
 bench --tree 4,32 --limit 1 --turns 1 --temp 0.8 --seed 3
@@ -143,6 +145,47 @@ assert 0.3 < of["firp"]["expected_tokens"] / of["firp"]["tokens"] < 3, of["firp"
 assert "expected_tokens" not in of["firp-tree4"]
 END
 grep -q '^planner' "$scratch/table" || fail "the planner's table: $(cat "$scratch/table")"
+
+# llama.cpp with drafts from the text, on a text that repeats itself: fewer passes, the same text.
+echo '{"question": "Say this three times: The red fox ran over the green hill and was gone.", "answer": "-"}' \
+  > "$scratch/gsm8k.jsonl"
+"$firp" bench -m "$model" --prompts "$scratch/gsm8k.jsonl" --methods plain --peer llama.cpp -n 40 \
+  --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" || fail "bench: $(cat "$scratch/log")"
+python3 - "$scratch/out.json" << 'END' || fail "llama.cpp+ngram: $(cat "$scratch/table")"
+import json, sys
+plain, peer, ngram = json.load(open(sys.argv[1]))["results"][:3]
+assert ngram["method"] == "llama.cpp+ngram" and ngram["category"] == "gsm8k"
+assert ngram["tokens"] == peer["tokens"] == peer["forwards"]
+assert ngram["forwards"] < 0.8 * ngram["tokens"]
+assert ngram["identical_to_plain"] == peer["identical_to_plain"]
+END
+
+# Our own prompts, repeated; the page, and what compares.
+"$firp" bench -m "$model" --methods plain,firp --limit 1 --turns 1 -n 8 --repeats 2 \
+  --json "$scratch/own.json" --report "$scratch/page.html" > "$scratch/table" 2> "$scratch/log" ||
+  fail "bench of our own prompts: $(cat "$scratch/log")"
+python3 - "$scratch/own.json" "$scratch/page.html" << 'END' || fail "repeats, or the page"
+import json, sys
+report = json.load(open(sys.argv[1]))
+assert report["settings"]["prompts"] == "default.jsonl" and report["settings"]["repeats"] == 2
+assert len({r["category"] for r in report["results"]}) == 9
+assert all(len(r["repeat_seconds"]) == 2 and r["seconds"] == min(r["repeat_seconds"])
+           for r in report["runs"])
+all_of = report["results"][-1]
+assert all_of["tokens_per_second_spread"] >= 0 and all_of["speedup_error"] > 0, all_of
+page = open(sys.argv[2]).read()
+assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>\n") and "passage_qa" in page
+assert "http" not in page and "<script" not in page  # nothing beside it is needed
+END
+"$firp" bench --compare "$scratch/own.json" "$scratch/own.json" > "$scratch/table" || fail "--compare"
+grep -q 'Nothing differs beyond the noise' "$scratch/table" || fail "--compare: $(cat "$scratch/table")"
+mkdir "$scratch/figures"
+echo '<svg xmlns="http://www.w3.org/2000/svg"/>' > "$scratch/figures/a.svg"
+echo 'A caption' > "$scratch/figures/a.txt"
+"$firp" bench --report "$scratch/both.html" --from "$scratch/own.json" "$scratch/out.json" \
+  --figures "$scratch/figures" || fail "--report --from"
+[ "$(grep -c '<section>' "$scratch/both.html")" -eq 2 ] && grep -q 'A caption' "$scratch/both.html" ||
+  fail "the page of two results"
 
 # Rivals: the same text from each. The model as its own draft model, and its heads as another's.
 heads=$(ls "$(dirname "$0")"/../../heads/*.gguf)

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <thread>
 
 #include "engine/engine.h"
@@ -118,6 +119,9 @@ void check_options(const TrainOptions& options) {
 }
 
 void check_layer(const TrainOptions& options, const ModelConfig& config) {
+  if (options.method == HeadsMethod::kMedusa && options.layer != 0) {
+    throw Error("Medusa's heads read the final state: there is no layer to choose (--layer)");
+  }
   if (options.layer < 0 || options.layer > config.layers) {
     throw Error(fmt::format("the layer must be 1 to {}", config.layers));
   }
@@ -464,7 +468,9 @@ TrainReport train(const TrainOptions& options,
   check_options(options);
   const Model model(options.model);
   check_layer(options, model.config());
-  const Vocabulary vocabulary(options.model);
+  const bool written = !options.texts.empty() && std::filesystem::exists(options.texts);
+  std::optional<Vocabulary> vocabulary;  // to write texts with
+  if (!options.resume && !written) vocabulary.emplace(options.model);
   std::vector<std::string> prompts;
   if (!options.prompts.empty()) {
     prompts = read_prompts(options.prompts);
@@ -496,12 +502,11 @@ TrainReport train(const TrainOptions& options,
     checkpoint.base = base;
     checkpoint.options = applicable(options, model.config());
     checkpoint.layer = checkpoint.options.layer;
-    const bool written = !options.texts.empty() && std::filesystem::exists(options.texts);
     if (written) {
       checkpoint.texts = read_checkpoint(options.texts, base).texts;
     } else {
       Phase phase(TrainPhase::kSynthesis, &checkpoint.phase_minutes[0], on_progress);
-      checkpoint.texts = synthesize(engine, vocabulary,
+      checkpoint.texts = synthesize(engine, *vocabulary,
                                     {.sequences = options.sequences,
                                      .answer_tokens = options.answer_tokens,
                                      .max_answer = options.max_answer,

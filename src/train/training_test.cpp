@@ -182,6 +182,25 @@ TEST_F(TrainingTest, ALogIsReadAsItWasWrittenAndOtherFilesAreRefused) {
             std::string::npos);
 }
 
+TEST_F(TrainingTest, TextsThatWereKeptAreTrainedOnAgain) {
+  write_checkpoint(begin(3), directory_ / "texts");
+  TrainOptions again = options(3);
+  again.layer = 1;
+  again.threads = 1;
+  again.texts = directory_ / "texts";
+  const auto ignore = [](const TrainProgress& progress) {
+    EXPECT_NE(progress.phase, TrainPhase::kSynthesis);
+  };
+  const TrainReport report = train(again, ignore, std::atomic<bool>(false));
+  EXPECT_EQ(report.texts, 24);
+  const Heads from_file = heads();
+  run(begin(3));
+  expect_same_maps(from_file, heads());
+
+  std::ofstream(directory_ / "texts") << "no texts";
+  EXPECT_THROW(train(again, ignore, std::atomic<bool>(false)), Error);
+}
+
 TEST_F(TrainingTest, MedusaHeadsStandBehindTheLastLayerAndResume) {
   const auto begin_medusa = [&](int updates) {
     Checkpoint checkpoint = begin(updates);
