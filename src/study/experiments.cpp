@@ -351,7 +351,7 @@ Finding study_curve(std::span<const std::filesystem::path> logs) {
   Finding finding = {
       .csv = "log,seconds,updates,rows,loss,chain,tree8,tree16,tree32\n",
       .figure = {.title = "Tokens per forward pass, held out, while heads are trained",
-                 .x_label = "minutes of training, the writing of texts included",
+                 .x_label = "minutes, with the writing of texts",
                  .panels = {{.y_label = "tokens per forward pass, chain"},
                             {.y_label = "tokens per forward pass, tree of 32"}}}};
   std::vector<std::string> parts;
