@@ -309,7 +309,7 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
                  .panels = {{.y_label = "tokens per forward pass"},
                             {.y_label = "speed (plain decoding: 1)"}},
                  .log_x = true}};
-  const std::string tree = "tree of that size";
+  const std::string tree = "tree";
   std::vector<Line> tokens = {{.name = tree}}, speed = {{.name = tree}};
   std::size_t fastest = 0;
   const auto name_of = [&](std::size_t i) {
@@ -351,7 +351,7 @@ Finding study_curve(std::span<const std::filesystem::path> logs) {
   Finding finding = {
       .csv = "log,seconds,updates,rows,loss,chain,tree8,tree16,tree32\n",
       .figure = {.title = "Tokens per forward pass, held out, while heads are trained",
-                 .x_label = "minutes of training, the writing of texts included",
+                 .x_label = "minutes, with the writing of texts",
                  .panels = {{.y_label = "tokens per forward pass, chain"},
                             {.y_label = "tokens per forward pass, tree of 32"}}}};
   std::vector<std::string> parts;

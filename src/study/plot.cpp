@@ -19,8 +19,9 @@ namespace {
 
 constexpr int kWidth = 1600, kHeight = 900;
 constexpr double kLeft = 0.08, kBottom = 0.14, kTop = 0.88;  // of the figure
-constexpr double kLabelWidth = 0.0095;  // of a character beside a line, in figure widths
-constexpr double kLabelHeight = 0.062;  // between two of them, in panel heights
+constexpr double kLabelWidth = 0.0103;   // of a character beside a line, in figure widths
+constexpr double kLabelHeight = 0.062;   // between two of them, in panel heights
+constexpr std::size_t kMostPoints = 20;  // of a line that shows them
 // Okabe and Ito's, which colour-blind readers can tell apart.
 constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                     "#E69F00", "#56B4E9", "#000000"};
@@ -112,8 +113,10 @@ std::string panel_script(const Panel& panel, int index) {
     script += fmt::format("set label {} at graph 1.02,{:.4f} left noenhanced tc rgb '{}'\n",
                           quoted(line.name), heights[i], colour);
     plot += fmt::format("{}$data_{}_{} with {} lc rgb '{}' lw {} {}", i == 0 ? "" : ", ", index, i,
-                        line.dashed ? "lines dt 2" : "linespoints pt 7 ps 1.2", colour,
-                        line.dashed ? 2 : 3, "notitle");
+                        line.dashed                   ? "lines dt 2"
+                        : line.x.size() > kMostPoints ? "lines"
+                                                      : "linespoints pt 7 ps 1.2",
+                        colour, line.dashed ? 2 : 3, "notitle");
   }
   return script + plot + "\n";
 }
