@@ -12,7 +12,8 @@ draft: engine kernels model
 decode: draft engine model
 train: decode draft engine model
 bench: decode draft engine kernels model
-cli: bench train decode draft engine kernels model
+study: bench train decode draft engine kernels model
+cli: study bench train decode draft engine kernels model
 '
 
 status=0

@@ -166,6 +166,16 @@ refuses 1 '--context must be at least 1' bench --forward -m "$model" --context 0
 refuses 1 '--rows must be at most 128' bench --forward -m "$model" --rows 129
 refuses 1 'cannot write' bench --kernels --json "$scratch/no/x.json"
 
+# Study.
+refuses 2 'name' study magic "$model"
+refuses 1 'which model' study rows
+refuses 1 'which training' study curve
+refuses 1 'good.jsonl is no log' study curve "$scratch/good.jsonl" -o "$scratch/study"
+refuses 1 'nothing.gguf' study rows "$scratch/nothing.gguf" -o "$scratch/study"
+refuses 1 'not a FIRP heads file' study mask "$model" "$model" -o "$scratch/study"
+refuses 1 'cannot make the folder' study rows "$model" -o "$scratch/good.jsonl/study"
+refuses 1 '--tokens must be at least 1' study mask "$model" --tokens 0 -o "$scratch/study"
+
 # The machine.
 FIRP_ISA=z80 refuses 1 'z80.*portable' generate "${prompt[@]}"
 

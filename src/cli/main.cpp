@@ -41,7 +41,8 @@ firp VERB --help tells about a verb. Start here:
   firp train model.gguf)");
   const std::vector<firp::Verb> verbs = {
       firp::add_generate(program),    firp::add_chat(program),  firp::add_demo(program),
-      firp::add_train(program, argv), firp::add_bench(program), firp::add_inspect(program)};
+      firp::add_train(program, argv), firp::add_bench(program), firp::add_inspect(program),
+      firp::add_study(program, argv)};
   const auto is_named = [&](const firp::Verb& verb) { return verb.app->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(verbs, is_named)) {
     fmt::print(stderr, "firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));

@@ -111,7 +111,8 @@ bench() {
   "$firp" bench -m "$model" --prompts "$scratch/prompts.jsonl" -n 24 --json "$scratch/out.json" \
     "$@" > "$scratch/table" 2> "$scratch/log" || fail "bench $*: $(cat "$scratch/log")"
 }
-bench --methods plain,firp --peer llama.cpp
+# A fixed tree: the planner may draft nothing on a busy machine.
+bench --methods plain,firp --tree 8 --peer llama.cpp
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench"
 import json, os, sys
 report = json.load(open(sys.argv[1]))
@@ -258,6 +259,18 @@ rest = report["peak_resident_bytes"] - report["packed_bytes"]
 assert 0 < rest and (rest < 30e6 or os.environ.get("FIRP_SANITIZER"))
 END
 
+# study: a figure, its numbers and its caption.
+"$firp" study mask "$model" -o "$scratch/study" --tokens 60 > "$scratch/text" 2> "$scratch/log" ||
+  fail "study mask: $(cat "$scratch/log")"
+[ "$(cut -d , -f 1-2 "$scratch/study/mask.csv" | paste -sd ' ')" = \
+  'mask,step seen,1 seen,2 seen,3 seen,4 unseen,1 unseen,2 unseen,3 unseen,4' ] ||
+  fail "the CSV of study mask: $(cat "$scratch/study/mask.csv")"
+grep -q 'at step 4' "$scratch/study/mask.txt" || fail "the caption: $(cat "$scratch/study/mask.txt")"
+grep -q 'at step 4' "$scratch/text" || fail "study mask tells nothing: $(cat "$scratch/text")"
+for figure in png svg; do
+  [ -s "$scratch/study/mask.$figure" ] || fail "no $figure of study mask"
+done
+
 # inspect.
 "$firp" inspect "$model" > "$scratch/text" || fail "inspect"
 grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$scratch/text" &&
@@ -265,7 +278,7 @@ grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$
 heads=$(find heads -name '*.gguf' | head -n 1)
 "$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
 
-for verb in '' generate chat demo train bench inspect; do
+for verb in '' generate chat demo train bench inspect study; do
   # shellcheck disable=SC2086
   "$firp" $verb --help | grep 'firp' > /dev/null || fail "$verb --help"
 done

@@ -31,6 +31,11 @@ EngineOptions checked(EngineOptions options) {
   throw std::invalid_argument(fmt::format("Engine: {}", why));
 }
 
+/// Steps between a row and its parent that the row does not see.
+int steps_left_out(const Row& row, const Row* parent) {
+  return row.is_pseudo() ? row.step - 1 - (parent != nullptr ? parent->step : 0) : 0;
+}
+
 /// Heads made ready for an engine.
 struct PackedHeads {
   HeadsMethod method;
@@ -152,7 +157,11 @@ void Engine::State::check(std::span<const Row> batch) const {
       bad_batch("a parent that is not an earlier row of the same sequence");
     }
     const Row* const parent = row.parent == kContext ? nullptr : &batch[row.parent];
-    const int expected = parent != nullptr ? parent->position + 1 : cache.length(row.sequence);
+    if (row.is_pseudo() && parent != nullptr && row.step <= parent->step) {
+      bad_batch("a pseudo row whose parent is not of an earlier step");
+    }
+    const int expected = (parent != nullptr ? parent->position + 1 : cache.length(row.sequence)) +
+                         steps_left_out(row, parent);
     if (row.position != expected) {
       bad_batch(fmt::format("a row at position {} instead of {}", row.position, expected));
     }
@@ -168,9 +177,6 @@ void Engine::State::check(std::span<const Row> batch) const {
       continue;
     }
     if (row.step > static_cast<int>(maps().size())) bad_batch("a pseudo row without a draft map");
-    if (row.step != (parent != nullptr ? parent->step : 0) + 1) {
-      bad_batch("a pseudo row whose parent is not the row of the step before");
-    }
     if (maps()[row.step - 1].reads_token(model.config().hidden_size) &&
         (row.token_behind < 0 || row.token_behind >= model.config().vocabulary_size)) {
       bad_batch("a pseudo row of such maps needs the token behind its anchor");
@@ -223,10 +229,9 @@ void Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
     to.source = row.source.empty() ? nullptr : row.source.data();
     to.source_row = -1;
     to.path.clear();
-    if (row.parent != kContext) {
-      const std::vector<std::int32_t>& path = s.pass_rows[s.index_of[row.parent]].path;
-      to.path.assign(path.begin(), path.end());
-    }
+    const Row* const parent = row.parent == kContext ? nullptr : &rows[row.parent];
+    if (parent != nullptr) to.path = s.pass_rows[s.index_of[row.parent]].path;
+    to.path.insert(to.path.end(), steps_left_out(row, parent), kNoRow);
     to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }

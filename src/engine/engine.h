@@ -25,14 +25,16 @@ inline constexpr Token kNoToken = -1;
 /// One row of a forward pass: a token, or a pseudo hidden state.
 ///
 /// A row sees its sequence's committed context and its own ancestors in the batch. Its position is
-/// its parent's plus one (the length of the context for a parent of kContext).
+/// its parent's plus one (the length of the context for a parent of kContext), plus the steps that
+/// a pseudo row leaves out.
 struct Row {
   int sequence = 0;
   int position = 0;
   int parent = kContext;  ///< an earlier row of the batch
   Token token = kNoToken;
   /// j >= 1: the row is p_{i,j}, made by draft map j from h_i^{t_j}, and runs through the layers
-  /// from t_j on. Its parent is p_{i,j-1}, or for j = 1 the row of token i.
+  /// from t_j on. Its parent is p_{i,j-1}, or for j = 1 the row of token i; a parent of an earlier
+  /// step, or the row of token i for any j, leaves the steps between out of what it sees.
   int step = 0;
   /// For a pseudo row whose token i is not in the batch but the last of the committed context:
   /// h_i^{t_j}, as an earlier pass gave it. [d]; empty otherwise.
@@ -97,16 +99,17 @@ class Engine {
   /// Forgets the positions from `length` on.
   void truncate(int sequence, int length);
 
-  /// Runs the rows through the layers. Keeps the residual stream of the token rows after each layer
-  /// in `capture_layers` (t layers done; 1 .. layers) until the next pass. Errors: a row over the
-  /// context, too many rows; std::invalid_argument for a batch that breaks the rules above.
+  /// Runs the rows through the layers. Keeps the residual stream of the rows after each layer in
+  /// `capture_layers` (t layers done; 1 .. layers) until the next pass; of pseudo rows from t_j on,
+  /// where it is p_{i,j} itself. Errors: a row over the context, too many rows;
+  /// std::invalid_argument for a batch that breaks the rules above.
   ///
   /// `skipped`: parts that are left out, for a cheap guess at what all would give (self-speculative
   /// decoding, early exit). The rows of such a pass can't be committed.
   void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
                std::span<const Sublayer> skipped = {});
 
-  /// h^t of row `row` of the last pass. [d]
+  /// The captured residual stream of row `row` of the last pass, h^t of a token row. [d]
   std::span<const float> hidden(int row, int layer) const;
 
   /// The final state of a row after the model's last norm: what the head reads. [d]

@@ -360,6 +360,104 @@ TEST(Engine, APassThatSkipsTheLastLayersEndsWithTheEarlierOnes) {
   EXPECT_TRUE(bits_equal(engine.final_state(1), full));
 }
 
+/// The captured states of a row, of all `layers` one behind the other.
+std::vector<float> states_of(const Engine& engine, int row, std::span<const int> layers) {
+  std::vector<float> states;
+  for (const int layer : layers) {
+    const std::span<const float> h = engine.hidden(row, layer);
+    states.insert(states.end(), h.begin(), h.end());
+  }
+  return states;
+}
+
+TEST(Engine, APseudoRowThatEntersAsATokensStateStaysThatTokens) {
+  const TinyModel model({.type = GGML_TYPE_Q4_1, .layers = 4});
+  Engine engine(*model, {.threads = 2, .context = 100});
+  const int sequence = engine.add_sequence();
+  std::mt19937 random(9);
+  append(engine, sequence, random_tokens(63, 320, random), 63);
+  std::vector<Row> rows = {{.sequence = sequence, .position = 63, .token = 3},
+                           {.sequence = sequence, .position = 64, .parent = 0, .token = 4}};
+  const int layers[] = {2, 3, 4}, all_layers[] = {1, 2, 3, 4};
+  engine.forward(rows, all_layers);
+  const std::vector<float> expected = states_of(engine, 1, layers);
+  const std::vector<float> final_state(engine.final_state(1).begin(), engine.final_state(1).end());
+
+  // p_{i,1} = b = h_{i+1}^2, whatever h_i is.
+  Heads heads = random_heads((*model).config(), {2}, 1);
+  heads.adapters.clear();
+  std::ranges::fill(heads.steps[0].weight, 0.0f);
+  std::ranges::copy(engine.hidden(1, 2), heads.steps[0].bias.begin());
+  engine.set_heads(heads);
+  rows[1].token = 9;
+  rows.push_back({.sequence = sequence, .position = 64, .parent = 0, .step = 1});
+  engine.forward(rows, all_layers);
+  EXPECT_TRUE(bits_equal(states_of(engine, 2, layers), expected));
+  EXPECT_TRUE(bits_equal(engine.final_state(2), final_state));
+  EXPECT_FALSE(bits_equal(states_of(engine, 1, layers), expected));
+  EXPECT_THROW(engine.hidden(2, 1), std::invalid_argument);  // it enters later
+
+  heads.method = HeadsMethod::kMedusa;
+  heads.steps[0].layer = (*model).config().layers;
+  engine.set_heads(heads);
+  engine.forward(rows, all_layers);
+  EXPECT_THROW(engine.hidden(2, 4), std::invalid_argument);  // it is never in the residual stream
+}
+
+TEST(Engine, PseudoRowsThatHangOnTheirTokenSeeNoEarlierStep) {
+  const TinyModel model({.type = GGML_TYPE_Q4_1, .layers = 3});
+  const int layers[] = {1, 2, 3};
+  Engine engine(*model, {.threads = 2, .context = 100});
+  const int sequence = engine.add_sequence();
+  std::mt19937 random(9);
+  append(engine, sequence, random_tokens(62, 320, random), 31);
+  const Row token = {.sequence = sequence, .position = 62, .token = 3};
+  const auto pseudo = [&](int step, int parent) {
+    return Row{.sequence = sequence, .position = 62 + step, .parent = parent, .step = step};
+  };
+  const std::vector<Row> chain = {token, pseudo(1, 0), pseudo(2, 1), pseudo(3, 2)};
+  const std::vector<Row> apart = {token, pseudo(1, 0), pseudo(2, 0), pseudo(3, 0)};
+
+  engine.set_heads(random_heads((*model).config(), {1, 1, 1}, 4));
+  engine.forward(chain, layers);
+  std::vector<std::vector<float>> of_chain, of_apart;
+  for (int row = 0; row < 4; ++row) of_chain.push_back(states_of(engine, row, layers));
+  engine.forward(apart, layers);
+  for (int row = 0; row < 4; ++row) of_apart.push_back(states_of(engine, row, layers));
+  EXPECT_TRUE(bits_equal(of_apart[0], of_chain[0]));
+  EXPECT_TRUE(bits_equal(of_apart[1], of_chain[1]));
+  for (int step = 2; step <= 3; ++step) {
+    EXPECT_FALSE(bits_equal(of_apart[step], of_chain[step]));
+    engine.forward(std::vector<Row>{token, pseudo(step, 0)}, layers);  // a pass of its own
+    EXPECT_TRUE(bits_equal(states_of(engine, 1, layers), of_apart[step])) << step;
+  }
+
+  // A row that leaves out a step sees the others.
+  engine.forward(std::vector<Row>{token, pseudo(1, 0), pseudo(3, 1)}, layers);
+  const std::vector<float> without_second = states_of(engine, 2, layers);
+  EXPECT_FALSE(bits_equal(without_second, of_chain[3]));
+  EXPECT_FALSE(bits_equal(without_second, of_apart[3]));
+
+  // Deferred.
+  engine.forward(std::vector<Row>{token}, layers);
+  const std::vector<float> source(engine.hidden(0, 1).begin(), engine.hidden(0, 1).end());
+  engine.commit(sequence, std::vector<int>{0});
+  std::vector<Row> deferred = {pseudo(1, kContext), pseudo(2, kContext), pseudo(3, kContext)};
+  for (Row& row : deferred) row.source = source;
+  engine.forward(deferred, layers);
+  for (int row = 0; row < 3; ++row) {
+    EXPECT_TRUE(bits_equal(states_of(engine, row, layers), of_apart[row + 1])) << row + 1;
+  }
+  engine.truncate(sequence, 62);
+
+  // An earlier step that exists in no layer is not seen by a chain, either.
+  engine.set_heads(random_heads((*model).config(), {3, 1}, 4));
+  engine.forward(std::span(chain).first(3), layers);
+  const std::vector<float> unseen = states_of(engine, 2, layers);
+  engine.forward(std::span(apart).first(3), layers);
+  EXPECT_TRUE(bits_equal(states_of(engine, 2, layers), unseen));
+}
+
 TEST(Engine, BestTokensAreThoseOfTheLogits) {
   const TinyModel model({.type = GGML_TYPE_Q8_0, .vocabulary_size = 1300});  // not whole chunks
   for (const int threads : {1, 2, 3}) {
@@ -496,6 +594,12 @@ TEST(Engine, BatchesThatBreakTheRulesAreRefused) {
   refused({{.sequence = sequence, .step = 1}});  // no source
   refused({{.sequence = sequence, .token = 1},
            {.sequence = sequence, .position = 1, .parent = 0, .step = 2}});
+  refused({{.sequence = sequence, .token = 1},
+           {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
+           {.sequence = sequence, .position = 2, .parent = 1, .step = 1}});
+  refused({{.sequence = sequence, .token = 1},
+           {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
+           {.sequence = sequence, .position = 3, .parent = 1, .step = 2}});
   append(engine, sequence, std::vector<Token>{1, 2, 3, 4}, 4);
   EXPECT_THROW(engine.forward(std::vector<Row>{{.sequence = sequence, .position = 4, .token = 1}}),
                Error);

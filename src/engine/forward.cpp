@@ -72,7 +72,7 @@ void ForwardPass::run(const Pass& pass) {
   }
   captured_.resize(std::max(captured_.size(), capture_layers_.size()));
   for (std::size_t i = 0; i < capture_layers_.size(); ++i) {
-    captured_[i].resize(static_cast<std::size_t>(token_rows_) * d_);
+    captured_[i].resize(static_cast<std::size_t>(count) * d_);
   }
   extend_rope_table(std::ranges::max(rows, {}, &PassRow::position).position + 1);
   pool_.run([this](int thread) { run_thread(thread); });
@@ -83,16 +83,10 @@ void ForwardPass::run_thread(int thread) {
   embed(thread);
   for (int layer = first_layer_; layer < config_.layers; ++layer) {
     enter_rows(layer, thread);
+    capture(layer, thread);
     adapt_rows(layer, thread);
     if (!skipped_[2 * layer]) attention(layer, thread);
     if (!skipped_[2 * layer + 1]) feed_forward(layer, thread);
-
-    for (std::size_t i = 0; i < capture_layers_.size(); ++i) {
-      if (capture_layers_[i] != layer + 1) continue;
-      const auto [begin, end] = share(token_rows_, thread, pool_.size());
-      std::copy(residual(begin), residual(end),
-                captured_[i].data() + static_cast<std::size_t>(begin) * d_);
-    }
   }
   finish_rows(thread);
 }
@@ -104,6 +98,7 @@ void ForwardPass::finish_rows(int thread) {
   };
   const int count = static_cast<int>(rows_.size());
   if (!medusa_) enter_rows(config_.layers, thread);
+  capture(config_.layers, thread);
   const auto [begin, end] = share(medusa_ ? token_rows_ : count, thread, pool_.size());
   for (int row = begin; row < end; ++row) {
     const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
@@ -158,7 +153,8 @@ void ForwardPass::enter_rows(int layer, int thread) {
     for (int row = 0; row < active; ++row) {
       slots_[row].clear();
       for (const std::int32_t other : rows_[row].path) {
-        slots_[row].push_back(rows_[other].entry_layer > layer ? kNoSlot : slot(other));
+        const bool seen = other != kNoRow && rows_[other].entry_layer <= layer;
+        slots_[row].push_back(seen ? slot(other) : kNoSlot);
       }
     }
   }
@@ -190,6 +186,15 @@ void ForwardPass::enter_rows(int layer, int thread) {
     barrier(thread, Phase::kDraftMaps);
     first = end;
   }
+}
+
+/// Until the next barrier, nothing may change the residual stream.
+void ForwardPass::capture(int layer, int thread) {
+  const auto at = std::ranges::find(capture_layers_, layer);
+  if (at == capture_layers_.end()) return;
+  const auto [begin, end] = share(states_after(layer), thread, pool_.size());
+  std::copy(residual(begin), residual(end),
+            captured_[at - capture_layers_.begin()].data() + static_cast<std::size_t>(begin) * d_);
 }
 
 void ForwardPass::adapt_rows(int layer, int thread) {
@@ -428,7 +433,7 @@ void ForwardPass::multiply(std::initializer_list<Product> products, const Activa
 
 const float* ForwardPass::captured(int row, int layer) const {
   const auto at = std::ranges::find(capture_layers_, layer);
-  if (at == capture_layers_.end() || row >= token_rows_) return nullptr;
+  if (at == capture_layers_.end() || row >= states_after(layer)) return nullptr;
   return captured_[at - capture_layers_.begin()].data() + static_cast<std::size_t>(row) * d_;
 }
 

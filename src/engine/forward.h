@@ -41,10 +41,11 @@ struct PassRow {
   int source_row = -1;            ///< of a pseudo row: where h_i^{t_j} is taken from,
   const float* source = nullptr;  ///< or this, if the token is not in the batch
   Token token_behind = -1;        ///< of a pseudo row of maps with a token input
-  /// The row's ancestors in the batch and the row itself, in order of position; the first one hangs
-  /// on the committed context.
+  /// The row's ancestors in the batch and the row itself, one a position, the first behind the
+  /// committed context; kNoRow where a pseudo row leaves a step out.
   std::vector<std::int32_t> path;
 };
+inline constexpr std::int32_t kNoRow = -1;
 
 /// What one pass is to do. The spans must stay until it has run.
 struct Pass {
@@ -52,7 +53,7 @@ struct Pass {
   std::span<const PackedMap> maps;  ///< one a step
   std::span<const PackedAdapter> adapters;
   bool medusa = false;                  ///< pseudo rows are made from final states
-  std::span<const int> capture_layers;  ///< after which the token rows' residual stream is kept
+  std::span<const int> capture_layers;  ///< after which the rows' residual stream is kept
   std::span<const Sublayer> skipped;
 };
 
@@ -89,7 +90,7 @@ class ForwardPass {
     return {final_states_.data() + static_cast<std::size_t>(row) * d_,
             static_cast<std::size_t>(d_)};
   }
-  /// nullptr if that layer was not captured.
+  /// nullptr if that layer was not captured, or the row has no state there.
   const float* captured(int row, int layer) const;
 
   /// `head` (the model's, or some rows of it) on rows of the last pass: all logits, [rows.size() x
@@ -107,6 +108,7 @@ class ForwardPass {
   void run_thread(int thread);
   void embed(int thread);
   void enter_rows(int layer, int thread);
+  void capture(int layer, int thread);
   void finish_rows(int thread);
   void adapt_rows(int layer, int thread);
   void attention(int layer, int thread);
@@ -133,6 +135,8 @@ class ForwardPass {
 
   /// What a pseudo row is made from. [d]
   const float* source(const PassRow& row);
+  /// Rows that have a residual stream after `layer` layers: the first ones.
+  int states_after(int layer) const { return medusa_ ? token_rows_ : active_rows_[layer]; }
   float* residual(int row) { return residual_.data() + static_cast<std::size_t>(row) * d_; }
   /// The phase that ends here is over when all threads have come.
   void barrier(int thread, Phase ended);

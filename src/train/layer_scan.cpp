@@ -32,18 +32,12 @@ std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps, bo
   return layers;
 }
 
-}  // namespace
-
-int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
-                 bool token_input, const std::function<bool(int, int)>& on_progress) {
-  const std::vector<int> layers = candidate_layers(model.config(), draft_steps, token_input);
-  const int total = static_cast<int>(layers.size()) * 2;  // half of the work is the regression's
-  if (layers.size() == 1) {
-    return layers.front();
-  }
-  const torch::Device device = fast_device();
-  const UpperLayers upper(model, layers.front(), device, fast_type(device));
-
+/// Ridge regressions of all `layers` over texts that are not held out, some anchors of them. Empty
+/// where `on_progress` (anchors, of) ended it.
+std::vector<RidgeRegression> regress(Engine& engine, const UpperLayers& upper,
+                                     std::span<const Text> texts, std::span<const int> layers,
+                                     int draft_steps, bool token_input,
+                                     const std::function<bool(long long, long long)>& on_progress) {
   std::vector<RidgeRegression> regressions;
   // The first texts' states, [text][layer], and the embeddings behind them.
   std::vector<std::vector<torch::Tensor>> sample;
@@ -85,8 +79,8 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
       regressions[i].add(states[i], embeddings);
     }
     const long long anchors = regressions.front().anchors();
-    if (!on_progress(static_cast<int>(total / 2 * std::min(anchors, kAnchors) / kAnchors), total)) {
-      return 0;
+    if (!on_progress(std::min(anchors, kAnchors), kAnchors)) {
+      return {};
     }
     if (anchors >= kAnchors) {
       break;
@@ -94,6 +88,42 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
   }
   if (regressions.empty()) {
     begin_regressions();
+  }
+  return regressions;
+}
+
+}  // namespace
+
+std::vector<Heads> ridge_heads(Engine& engine, const Model& model, std::span<const Text> texts,
+                               std::span<const int> layers, int draft_steps) {
+  at::set_num_threads(engine.options().threads);
+  const torch::Device device = fast_device();
+  const UpperLayers upper(model, model.config().layers, device, fast_type(device));
+  const ModelIdentity base = model.identity();
+  std::vector<Heads> all;
+  for (const RidgeRegression& regression :
+       regress(engine, upper, texts, layers, draft_steps, /*token_input=*/false,
+               [](long long, long long) { return true; })) {
+    all.push_back(to_heads(regression.solve(), base));
+  }
+  return all;
+}
+
+int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
+                 bool token_input, const std::function<bool(int, int)>& on_progress) {
+  const std::vector<int> layers = candidate_layers(model.config(), draft_steps, token_input);
+  const int total = static_cast<int>(layers.size()) * 2;  // half of the work is the regression's
+  if (layers.size() == 1) {
+    return layers.front();
+  }
+  const torch::Device device = fast_device();
+  const UpperLayers upper(model, layers.front(), device, fast_type(device));
+  const std::vector<RidgeRegression> regressions = regress(
+      engine, upper, texts, layers, draft_steps, token_input, [&](long long anchors, long long of) {
+        return on_progress(static_cast<int>(total / 2 * anchors / of), total);
+      });
+  if (regressions.empty()) {
+    return 0;
   }
 
   std::vector<TeacherText> measured;

@@ -1,6 +1,5 @@
 #include "train/synthesis.h"
 
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -111,7 +110,6 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
   std::vector<Slot> slots(kSlots);
   std::size_t next_job = 0;
   long long tokens_done = 0;
-  const std::size_t vocabulary = static_cast<std::size_t>(engine.config().vocabulary_size);
 
   std::vector<Row> rows;
   std::vector<int> path;
@@ -165,24 +163,23 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
       }
     }
     if (!ready.empty()) {
-      const std::span<const float> logits = engine.logits(last_rows);
-      std::vector<Token> chosen(ready.size());
-      at::parallel_for(
-          0, static_cast<std::int64_t>(ready.size()), 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-              const GenerationJob& job = jobs[ready[i]->job];
-              chosen[i] =
-                  sample_token(logits.subspan(i * vocabulary, vocabulary), ready[i]->tokens,
-                               job.stream, static_cast<int>(ready[i]->tokens.size()), job.sampling);
-            }
-          });
+      int most = 1;  // tokens that any of them samples from
+      for (const Slot* const slot : ready) {
+        most = std::max(most, tokens_to_sample_from(jobs[slot->job].sampling));
+      }
+      const std::span<const BestTokens> best = engine.best_tokens(last_rows, most);
       for (std::size_t i = 0; i < ready.size(); ++i) {
         Slot& slot = *ready[i];
         const GenerationJob& job = jobs[slot.job];
-        slot.tokens.push_back(chosen[i]);
+        const int position = static_cast<int>(slot.tokens.size());
+        const std::size_t candidates =
+            std::min<std::size_t>(best[i].tokens.size(), tokens_to_sample_from(job.sampling));
+        const Token chosen = sample_token(std::span(best[i].tokens).first(candidates), job.stream,
+                                          position, job.sampling);
+        slot.tokens.push_back(chosen);
         ++tokens_done;
         const int answer_tokens = static_cast<int>(slot.tokens.size() - job.prompt.size());
-        if (answer_tokens == job.max_tokens || is_end(chosen[i])) {
+        if (answer_tokens == job.max_tokens || is_end(chosen)) {
           answers[slot.job].assign(slot.tokens.end() - answer_tokens, slot.tokens.end());
           engine.remove_sequence(slot.sequence);
           slot = {};
@@ -235,11 +232,14 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
   const long long total = options.answer_tokens + static_cast<long long>(sampled) * kExpectedTurn +
                           static_cast<long long>(with_passage) * kMaxDocument;
   bool stopped = false;
-  long long tokens_now = 0;
+  long long planned = static_cast<long long>(sampled) * kExpectedTurn;  // of what runs now
   const auto on_tokens = [&](long long tokens) {
-    tokens_now = tokens;
-    stopped = stopped || !on_progress(std::min(tokens_before + tokens, total - 1), total);
+    stopped = stopped || !on_progress(tokens_before + std::min(tokens, planned - 1), total);
     return !stopped;
+  };
+  const auto begin_next = [&](long long tokens) {
+    tokens_before += planned;
+    planned = tokens;
   };
 
   std::vector<std::string> turns = built_in_instructions(built_in, generator());
@@ -275,7 +275,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
       const bool ended = !tokens.empty() && is_end(tokens.back());
       turns.push_back(whole_sentences(openings[i] + vocabulary.text(tokens), ended));
     }
-    tokens_before = static_cast<long long>(sampled) * kExpectedTurn;
+    begin_next(static_cast<long long>(with_passage) * kMaxDocument);
   }
   if (stopped) {
     return {};
@@ -312,7 +312,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
                                                         opener.language, generator()));
       }
     }
-    tokens_before += static_cast<long long>(with_passage) * kMaxDocument;
+    begin_next(options.answer_tokens * 3LL / 4);
   }
   if (stopped) {
     return {};
@@ -321,7 +321,6 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
   std::vector<Text> texts;
   std::unordered_set<std::string> seen;
   int stream = sampled + with_passage;
-  long long budget = options.answer_tokens;
   const auto answer = [&](const std::vector<std::string>& questions) {
     std::vector<GenerationJob> jobs;
     for (const std::string& question : questions) {
@@ -345,8 +344,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
       jobs.push_back(std::move(job));
     }
     const std::vector<std::vector<Token>> answers =
-        generate_batch(engine, jobs, is_end, budget, on_tokens);
-    tokens_before += tokens_now;
+        generate_batch(engine, jobs, is_end, planned, on_tokens);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       if (answers[i].size() < kMinAnswer) {
         continue;
@@ -364,7 +362,6 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
   // First whatever stands for itself, then turns that work on passages: documents and answers from
   // before, alone or several together, so that there are long contexts too.
   shuffle(turns, generator);
-  budget = options.answer_tokens * 3LL / 4;
   answer(turns);
   if (stopped) {
     return {};
@@ -389,7 +386,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
     }
     passage_turns.push_back(passage_instruction(passage, generator()));
   }
-  budget = options.answer_tokens - budget;
+  begin_next(options.answer_tokens - planned);
   answer(passage_turns);
   if (stopped) {
     return {};

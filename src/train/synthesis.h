@@ -46,7 +46,7 @@ ChatForm chat_form(const Vocabulary& vocabulary);
 struct GenerationJob {
   std::vector<Token> prompt;
   int max_tokens;
-  SamplingOptions sampling;
+  SamplingOptions sampling;  ///< greedy, or with a top-k and without penalties
   int stream;  ///< which stream of random numbers; the tokens depend on nothing else in the batch
 };
 
