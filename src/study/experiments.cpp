@@ -99,7 +99,7 @@ Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& r
 
   Finding finding = {
       .csv = "rows,best_ms,median_ms,memory_limit_ms,arithmetic_limit_ms\n",
-      .figure = {.title = fmt::format("Time of a forward pass by its rows ({}, {} threads)",
+      .figure = {.title = fmt::format("Time of a forward pass by its rows ({}, threads: {})",
                                       model.config().name, engine.options().threads),
                  .x_label = "rows (tokens) in the pass",
                  .log_x = true}};
