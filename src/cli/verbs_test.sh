@@ -10,7 +10,21 @@ fi
 cd "$(dirname "$0")/../.." || exit 1 # heads/ is found from here
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# "address" or "thread" where all of this runs under a sanitizer (CMakePresets.json). Arithmetic is then
+# slower by far and memory is the sanitizer's: what is said of either is left out. ThreadSanitizer
+# would take over 15 minutes for all: it gets some variants, and only the first of what measures.
+sanitizer=${FIRP_SANITIZER:-}
+samplings=('--temp 0' '--temp 0.8 --seed 7 --repeat-penalty 1.1' '-ctk q8_0 -ctv q8_0')
+drafts_of_all=('--tree 2' '--tree 16 -t 1' '--tree 64' '--chain' '--tree 0')
+if [ "$sanitizer" = thread ]; then
+  samplings=('--temp 0.8 --seed 7 --repeat-penalty 1.1')
+  drafts_of_all=('--tree 16' '--tree 0')
+fi
 failures=0
+finish() {
+  echo "$failures failures"
+  exit $((failures > 0))
+}
 fail() {
   echo "FAILED: $*"
   failures=$((failures + 1))
@@ -18,13 +32,13 @@ fail() {
 
 # Text: the same with and without drafts, whatever the tree, the sampling or the threads.
 question='Write a short story about a lighthouse keeper and a parrot.'
-for sampling in '--temp 0' '--temp 0.8 --seed 7 --repeat-penalty 1.1' '-ctk q8_0 -ctv q8_0'; do
+for sampling in "${samplings[@]}"; do
   # shellcheck disable=SC2086 # flags
   "$firp" generate "$model" -p "$question" -n 48 $sampling --draft none \
     > "$scratch/plain" 2> "$scratch/log" || fail "generate: $(cat "$scratch/log")"
   iconv -f UTF-8 -t UTF-8 "$scratch/plain" > /dev/null || fail "the text is not UTF-8"
   [ "$(wc -w < "$scratch/plain")" -gt 20 ] || fail "hardly any text: $(cat "$scratch/plain")"
-  for drafts in '--tree 2' '--tree 16 -t 1' '--tree 64' '--chain' '--tree 0'; do
+  for drafts in "${drafts_of_all[@]}"; do
     # shellcheck disable=SC2086
     "$firp" generate -m "$model" -p "$question" -n 48 $sampling $drafts --draft firp \
       > "$scratch/drafted" 2> "$scratch/log" || fail "generate $drafts: $(cat "$scratch/log")"
@@ -39,7 +53,7 @@ printf '%s' "$question" > "$scratch/question"
 "$firp" generate -m "$model" -f "$scratch/question" -n 48 2> /dev/null > "$scratch/from-file"
 "$firp" generate -m "$model" -p "$question" -n 48 2> /dev/null | cmp -s - "$scratch/from-file" ||
   fail "-f gives another text than -p"
-"$firp" generate -m "$model" -p "$question" -n 48 --draft firp --colour always 2> /dev/null |
+"$firp" generate -m "$model" -p "$question" -n 48 --draft firp --tree 16 --colour always 2> /dev/null |
   grep $'\x1b\[32m' > /dev/null || fail "no drafted token in colour"
 
 # A reader that goes, and a closed standard output, end it quietly.
@@ -100,7 +114,7 @@ bench() {
 # A fixed tree: the planner may draft nothing on a busy machine.
 bench --methods plain,firp --tree 8 --peer llama.cpp
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench"
-import json, sys
+import json, os, sys
 report = json.load(open(sys.argv[1]))
 assert {"cpu", "cores", "threads", "isa", "model", "model_hash", "heads", "heads_hash",
         "read_bytes_per_second", "int8_multiply_adds_per_second"} <= report["machine"].keys()
@@ -123,8 +137,11 @@ for r in results:
     if r["method"] == "plain":
         assert r["speedup_over_plain"] == 1
 plain, firp = results[-4:-2]
-assert firp["tokens"] == plain["tokens"] and firp["forwards"] < plain["forwards"]
+assert firp["tokens"] == plain["tokens"]
+# A planner drafts where that pays.
+assert firp["forwards"] < plain["forwards"] or os.environ.get("FIRP_SANITIZER")
 END
+[ "$sanitizer" = thread ] && finish
 bench --tree 4,32 --limit 1 --turns 1 --temp 0.8 --seed 3
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench with two trees"
 import json, sys
@@ -233,12 +250,13 @@ grep -q '^plain decoding: .*llama.cpp' "$scratch/table" || fail "no peer beside 
 "$firp" bench --load "$model" --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" ||
   fail "bench --load: $(cat "$scratch/log")"
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench --load: $(cat "$scratch/table")"
-import json, sys
+import json, os, sys
 report = json.load(open(sys.argv[1]))
 assert all(report[f"{what}_{state}_seconds"] > 0
            for what in ("load", "read") for state in ("cold", "warm"))
 # The program itself takes some 20 MB; the file is not held beside its packed form.
-assert 0 < report["peak_resident_bytes"] - report["packed_bytes"] < 30e6
+rest = report["peak_resident_bytes"] - report["packed_bytes"]
+assert 0 < rest and (rest < 30e6 or os.environ.get("FIRP_SANITIZER"))
 END
 
 # study: a figure, its numbers and its caption.
@@ -266,5 +284,4 @@ for verb in '' generate chat demo train bench inspect study; do
 done
 [ "$("$firp" --version | cut -d ' ' -f 1)" = firp ] || fail "--version"
 
-echo "$failures failures"
-[ "$failures" -eq 0 ]
+finish
