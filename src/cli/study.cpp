@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "cli/decode_flags.h"
-#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/error.h"
@@ -82,9 +81,8 @@ int run_on_model(const StudyFlags& flags) {
   Engine engine(model, {.threads = flags.decode.thread_count(),
                         .context = kTextPositions,
                         .max_rows = std::max(EngineOptions().max_rows, most_rows)});
-  catch_interrupts();
   if (flags.wants("rows")) tell(flags.output, "rows", study_rows(engine, model, flags.rows));
-  if (!needs_texts || interrupted) return interrupted ? kExitInterrupted : 0;
+  if (!needs_texts) return 0;
 
   const bool linear = kHasTrain && (flags.wants("layer") || flags.wants("agreement"));
   StatusLine status;
@@ -92,10 +90,8 @@ int run_on_model(const StudyFlags& flags) {
       engine, Vocabulary(flags.files.front()), prompts, flags.tokens,
       linear ? flags.fitted_tokens : 0, flags.seed, [&](long long done, long long total) {
         status.show(fmt::format("Writing texts: {} of {} tokens", done, total));
-        return !interrupted;
       });
   status.clear();
-  if (interrupted) return kExitInterrupted;
   if (texts.measured.empty()) throw Error("the model wrote no text to measure on; more --tokens?");
 
   std::vector<Heads> maps;
@@ -108,9 +104,8 @@ int run_on_model(const StudyFlags& flags) {
                        steps);
     status.clear();
   }
-  // One after another, until Ctrl-C.
   const auto study = [&](const std::string& name, const auto& find) {
-    if (!flags.wants(name) || interrupted) return;
+    if (!flags.wants(name)) return;
     status.show(fmt::format("Measuring: {}", name));
     const Finding finding = find();
     status.clear();
@@ -125,7 +120,7 @@ int run_on_model(const StudyFlags& flags) {
   std::vector<Text> decoded;  // a third of them takes long enough
   for (std::size_t i = 0; i < texts.measured.size(); i += 3) decoded.push_back(texts.measured[i]);
   study("tree", [&] { return study_tree(engine, heads.front(), decoded, flags.trees); });
-  return interrupted ? kExitInterrupted : 0;
+  return 0;
 }
 
 int run_study(StudyFlags& flags, char** arguments) {

@@ -17,6 +17,12 @@ struct TileTask {
   std::size_t y_stride;
   bool add;
   int first_output, outputs;
+  /// Where a block is taken in parts (kExpanded): the part's codes, a byte each; its place in a row
+  /// of activations; and the tile's sums so far, if other parts stand before or behind it.
+  const std::byte* codes = nullptr;
+  int first_group = 0;
+  float* sums = nullptr;
+  bool first_part = true, last_part = true;
 };
 
 /// Fetches a tile's `next` bytes, a few lines with each of its steps: all at once would make the
@@ -80,8 +86,9 @@ inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
 
 /// kRows rows times kBlocks blocks of 16 outputs, over all inputs: for each group an exact integer
 /// dot product, one fma with its scale, and one with its min.
-template <ggml_type kType, int kRows, int kBlocks>
+template <ggml_type kType, int kRows, int kBlocks, bool kExpanded = false>
 void codes_tile(const TileTask& task) {
+  static_assert(!kExpanded || kBlocks == 1);
   constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   constexpr int kBits = kFormat.bits;
   constexpr int kZero = kBits == 8 ? kDotZero : kFormat.zero;
@@ -96,12 +103,16 @@ void codes_tile(const TileTask& task) {
   F32x16 result[kRows][kBlocks];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    in[r] = task.x.groups(task.first_row + r);
+    in[r] = task.x.groups(task.first_row + r) + task.first_group;
 #pragma GCC unroll 16
     for (int b = 0; b < kBlocks; ++b) result[r][b] = splat(0.0f);
+    if (kExpanded && !task.first_part) {
+      result[r][0] = load(task.sums + r * kBlockOutputs);
+    }
   }
 
   Prefetch prefetch(task, 2 * kQuarters * task.cells);
+  [[maybe_unused]] const std::byte* expanded = task.codes;
   const std::byte* cell = task.weights;
   for (int c = 0; c < task.cells; ++c, cell += kFormat.cell_bytes()) {
     [[maybe_unused]] alignas(64) float headers[kBlocks][2 * kBlockOutputs];
@@ -144,7 +155,9 @@ void codes_tile(const TileTask& task) {
             Codes codes[kBlocks];
 #pragma GCC unroll 16
             for (int b = 0; b < kBlocks; ++b) {
-              codes[b] = load_code<kBits>(low + b * block_bytes, high + b * block_bytes, v);
+              codes[b] = kExpanded
+                             ? load_codes(expanded + 64 * v)
+                             : load_code<kBits>(low + b * block_bytes, high + b * block_bytes, v);
             }
             // The blocks of a row one after the other: its activations are loaded once.
 #pragma GCC unroll 16
@@ -183,11 +196,81 @@ void codes_tile(const TileTask& task) {
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) ++in[r];
+        if constexpr (kExpanded) expanded += 8 * 64;
       }
     }
   }
+  if (kExpanded && !task.last_part) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      store(task.sums + r * kBlockOutputs, result[r][0]);
+    }
+    return;
+  }
   store_tile(task, result);
 }
+
+constexpr int kManyRows = 4;
+
+#ifdef FIRP_EXPAND_CODES
+// Small tiles put the bits of a code together for few rows. With many rows that is done once for
+// all of them, for a part of a block whose codes, a byte each, stay in the first-level cache.
+constexpr int kExpandedBytes = 16 << 10;
+constexpr int kExpandedRows = 64;  // whose sums are kept beside
+
+template <ggml_type kType>
+void expand_codes(const std::byte* cell, int cells, std::byte* codes) {
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  for (int c = 0; c < cells; ++c, cell += kFormat.cell_bytes()) {
+    const std::byte* quarter = cell + kFormat.header_bytes();
+    for (int q = 0; q < kFormat.cell_inputs() / 64; ++q, quarter += kFormat.quarter_bytes()) {
+      for (int half = 0; half < 2; ++half) {
+        const std::byte* const low = quarter + half * (kFormat.low_bytes() / 2);
+        const std::byte* const high =
+            quarter + kFormat.low_bytes() + half * (kFormat.high_bytes() / 2);
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; ++v, codes += 64) {
+          store_code_bytes(codes, load_code<kFormat.bits>(low, high, v));
+        }
+      }
+    }
+  }
+}
+
+/// A block times all rows of x.
+template <ggml_type kType>
+void expanded_block(const TileTask& whole) {
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr int kCellCodes = kBlockOutputs * kFormat.cell_inputs();
+  constexpr int kMostCells = kExpandedBytes / kCellCodes;
+  static_assert(kWideRows == 2);
+  alignas(64) std::byte codes[kMostCells * kCellCodes];
+  alignas(64) float sums[kExpandedRows * kBlockOutputs];
+  TileTask task = whole;
+  task.codes = codes;
+  const int rows = task.x.rows();
+  const int parts = (whole.cells + kMostCells - 1) / kMostCells;
+  task.next_bytes /= static_cast<std::size_t>(parts) * ((rows + 1) / 2);
+  for (int begin = 0; begin < rows; begin += kExpandedRows) {
+    const int end = begin + kExpandedRows < rows ? begin + kExpandedRows : rows;
+    for (int first = 0; first < whole.cells; first += kMostCells) {
+      const int left = whole.cells - first;
+      task.cells = left < kMostCells ? left : kMostCells;
+      task.weights = whole.weights + first * kFormat.cell_bytes();
+      task.first_group = first * kFormat.cell_inputs() / 32;
+      task.first_part = first == 0;
+      task.last_part = task.cells == left;
+      expand_codes<kType>(task.weights, task.cells, codes);
+      for (task.first_row = begin; task.first_row < end; task.first_row += 2) {
+        task.sums = sums + (task.first_row - begin) * kBlockOutputs;
+        const bool two = task.first_row + 2 <= end;
+        (two ? codes_tile<kType, 2, 1, true> : codes_tile<kType, 1, 1, true>)(task);
+        if (task.next != nullptr) task.next += task.next_bytes;
+      }
+    }
+  }
+}
+#endif
 
 /// The same for weights that are floats: one chain of fma an output, in ascending order of inputs.
 template <WeightKind kKind, int kRows, int kBlocks>
@@ -272,16 +355,21 @@ struct Tiles {
   int narrow_rows;
   Tile wide[kMostRows];
   int wide_rows, wide_blocks;
+  Tile many = nullptr;  ///< a block times many rows; none where wide tiles do as well
 };
 
 template <ggml_type kType, int... kNarrow, int... kWide>
 constexpr Tiles codes_tiles(std::integer_sequence<int, kNarrow...>,
                             std::integer_sequence<int, kWide...>) {
-  return {{codes_tile<kType, kNarrow + 1, 1>...},
-          sizeof...(kNarrow),
-          {codes_tile<kType, kWide + 1, kWideBlocks>...},
-          sizeof...(kWide),
-          kWideBlocks};
+  Tiles tiles = {{codes_tile<kType, kNarrow + 1, 1>...},
+                 sizeof...(kNarrow),
+                 {codes_tile<kType, kWide + 1, kWideBlocks>...},
+                 sizeof...(kWide),
+                 kWideBlocks};
+#ifdef FIRP_EXPAND_CODES
+  if constexpr (kPackedFormats[format_index(kType)].bits != 8) tiles.many = expanded_block<kType>;
+#endif
+  return tiles;
 }
 
 template <WeightKind kKind, int... kRows>
@@ -336,6 +424,7 @@ void matmul(const ProductTask& product, const Activations& x) {
   // once, and the rows alone fill the registers. Floats have one chain of fma an output and need
   // several outputs to hide its latency.
   const bool narrow = w.format().kind == WeightKind::kCodes && rows <= tiles.narrow_rows;
+  const bool many = tiles.many != nullptr && rows >= kManyRows;
   for (int block = product.first_block; block < product.end_block;) {
     const bool wide = !narrow && product.end_block - block >= tiles.wide_blocks;
     const int blocks = wide ? tiles.wide_blocks : 1;
@@ -357,7 +446,11 @@ void matmul(const ProductTask& product, const Activations& x) {
                      .add = product.add,
                      .first_output = block * kBlockOutputs,
                      .outputs = w.outputs()};
-    for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
+    if (many) {
+      task.next_bytes = next == nullptr ? 0 : group_bytes;
+      tiles.many(task);
+    }
+    for (int chunk = 0; chunk < chunks && !many; ++chunk) {  // the rows as evenly as can be
       const int end_row = rows * (chunk + 1) / chunks;
       table[end_row - task.first_row - 1](task);
       task.first_row = end_row;

@@ -41,9 +41,36 @@ class DotSum {
   __m256i low_, high_;
 };
 
-/// Codes of 5, 6 and 8 bits: 16 bits hold two products, at most 2 * 63 * 127 or 2 * 128 * 127.
+/// Codes of 5 and 6 bits: 16 bits hold the products of 4 or 2 vectors (4 * 2 * 31 * 127, 2 * 2 * 63
+/// * 127), of which a group has a multiple.
 template <int kBits>
-requires(kBits > 4) class DotSum<kBits> {
+requires(kBits == 5 || kBits == 6) class DotSum<kBits> {
+ public:
+  DotSum() = default;
+  DotSum(int zero, int minus_sum) : low_(_mm256_set1_epi32(zero * minus_sum)), high_(low_) {}
+  void add(Codes codes, const std::int8_t* x) {
+    const __m256i four = broadcast4(x);
+    const __m256i low = _mm256_maddubs_epi16(codes.low, four);
+    const __m256i high = _mm256_maddubs_epi16(codes.high, four);
+    low_pairs_ = count_ == 0 ? low : _mm256_add_epi16(low_pairs_, low);
+    high_pairs_ = count_ == 0 ? high : _mm256_add_epi16(high_pairs_, high);
+    if (++count_ < kMost) return;
+    low_ = _mm256_add_epi32(low_, pairs_to_lanes(low_pairs_));
+    high_ = _mm256_add_epi32(high_, pairs_to_lanes(high_pairs_));
+    count_ = 0;
+  }
+  I32x16 sum(int /*start*/) const { return {low_, high_}; }
+
+ private:
+  static constexpr int kMost = kBits == 5 ? 4 : 2;
+  __m256i low_, high_, low_pairs_, high_pairs_;
+  int count_ =
+      0;  // of vectors in the pairs: known to the compiler, loops over a group are unrolled
+};
+
+/// Codes of 8 bits: 16 bits hold two products, at most 2 * 128 * 127.
+template <int kBits>
+requires(kBits == 8) class DotSum<kBits> {
  public:
   DotSum() = default;
   DotSum(int zero, int minus_sum) : low_(_mm256_set1_epi32(zero * minus_sum)), high_(low_) {}
@@ -56,7 +83,6 @@ requires(kBits > 4) class DotSum<kBits> {
 
  private:
   static __m256i products(__m256i codes, __m256i x) {
-    if constexpr (kBits < 8) return _mm256_maddubs_epi16(codes, x);
     // Stored codes reach 255, where maddubs would saturate: take them signed, and move their sign
     // to the activation.
     const __m256i code = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));

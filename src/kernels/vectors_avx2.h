@@ -8,6 +8,7 @@ struct I32x16 {
   __m256i low, high;
 };
 using Codes = I32x16;
+#define FIRP_EXPAND_CODES
 
 constexpr int kFloatBlocks = 2;
 constexpr int kAttentionHeads = 6;
@@ -112,6 +113,10 @@ inline int store_codes(std::int8_t* p, I32x16 x) {
 inline Codes load_codes(const std::byte* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+inline void store_code_bytes(std::byte* p, Codes x) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p), x.low);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), x.high);
 }
 inline Codes low_nibbles(Codes x) {
   const __m256i mask = _mm256_set1_epi8(15);

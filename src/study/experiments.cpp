@@ -99,7 +99,7 @@ Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& r
 
   Finding finding = {
       .csv = "rows,best_ms,median_ms,memory_limit_ms,arithmetic_limit_ms\n",
-      .figure = {.title = fmt::format("Time of a forward pass by its rows ({}, {} threads)",
+      .figure = {.title = fmt::format("Time of a forward pass by its rows ({}, threads: {})",
                                       model.config().name, engine.options().threads),
                  .x_label = "rows (tokens) in the pass",
                  .log_x = true}};
@@ -168,16 +168,16 @@ Finding study_agreement(Engine& engine, std::span<const NamedHeads> all,
   }
   for (const Heads& maps : linear) {
     engine.set_heads(maps);
-    add("linear maps to the end", row_agreement(engine, texts));
+    add("linear maps", row_agreement(engine, texts));
   }
   if (layer < engine.config().layers) {
-    add(fmt::format("early exit at layer {}", layer),
-        early_exit_agreement(engine, texts, layer, steps));
+    add("early exit", early_exit_agreement(engine, texts, layer, steps));
   }
   finding.figure.x_ticks = ticks_of(1, steps);
-  finding.caption =
-      fmt::format("The first candidate is the model's own token: {}. Measured on {}.\n",
-                  fmt::join(parts, "; "), measured_on);
+  finding.caption = fmt::format(
+      "The first candidate is the model's own token: {} (early exit after layer {}). Measured on "
+      "{}.\n",
+      fmt::join(parts, "; "), layer, measured_on);
   return finding;
 }
 

@@ -43,12 +43,11 @@ std::vector<Text> answers_to(Engine& engine, const Vocabulary& vocabulary,
 StudyTexts write_study_texts(Engine& engine, const Vocabulary& vocabulary,
                              const std::vector<std::string>& prompts, int tokens, int fitted_tokens,
                              std::uint64_t seed,
-                             const std::function<bool(long long, long long)>& on_progress) {
+                             const std::function<void(long long, long long)>& on_progress) {
   StudyTexts texts;
-  bool stopped = false;
   const auto progress = [&](long long done, long long total) {
-    stopped = stopped || !on_progress(done, total);
-    return !stopped;
+    on_progress(done, total);
+    return true;
   };
   if (!prompts.empty()) {
     texts.measured = answers_to(engine, vocabulary, prompts, tokens,
@@ -56,7 +55,7 @@ StudyTexts write_study_texts(Engine& engine, const Vocabulary& vocabulary,
   }
   // Half of what the model writes of its own is greedy.
   const int own = (prompts.empty() ? 2 * tokens : 0) + fitted_tokens;
-  if (own > 0 && !stopped) {
+  if (own > 0) {
     int measured = 0;
     for (Text& text : synthesize(engine, vocabulary,
                                  {.sequences = own / kUsualAnswer + 1,
@@ -70,7 +69,7 @@ StudyTexts write_study_texts(Engine& engine, const Vocabulary& vocabulary,
       (text.held_out ? texts.measured : texts.fitted).push_back(std::move(text));
     }
   }
-  return stopped ? StudyTexts() : texts;
+  return texts;
 }
 
 }  // namespace firp

@@ -18,11 +18,10 @@ struct StudyTexts {
 };
 
 /// `tokens` (about) of answers to measure on, to `prompts` from all over the list, or to the
-/// model's own where it is empty; and `fitted_tokens` others. `on_progress` (tokens done, of) may
-/// end it: then both are empty.
+/// model's own where it is empty; and `fitted_tokens` others. `on_progress`: tokens done, of.
 StudyTexts write_study_texts(Engine& engine, const Vocabulary& vocabulary,
                              const std::vector<std::string>& prompts, int tokens, int fitted_tokens,
                              std::uint64_t seed,
-                             const std::function<bool(long long, long long)>& on_progress);
+                             const std::function<void(long long, long long)>& on_progress);
 
 }  // namespace firp
