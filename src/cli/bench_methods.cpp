@@ -101,7 +101,7 @@ class MethodMaker {
                          part.skipped.size(), 2 * decoder_.engine.config().layers,
                          exits ? " at the end" : "", 100 * part.agreement, part.steps);
     }
-    if (options.method != DraftMethod::kFirp) costs.draft_seconds = 0;  // measured as it goes
+    if (options.method != DraftMethod::kFirp) costs.draft_seconds.clear();  // measured as it goes
     add_trees(name, options, costs, own_heads_, keeps, note);
   }
 

@@ -25,7 +25,7 @@ std::string stamp(const std::filesystem::path& path) {
 /// All that the costs depend on.
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
-  return fmt::format("1|{}|{}|{} threads|cache {}|{}|{}", cpu_name(), engine.isa(),
+  return fmt::format("2|{}|{}|{} threads|cache {}|{}|{}", cpu_name(), engine.isa(),
                      engine.options().threads, static_cast<int>(engine.options().cache_type),
                      stamp(model), stamp(heads));
 }
@@ -35,7 +35,7 @@ std::optional<PassCosts> read(const std::filesystem::path& path, const std::stri
   const nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
   try {
     if (json.at("key") != key) return std::nullopt;
-    PassCosts costs{.draft_seconds = json.at("draft_seconds"),
+    PassCosts costs{.draft_seconds = json.at("draft_seconds").get<std::vector<double>>(),
                     .position_seconds = json.at("position_seconds")};
     for (const auto& [rows, seconds] : json.at("verify_seconds").items()) {
       costs.verify_seconds[std::stoi(rows)] = seconds;

@@ -55,17 +55,22 @@ void inspect_tensors(const GgufFile& file) {
 /// What the planner decides by: what passes take, and how many tokens one must give to pay.
 void inspect_costs(const PassCosts& costs, const std::filesystem::path& heads) {
   const double plain = costs.verify(1, 0);
+  const double all_steps = costs.draft_seconds.empty() ? 0 : costs.draft_seconds.back();
   fmt::print("\n{:<18}{:>6}{:>10}{:>22}{:>22}\n", "planner", "rows", "ms", "n-grams pay above",
              heads.empty() ? "" : "FIRP pays above");
   for (const auto& [rows, seconds] : costs.verify_seconds) {
     const std::string drafted =
-        heads.empty() ? "" : fmt::format("{:.2f} tokens", (seconds + costs.draft_seconds) / plain);
+        heads.empty() ? "" : fmt::format("{:.2f} tokens", (seconds + all_steps) / plain);
     fmt::print("{:<18}{:>6}{:>10.2f}{:>15.2f} tokens{:>22}\n", "", rows, 1e3 * seconds,
                seconds / plain, drafted);
   }
   if (!heads.empty()) {
-    line("", "drafting with {} takes {:.2f} ms", heads.filename().string(),
-         1e3 * costs.draft_seconds);
+    std::string times;
+    for (const double seconds : costs.draft_seconds) {
+      times += fmt::format("{}{:.2f}", times.empty() ? "" : ", ", 1e3 * seconds);
+    }
+    line("", "drafting 1 to {} steps ahead with {} takes {} ms", costs.draft_seconds.size(),
+         heads.filename().string(), times);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cmath>
 
 #include "draft/draft_model.h"
@@ -225,7 +226,8 @@ std::span<const DecodedToken> Session::step() {
                               .tokens = s.tokens,
                               .row = path.back(),
                               .most_nodes = s.most_nodes(),
-                              .chain = s.options.chain});
+                              .chain = s.options.chain,
+                              .most_steps = planner != nullptr ? planner->steps() : INT_MAX});
     if (!drafts_in_pass(s.options)) s.stats.drafting_passes += 1;
     if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
   }

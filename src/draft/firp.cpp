@@ -26,11 +26,11 @@ int FirpSource::rows_a_pass(int nodes) const {
   return (1 + nodes) * (drafting_ == Drafting::kInPass ? 1 + engine_.draft_steps() : 1);
 }
 
-void FirpSource::add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor) const {
+void FirpSource::add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor,
+                                 int steps) const {
   int position = anchor == kContext ? engine_.length(sequence) : rows[anchor].position + 1;
   int parent = anchor;
-  for (int step = 1; step <= engine_.draft_steps() && position < engine_.options().context;
-       ++step) {
+  for (int step = 1; step <= steps && position < engine_.options().context; ++step) {
     rows.push_back({.sequence = sequence, .position = position++, .parent = parent, .step = step});
     parent = static_cast<int>(rows.size()) - 1;
   }
@@ -42,14 +42,15 @@ void FirpSource::add_rows(std::vector<Row>& rows, std::span<const Token> /*token
   first_pseudo_row_.clear();
   for (int row = 0; row < token_rows; ++row) {
     first_pseudo_row_.push_back(static_cast<int>(rows.size()));
-    add_pseudo_rows(rows, rows[row].sequence, row);
+    add_pseudo_rows(rows, rows[row].sequence, row, engine_.draft_steps());
   }
   first_pseudo_row_.push_back(static_cast<int>(rows.size()));
 }
 
 std::vector<int> FirpSource::run_pseudo_rows(const DraftPoint& point) {
   std::vector<Row> rows;
-  add_pseudo_rows(rows, point.sequence, kContext);
+  add_pseudo_rows(rows, point.sequence, kContext,
+                  std::min(engine_.draft_steps(), point.most_steps));
   std::vector<std::vector<float>> sources;
   for (Row& row : rows) {
     const std::span<const float> h = engine_.draft_source(point.row, row.step);

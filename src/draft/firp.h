@@ -20,9 +20,9 @@ class FirpSource : public DraftSource {
   DraftTree draft(const DraftPoint& point) override;
 
  private:
-  /// The chain p_{i,1..K} of the row `anchor`, or of the sequence's last committed token
+  /// The chain p_{i,1..steps} of the row `anchor`, or of the sequence's last committed token
   /// (kContext), as far as the context has room.
-  void add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor) const;
+  void add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor, int steps) const;
   /// Deferred: runs the pseudo rows behind the row where the path ended.
   std::vector<int> run_pseudo_rows(const DraftPoint& point);
 

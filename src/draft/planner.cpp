@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cmath>
 #include <utility>
 
@@ -16,6 +17,10 @@ constexpr double kWeight = 1.0 / 16;
 constexpr int kTrialSteps = 3;
 constexpr double kTrialShare = 0.01;
 constexpr int kLongestPause = 256;
+// The first drafts, and every so many later on, go as far ahead as can be: of steps that are not
+// drafted nothing is learnt. So few must count for more.
+constexpr int kFirstDrafts = 4, kFarDrafts = 32;
+constexpr double kFarWeight = 1.0 / 4;
 // Calibration: what lies so many passes back counts half, and begins as if so many tokens had been
 // expected and had come.
 constexpr double kHalfLifePasses = 64;
@@ -66,8 +71,8 @@ double measure_verifying(Engine& engine, int sequence, int count) {
   });
 }
 
-/// Of pseudo rows behind one more token.
-double measure_drafting(Engine& engine, int sequence) {
+/// Of pseudo rows behind one more token, by the number of steps.
+std::vector<double> measure_drafting(Engine& engine, int sequence) {
   const int begin = engine.length(sequence);
   engine.forward(chain(engine, sequence, begin, 1), engine.draft_layers());
   std::vector<std::vector<float>> sources;
@@ -85,14 +90,18 @@ double measure_drafting(Engine& engine, int sequence) {
                     .source = sources[step - 1],
                     .token_behind = 0});
   }
-  return best_seconds([&] {
-    engine.forward(rows);
-    engine.propose(first(engine.draft_steps()));
-    build_draft_tree(engine.draft_steps(), Planner::kMostNodes, /*root=*/0,
-                     [&](int step, std::span<const Token> previous) {
-                       return engine.drafts_behind(step, previous);
-                     });
-  });
+  std::vector<double> seconds;
+  for (int steps = 1; steps <= engine.draft_steps(); ++steps) {
+    seconds.push_back(best_seconds([&] {
+      engine.forward(std::span(rows).first(steps));
+      engine.propose(first(steps));
+      build_draft_tree(steps, Planner::kMostNodes, /*root=*/0,
+                       [&](int step, std::span<const Token> previous) {
+                         return engine.drafts_behind(step, previous);
+                       });
+    }));
+  }
+  return seconds;
 }
 
 }  // namespace
@@ -182,7 +191,7 @@ double Planner::best_rate(const DraftTree& tree, int context, double draft_secon
 
 int Planner::nodes_worth_verifying(const DraftTree& tree, int context) const {
   int nodes = 0;
-  best_rate(tree, context, pause_ == 0 ? costs_.draft_seconds : 0, &nodes);
+  best_rate(tree, context, pause_ == 0 ? draft_seconds() : 0, &nodes);
   return nodes;
 }
 
@@ -210,7 +219,8 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
 
   // By what was to be expected: what came varies too much from step to step.
   drafted_ = false;
-  const double rate = tokens / (verify_seconds(rows, context) + costs_.draft_seconds);
+  if (alone_) learn_steps(tree, context);
+  const double rate = tokens / (verify_seconds(rows, context) + draft_seconds());
   const double weight = std::max(kWeight, 1.0 / ++trial_);
   rate_ += weight * (rate - rate_);
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
@@ -225,14 +235,53 @@ bool Planner::drafts(const DraftTree& at_hand, int context) {
   rate_without_ = best_rate(at_hand, context, 0, &nodes);
   // A long match that promises more than drafting has given lately makes pseudo rows pointless.
   drafted_ = nodes == 0 || rate_ == 0 || rate_without_ <= rate_;
+  if (drafted_) {
+    alone_ = at_hand.empty();
+    const bool far = drafts_ < kFirstDrafts || drafts_ % kFarDrafts == 0;
+    steps_ = far ? 0 : best_steps();
+    ++drafts_;
+  }
   return drafted_;
 }
 
+int Planner::steps() const {
+  const int most = static_cast<int>(costs_.draft_seconds.size());
+  return steps_ == 0 || most <= 1 ? INT_MAX : steps_;
+}
+
+double Planner::draft_seconds() const {
+  const std::vector<double>& seconds = costs_.draft_seconds;
+  if (seconds.empty()) return 0;
+  return seconds[std::min<std::size_t>(steps(), seconds.size()) - 1];
+}
+
+/// `tree` was drafted for steps(): what it would have been with fewer is known, too.
+void Planner::learn_steps(const DraftTree& tree, int context) {
+  step_rates_.resize(costs_.draft_seconds.size());
+  DraftTree shallow;
+  for (int steps = std::min<int>(this->steps(), std::ssize(step_rates_)); steps > 0; --steps) {
+    shallow.clear();
+    for (const DraftNode& node : tree) {
+      if (node.depth <= steps) shallow.push_back(node);
+    }
+    int nodes = 0;
+    const double rate = best_rate(shallow, context, costs_.draft_seconds[steps - 1], &nodes);
+    double& average = step_rates_[steps - 1];
+    average += (average == 0 ? 1 : steps_ == 0 ? kFarWeight : kWeight) * (rate - average);
+  }
+}
+
+/// 0 where nothing is known yet.
+int Planner::best_steps() const {
+  const auto best = std::ranges::max_element(step_rates_);
+  return best == step_rates_.end() ? 0 : static_cast<int>(best - step_rates_.begin()) + 1;
+}
+
 void Planner::observe_drafting(double seconds) {
-  if (costs_.draft_seconds == 0) costs_.draft_seconds = seconds;
+  if (costs_.draft_seconds.empty()) costs_.draft_seconds = {seconds};
   if (!follow_) return;
-  costs_.draft_seconds +=
-      kWeight * (std::min(seconds, 2 * costs_.draft_seconds) - costs_.draft_seconds);
+  const double drift = 1 + kWeight * (std::clamp(seconds / draft_seconds(), 0.5, 2.0) - 1);
+  for (double& of_steps : costs_.draft_seconds) of_steps *= drift;
 }
 
 }  // namespace firp

@@ -3,6 +3,7 @@
 #include <array>
 #include <map>
 #include <span>
+#include <vector>
 
 #include "draft/draft_tree.h"
 #include "engine/engine.h"
@@ -13,9 +14,9 @@ namespace firp {
 struct PassCosts {
   /// Seconds of a verifying pass by its rows, on a short context; those between are interpolated.
   std::map<int, double> verify_seconds;
-  /// Of what drafts for a pass, in passes of its own; 0 where nothing can, or nobody measured it:
-  /// then the first time is taken.
-  double draft_seconds = 0;
+  /// Of what drafts for a pass, in passes of its own: [steps - 1], or one time for all steps. Empty
+  /// where nothing drafts, or nobody measured it: then the first time is taken.
+  std::vector<double> draft_seconds;
   /// What a row adds for each position of its context: attention.
   double position_seconds = 0;
 
@@ -25,10 +26,10 @@ struct PassCosts {
 /// Measures them: some tens of forward passes.
 PassCosts measure_costs(Engine& engine);
 
-/// Decides at each step how many nodes of a draft tree are verified and whether pseudo rows draft,
-/// to get the most tokens a second: (1 + accepted) / T(step). It learns from what it sees how far
-/// the drafts' probabilities are true (likely nodes and unlikely ones apart), and what passes take
-/// by now.
+/// Decides at each step how many nodes of a draft tree are verified, whether pseudo rows draft, and
+/// how many steps ahead, to get the most tokens a second: (1 + accepted) / T(step). It learns from
+/// what it sees how far the drafts' probabilities are true (likely nodes and unlikely ones apart),
+/// and what passes take by now.
 ///
 /// One for all sequences of an engine; what one has taught helps the next. `context`: positions
 /// that the sequence has committed.
@@ -53,6 +54,9 @@ class Planner {
   /// Whether pseudo rows should draft for the next pass; `at_hand` is what is drafted without them.
   bool drafts(const DraftTree& at_hand, int context);
 
+  /// How many steps ahead, once drafts() said so.
+  int steps() const;
+
   /// They did.
   void observe_drafting(double seconds);
 
@@ -60,7 +64,8 @@ class Planner {
     return (rows == 1 ? plain_drift_ : drift_) * costs_.verify(rows, context);
   }
   const PassCosts& costs() const { return costs_; }
-  double draft_seconds() const { return costs_.draft_seconds; }
+  /// Of as many steps as drafts() chose.
+  double draft_seconds() const;
   /// Accepted nodes seen / expected, for nodes of about this probability.
   double calibration(double probability) const;
 
@@ -69,6 +74,8 @@ class Planner {
   static int likelihood(double probability);
   double expected_tokens(const DraftNode& node) const;  ///< 0 .. 1
   double best_rate(const DraftTree& tree, int context, double draft_seconds, int* nodes) const;
+  void learn_steps(const DraftTree& tree, int context);
+  int best_steps() const;
 
   PassCosts costs_;
   bool follow_;
@@ -80,8 +87,14 @@ class Planner {
   double rate_without_ = 0;  ///< tokens a second that it would have had without
   double rate_ = 0;          ///< tokens a second of passes that were drafted for
   double profit_ = 0;        ///< by which share drafting is faster than doing without
-  int trial_ = 0;            ///< drafted steps since the last pause
-  int pause_ = 0;            ///< steps until the next trial
+  /// Tokens a second of passes that are drafted for so many steps ahead: [steps - 1]; of those that
+  /// had nothing else at hand.
+  std::vector<double> step_rates_;
+  int steps_ = 0;       ///< for the pass that comes next; 0: as many as there are
+  bool alone_ = false;  ///< nothing else was at hand
+  int drafts_ = 0;      ///< passes that were drafted for
+  int trial_ = 0;       ///< drafted steps since the last pause
+  int pause_ = 0;       ///< steps until the next trial
 };
 
 }  // namespace firp

@@ -18,7 +18,7 @@ DraftTree chain(int nodes, double p) {
 
 PassCosts costs(std::map<int, double> verify_seconds, double draft_seconds,
                 double position_seconds = 0) {
-  return {std::move(verify_seconds), draft_seconds, position_seconds};
+  return {std::move(verify_seconds), {draft_seconds}, position_seconds};
 }
 
 constexpr int kShort = 0;  // a context
@@ -92,6 +92,39 @@ TEST(Planner, StopsDraftingThatLosesAndTriesAgainSeldom) {
 TEST(Planner, GoesOnDraftingThatPays) {
   Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   EXPECT_EQ(drafted_steps(planner, 500, 1.0), 500);
+}
+
+/// Passes for which `planner.steps()` steps are drafted, `far` at most, each node right with
+/// probability `p` behind the one before. How many the last draft had.
+int last_steps(Planner& planner, int passes, double p, int far) {
+  int steps = 0;
+  for (int step = 0; step < passes; ++step) {
+    if (!planner.drafts({}, kShort)) {
+      planner.observe_pass({}, {}, planner.verify_seconds(1, kShort), kShort);
+      continue;
+    }
+    steps = std::min(planner.steps(), far);
+    planner.observe_drafting(planner.draft_seconds());
+    const DraftTree tree = chain(steps, p);
+    std::vector<int> accepted;  // as many as the probabilities promise, over the steps
+    for (int i = 0; i < steps; ++i) {
+      if (std::fmod(step * std::pow(p, i + 1), 1.0) + std::pow(p, i + 1) >= 1)
+        accepted.push_back(i);
+    }
+    planner.observe_pass(tree, accepted, planner.verify_seconds(steps + 1, kShort), kShort);
+  }
+  return steps;
+}
+
+TEST(Planner, DraftsAsFarAheadAsPays) {
+  // A step ahead costs a fifth of a pass, and verifying it a hundredth.
+  const PassCosts dear = {{{1, 1.0}, {32, 1.31}}, {0.2, 0.4, 0.6, 0.8}, 0};
+  Planner sure(dear), unsure(dear);
+  EXPECT_EQ(last_steps(sure, 300, 0.95, 4), 4);
+  EXPECT_EQ(last_steps(unsure, 300, 0.35, 4), 1);
+  EXPECT_EQ(last_steps(unsure, 300, 0.95, 4), 4) << "it must see when steps come to pay";
+  Planner whole(costs({{1, 1.0}, {32, 1.31}}, 0.2));
+  EXPECT_EQ(last_steps(whole, 10, 0.5, 7), 7) << "one cost for all steps: nothing to choose";
 }
 
 TEST(Planner, LeavesOutPseudoRowsWhereALongMatchPromisesMore) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <climits>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,7 @@ struct DraftPoint {
   int row;         ///< of the last pass: the token before the last, where the accepted path ended
   int most_nodes;  ///< of the tree
   bool chain;      ///< one branch
+  int most_steps = INT_MAX;  ///< ahead, for a source whose cost depends on them
 };
 
 /// A way to guess what comes next. What it guesses is verified by the whole model, so that it can
