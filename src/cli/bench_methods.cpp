@@ -128,6 +128,9 @@ class MethodMaker {
       const double seconds = costs.verify(1, 0);
       costs.verify_seconds = {{1, seconds}, {Planner::kMostNodes + 1, seconds}};
       costs.position_seconds = 0;
+      if (!costs.draft_seconds.empty()) {
+        std::ranges::fill(costs.draft_seconds, costs.draft_seconds.front());
+      }
     }
     for (const int tree : flags_.trees) {
       const bool planned = tree == kPlannedTree;
