@@ -79,7 +79,7 @@ TEST_F(StudyTest, LayersSimilarityAndMaskTellTheirNumbers) {
   ASSERT_EQ(of_layers.size(), 5u);
   EXPECT_EQ(of_layers[1][0], "1");
   EXPECT_EQ(of_layers[4][0], "2");
-  EXPECT_EQ(layer.figure.panels[0].lines[1].x, (std::vector<double>{1, 2}));
+  EXPECT_EQ(layer.figure.panels[0].lines[1].x, (std::vector<double>{0, 1}));
   const double best = std::max(std::stod(of_layers[1][3]), std::stod(of_layers[3][3]));
   EXPECT_TRUE(says(layer, fmt::format("step 1 {:.1f} %", 100 * best))) << layer.caption;
 
@@ -140,9 +140,9 @@ TEST_F(StudyTest, CurvesAreThoseOfTheLogs) {
   EXPECT_EQ(fields_of(finding.csv)[2],
             (std::vector<std::string>{"maps", "120.0", "10", "3840", "2.00000", "1.6000", "1.7500",
                                       "2.0000", "2.2500"}));
-  EXPECT_EQ(finding.figure.panels[0].lines[0].x, (std::vector<double>{1, 2}));
+  EXPECT_EQ(finding.figure.panels[0].lines[0].x, (std::vector<double>{0, 1}));
   EXPECT_TRUE(says(finding, "maps goes from 1.50 to 1.60 with a chain")) << finding.caption;
-  EXPECT_TRUE(says(finding, "in 2.0 minutes")) << finding.caption;
+  EXPECT_TRUE(says(finding, "in 1.0 minutes")) << finding.caption;
 }
 
 TEST_F(StudyTest, HeadsAreNamedByWhatTheyAre) {
