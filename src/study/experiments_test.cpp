@@ -79,7 +79,7 @@ TEST_F(StudyTest, LayersSimilarityAndMaskTellTheirNumbers) {
   ASSERT_EQ(of_layers.size(), 5u);
   EXPECT_EQ(of_layers[1][0], "1");
   EXPECT_EQ(of_layers[4][0], "2");
-  EXPECT_EQ(layer.figure.panels[0].lines[1].x, (std::vector<double>{0, 1}));
+  EXPECT_EQ(layer.figure.panels[0].lines[1].x, (std::vector<double>{1, 2}));
   const double best = std::max(std::stod(of_layers[1][3]), std::stod(of_layers[3][3]));
   EXPECT_TRUE(says(layer, fmt::format("step 1 {:.1f} %", 100 * best))) << layer.caption;
 
