@@ -87,8 +87,9 @@ std::vector<Token> random_tokens(int count, int vocabulary) {
 }
 
 // ggml rounds queries and sums of values to F16 (2^-11), so the absolute difference grows with the
-// spread of the logits: here about 1.
-TEST(Oracle, F32LogitsAgreeWithLibllamaTo1e3) {
+// spread of the logits: here about 1. It also depends on ggml's instruction set: the largest of all
+// cases is 8.2e-4 with its AVX-512 kernels and 1.01e-3 with AVX2.
+TEST(Oracle, F32LogitsAgreeWithLibllama) {
   std::vector<TinyModelOptions> cases;
   for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
     for (const bool tied : {false, true}) {
@@ -127,7 +128,7 @@ TEST(Oracle, F32LogitsAgreeWithLibllamaTo1e3) {
     std::printf("%-6s scaling %-6s: max |difference| %.1e, logits' RMS %.2f\n",
                 options.architecture.c_str(), options.rope_scaling.c_str(), greatest,
                 std::sqrt(squares / static_cast<double>(seen.size())));
-    EXPECT_LE(greatest, 1e-3);
+    EXPECT_LE(greatest, 1.2e-3);
     // A model whose logits are all alike would prove nothing.
     EXPECT_GE(std::sqrt(squares / static_cast<double>(seen.size())), 0.5);
   }
