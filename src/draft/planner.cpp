@@ -17,9 +17,9 @@ constexpr double kWeight = 1.0 / 16;
 constexpr int kTrialSteps = 3;
 constexpr double kTrialShare = 0.01;
 constexpr int kLongestPause = 256;
-// The first drafts, and every so many later on, go as far ahead as can be: of steps that are not
+// The first draft, and one in so many later on, goes as far ahead as can be: of steps that are not
 // drafted nothing is learnt. So few must count for more.
-constexpr int kFirstDrafts = 4, kFarDrafts = 32;
+constexpr int kFarDrafts = 32;
 constexpr double kFarWeight = 1.0 / 4;
 // Calibration: what lies so many passes back counts half, and begins as if so many tokens had been
 // expected and had come.
@@ -237,9 +237,7 @@ bool Planner::drafts(const DraftTree& at_hand, int context) {
   drafted_ = nodes == 0 || rate_ == 0 || rate_without_ <= rate_;
   if (drafted_) {
     alone_ = at_hand.empty();
-    const bool far = drafts_ < kFirstDrafts || drafts_ % kFarDrafts == 0;
-    steps_ = far ? 0 : best_steps();
-    ++drafts_;
+    steps_ = drafts_++ % kFarDrafts == 0 ? 0 : best_steps();
   }
   return drafted_;
 }
