@@ -1,7 +1,6 @@
 #include "bench/bench.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include <cmath>
@@ -11,19 +10,14 @@
 #include "bench/report.h"
 #include "bench/statistics.h"
 #include "model/error.h"
+#include "model/test_files.h"
 
 namespace firp {
 namespace {
 
 class BenchTest : public testing::Test {
  protected:
-  BenchTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "firp-bench-XXXXXX").string();
-    directory_ = mkdtemp(name.data());
-  }
-  ~BenchTest() override { std::filesystem::remove_all(directory_); }
-
-  std::filesystem::path directory_;
+  const TemporaryDirectory directory_;
   const std::atomic<bool> go_on_ = false;
 };
 
@@ -217,13 +211,13 @@ TEST_F(BenchTest, WritesJsonWholeOrNotAtAll) {
   EXPECT_EQ(nlohmann::json::parse(file)["a"], 2);
   EXPECT_THROW(write_json({{"a", 3}}, directory_ / "no" / "out.json"), Error);
   EXPECT_THROW(require_writable(directory_ / "no" / "out.json"), Error);
-  EXPECT_THROW(require_writable(directory_), Error);
+  EXPECT_THROW(require_writable(directory_.path()), Error);
   EXPECT_THROW(require_writable("/dev/full"), Error);
   EXPECT_NO_THROW(require_writable(path));
   std::filesystem::create_directory(directory_ / "taken");
   EXPECT_THROW(write_json({{"a", 4}}, directory_ / "taken"), Error);
   int left = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
     left += entry.path().string().find(".tmp-") != std::string::npos;
   }
   EXPECT_EQ(left, 0);

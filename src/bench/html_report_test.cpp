@@ -1,11 +1,11 @@
 #include "bench/html_report.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <fstream>
 
 #include "model/error.h"
+#include "model/test_files.h"
 
 namespace firp {
 namespace {
@@ -73,23 +73,19 @@ TEST(HtmlReport, SaysWhereTextsDifferAndWhereDraftsDoNotPay) {
 }
 
 TEST(HtmlReport, IsTheSameFromTheJson) {
-  std::string name = (std::filesystem::temp_directory_path() / "firp-report-XXXXXX").string();
-  const std::filesystem::path directory = mkdtemp(name.data());
+  const TemporaryDirectory directory;
   write_json(bench_json(report()), directory / "result.json");
   EXPECT_EQ(page_of(read_bench_report(directory / "result.json")), page_of(report()));
-  std::filesystem::remove_all(directory);
 }
 
 TEST(HtmlReport, TakesTheFiguresOfAFolderByName) {
-  std::string name = (std::filesystem::temp_directory_path() / "firp-report-XXXXXX").string();
-  const std::filesystem::path directory = mkdtemp(name.data());
-  EXPECT_THROW(read_figures(directory), Error);
+  const TemporaryDirectory directory;
+  EXPECT_THROW(read_figures(directory.path()), Error);
   EXPECT_THROW(read_figures(directory / "nothing"), Error);
   std::ofstream(directory / "b.svg") << "<svg>\"#b\"</svg>";
   std::ofstream(directory / "a.svg") << "<svg>a</svg>";
   std::ofstream(directory / "a.txt") << "Rows < 8";
-  const auto figures = read_figures(directory);
-  std::filesystem::remove_all(directory);
+  const auto figures = read_figures(directory.path());
   ASSERT_EQ(figures.size(), 2u);
   EXPECT_EQ(figures[0].caption, "Rows < 8");
   EXPECT_EQ(figures[1].svg, "<svg>\"#b\"</svg>");

@@ -1,23 +1,17 @@
 #include "bench/prompts.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <fstream>
 
 #include "model/error.h"
+#include "model/test_files.h"
 
 namespace firp {
 namespace {
 
 class PromptsTest : public testing::Test {
  protected:
-  PromptsTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "firp-prompts-XXXXXX").string();
-    directory_ = mkdtemp(name.data());
-  }
-  ~PromptsTest() override { std::filesystem::remove_all(directory_); }
-
   std::filesystem::path file(const std::string& text) const {
     const std::filesystem::path path = directory_ / "prompts.jsonl";
     std::ofstream(path) << text;
@@ -33,7 +27,7 @@ class PromptsTest : public testing::Test {
     return "";
   }
 
-  std::filesystem::path directory_;
+  const TemporaryDirectory directory_;
 };
 
 constexpr const char* kPrompts =
@@ -102,7 +96,7 @@ TEST_F(PromptsTest, NamesTheFileAndLineOfABadPrompt) {
   }
   EXPECT_NE(error("\n \n").find("holds no prompts"), std::string::npos);
   EXPECT_THROW(read_bench_prompts(directory_ / "nothing", 0, 0), Error);
-  EXPECT_THROW(read_bench_prompts(directory_, 0, 0), Error);
+  EXPECT_THROW(read_bench_prompts(directory_.path(), 0, 0), Error);
 }
 
 }  // namespace

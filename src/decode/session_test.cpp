@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
 #include <random>
 
 #include "model/error.h"
+#include "model/test_files.h"
 #include "model/tiny_model.h"
 
 namespace firp {
@@ -21,8 +20,6 @@ constexpr int kVocabulary = 8;
 class Sessions : public testing::Test {
  protected:
   Sessions() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "firp-session-XXXXXX").string();
-    directory_ = mkdtemp(pattern.data());
     write_tiny_model(directory_ / "tiny.gguf",
                      {.type = GGML_TYPE_Q4_1, .vocabulary_size = kVocabulary});
     model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
@@ -52,7 +49,6 @@ class Sessions : public testing::Test {
     heads_.draft_vocabulary = {3, 1, 0, 7, 6, 5, 4, 2};
     engine_->set_heads(heads_);
   }
-  ~Sessions() override { std::filesystem::remove_all(directory_); }
 
   struct Text {
     std::vector<Token> tokens;
@@ -75,7 +71,7 @@ class Sessions : public testing::Test {
   }
 
   const std::vector<Token> kPrompt = {1, 2, 3, 4, 5, 6, 7, 0, 1, 2};
-  std::filesystem::path directory_;
+  const TemporaryDirectory directory_;
   std::unique_ptr<Model> model_;
   Heads heads_;
   std::unique_ptr<Engine> engine_;

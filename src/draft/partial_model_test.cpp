@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "model/error.h"
+#include "model/test_files.h"
 #include "model/tiny_model.h"
 
 namespace firp {
@@ -14,17 +14,14 @@ namespace {
 class PartialModels : public testing::Test {
  protected:
   PartialModels() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "firp-partial-XXXXXX").string();
-    directory_ = mkdtemp(pattern.data());
     write_tiny_model(directory_ / "tiny.gguf", {.vocabulary_size = 64});
     model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
     engine_ = std::make_unique<Engine>(*model_,
                                        EngineOptions{.threads = 1, .context = 128, .max_rows = 64});
     for (int i = 0; i < 100; ++i) text_.push_back(i * 37 % 64);
   }
-  ~PartialModels() override { std::filesystem::remove_all(directory_); }
 
-  std::filesystem::path directory_;
+  const TemporaryDirectory directory_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Engine> engine_;
   std::vector<Token> text_;
