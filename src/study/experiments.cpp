@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "bench/forward_bench.h"
+#include "bench/report.h"
 #include "decode/session.h"
 #include "model/error.h"
 #include "study/measure.h"
@@ -385,8 +386,8 @@ Finding study_curve(std::span<const std::filesystem::path> logs) {
 void write_finding(const std::filesystem::path& folder, const std::string& name,
                    const Finding& finding) {
   const std::filesystem::path stem = folder / name;
-  write_text(stem.string() + ".csv", finding.csv);
-  write_text(stem.string() + ".txt", finding.caption);
+  write_text(finding.csv, stem.string() + ".csv");
+  write_text(finding.caption, stem.string() + ".txt");
   draw(finding.figure, stem);
 }
 

@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <numeric>
 
+#include "bench/report.h"
 #include "model/error.h"
 
 namespace firp {
@@ -190,20 +190,13 @@ std::string gnuplot_script(const Figure& figure, const std::filesystem::path& st
   return script;
 }
 
-void write_text(const std::filesystem::path& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary);
-  if (!(file << text).flush()) {
-    throw Error(fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
-  }
-}
-
 void require_gnuplot() {
   if (run_gnuplot("--version") != 0) throw Error("gnuplot does not run; what it said stands above");
 }
 
 void draw(const Figure& figure, const std::filesystem::path& stem) {
   const std::string script = stem.string() + ".gnuplot";
-  write_text(script, gnuplot_script(figure, stem));
+  write_text(gnuplot_script(figure, stem), script);
   if (run_gnuplot(script) != 0) {
     throw Error(fmt::format("gnuplot could not draw {}; what it said stands above", script));
   }

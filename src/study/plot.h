@@ -37,7 +37,4 @@ void require_gnuplot();
 /// Writes `stem`.gnuplot and runs it. An Error where gnuplot is missing or fails.
 void draw(const Figure& figure, const std::filesystem::path& stem);
 
-/// Writes the file. An Error where that is not possible.
-void write_text(const std::filesystem::path& path, const std::string& text);
-
 }  // namespace firp
