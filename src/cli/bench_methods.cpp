@@ -101,8 +101,9 @@ class MethodMaker {
                          part.skipped.size(), 2 * decoder_.engine.config().layers,
                          exits ? " at the end" : "", 100 * part.agreement, part.steps);
     }
-    if (options.method != DraftMethod::kFirp) costs.draft_seconds.clear();  // measured as it goes
-    add_trees(name, options, costs, own_heads_, keeps, note);
+    const bool firp = options.method == DraftMethod::kFirp;
+    if (!firp) costs.draft_seconds.clear();  // measured as it goes
+    add_trees(name, options, costs, firp ? own_heads_ : nullptr, keeps, note);
   }
 
   void add_rival(const NamedHeads& rival) {

@@ -449,12 +449,13 @@ void matmul(const ProductTask& product, const Activations& x) {
     if (many) {
       task.next_bytes = next == nullptr ? 0 : group_bytes;
       tiles.many(task);
-    }
-    for (int chunk = 0; chunk < chunks && !many; ++chunk) {  // the rows as evenly as can be
-      const int end_row = rows * (chunk + 1) / chunks;
-      table[end_row - task.first_row - 1](task);
-      task.first_row = end_row;
-      if (task.next != nullptr) task.next += task.next_bytes;
+    } else {
+      for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
+        const int end_row = rows * (chunk + 1) / chunks;
+        table[end_row - task.first_row - 1](task);
+        task.first_row = end_row;
+        if (task.next != nullptr) task.next += task.next_bytes;
+      }
     }
     block += blocks;
   }
