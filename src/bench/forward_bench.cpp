@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "bench/kernel_bench.h"
 #include "bench/llama_peer.h"
+#include "engine/token_chain.h"
 
 namespace firp {
 namespace {
@@ -16,24 +16,12 @@ Token token_at(int position, int vocabulary) {
   return static_cast<Token>((position * 7919LL + 17) % vocabulary);
 }
 
-/// Runs `tokens` tokens as prompts are run, in passes as large as they may be.
+/// Runs `tokens` tokens as prompts are run.
 void run_prompt(Engine& engine, int sequence, int tokens) {
-  for (int done = 0; done < tokens;) {
-    const int count = std::min(tokens - done, engine.options().max_rows);
-    std::vector<Row> rows(count);
-    std::vector<int> indices(count);
-    std::iota(indices.begin(), indices.end(), 0);
-    for (int i = 0; i < count; ++i) {
-      rows[i] = {.sequence = sequence,
-                 .position = done + i,
-                 .parent = i == 0 ? kContext : i - 1,
-                 .token = token_at(done + i, engine.config().vocabulary_size)};
-    }
-    engine.forward(rows);
-    engine.commit(sequence, indices);
-    done += count;
-    if (done == tokens) engine.logits(std::span(indices).last(1));
-  }
+  std::vector<Token> prompt;
+  for (int i = 0; i < tokens; ++i) prompt.push_back(token_at(i, engine.config().vocabulary_size));
+  const int last = append_tokens(engine, sequence, prompt);
+  engine.logits(std::span(&last, 1));
 }
 
 /// One batch, ready to be run again and again.
@@ -64,8 +52,7 @@ Pass make_pass(const Engine& engine, int sequence, int token_rows, int pseudo_ro
     if (token_rows == 0) row.source = sources[step - 1];
     pass.rows.push_back(row);
   }
-  pass.indices.resize(pass.rows.size());
-  std::iota(pass.indices.begin(), pass.indices.end(), 0);
+  pass.indices = first_rows(pass.rows.size());
   return pass;
 }
 

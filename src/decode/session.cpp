@@ -10,6 +10,7 @@
 #include "draft/draft_model.h"
 #include "draft/lookahead.h"
 #include "draft/ngram.h"
+#include "engine/token_chain.h"
 #include "model/error.h"
 
 namespace firp {
@@ -42,12 +43,6 @@ std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& op
   return nullptr;
 }
 
-/// Whether the pass that verifies also drafts, so that there is nothing left to decide.
-bool drafts_in_pass(const DecodeOptions& options) {
-  return options.method == DraftMethod::kLookahead ||
-         (options.method == DraftMethod::kFirp && options.drafting == Drafting::kInPass);
-}
-
 }  // namespace
 
 struct Session::State {
@@ -68,15 +63,7 @@ struct Session::State {
 };
 
 Session::Session(Engine& engine, const DecodeOptions& options)
-    : state_(new State{engine,
-                       options,
-                       make_source(engine, options),
-                       engine.add_sequence(),
-                       {},
-                       {},
-                       {},
-                       {},
-                       {}}) {
+    : state_(new State{engine, options, make_source(engine, options), engine.add_sequence()}) {
   const bool drafts = state_->source || options.ngrams;
   const int nodes = state_->most_nodes();
   const int rows = state_->source ? state_->source->rows_a_pass(nodes) : 1 + nodes;
@@ -123,23 +110,8 @@ void Session::truncate(int length) {
 /// Runs all tokens but the last, which is the root of the next pass.
 void Session::State::prefill() {
   const Stopwatch watch;
-  std::vector<Row> rows;
-  std::vector<int> path;
-  while (unseen() > 1) {
-    const int first = engine.length(sequence);
-    const int count = std::min(unseen() - 1, engine.options().max_rows);
-    rows.clear();
-    path.clear();
-    for (int i = 0; i < count; ++i) {
-      rows.push_back({.sequence = sequence,
-                      .position = first + i,
-                      .parent = i == 0 ? kContext : i - 1,
-                      .token = tokens[first + i]});
-      path.push_back(i);
-    }
-    engine.forward(rows);
-    engine.commit(sequence, path);
-  }
+  const std::span<const Token> all(tokens);
+  append_tokens(engine, sequence, all.first(all.size() - 1).subspan(engine.length(sequence)));
   stats.prefill_seconds += watch.seconds();
 }
 
@@ -173,8 +145,7 @@ std::span<const DecodedToken> Session::step() {
   s.engine.forward(rows, s.source ? s.source->captured_layers() : std::vector<int>());
 
   // Walk from the root along the model's own choices, as far as the tree foresaw them.
-  std::vector<int> all(token_rows);
-  for (int row = 0; row < token_rows; ++row) all[row] = row;
+  const std::vector<int> all = first_rows(token_rows);
   const SamplingOptions& sampling = s.options.sampling;
   const int enough = tokens_to_sample_from(sampling);
   const std::size_t vocabulary = s.engine.config().vocabulary_size;
@@ -228,7 +199,8 @@ std::span<const DecodedToken> Session::step() {
                               .most_nodes = s.most_nodes(),
                               .chain = s.options.chain,
                               .most_steps = planner != nullptr ? planner->steps() : INT_MAX});
-    if (!drafts_in_pass(s.options)) s.stats.drafting_passes += 1;
+    const bool in_pass = s.source->rows_a_pass(0) > 1;  // its rows were in the verifying pass
+    if (!in_pass) s.stats.drafting_passes += 1;
     if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
   }
   if (!match.empty()) {

@@ -3,15 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 
+#include "engine/token_chain.h"
 #include "model/error.h"
 
 namespace firp {
 namespace {
 
 constexpr int kSteps = 4;
-constexpr int kCandidates = 8;  // of each step
 
 }  // namespace
 
@@ -33,38 +32,19 @@ int DraftModelSource::follow(std::span<const Token> tokens) {
       std::ranges::mismatch(committed_, tokens.first(tokens.size() - 1)).in1 - committed_.begin());
   committed_.resize(known);
   drafter_.truncate(sequence_, static_cast<int>(known));
-  int last = 0;
-  while (committed_.size() < tokens.size()) {
-    const std::size_t begin = committed_.size();
-    const std::size_t count =
-        std::min<std::size_t>(tokens.size() - begin, drafter_.options().max_rows);
-    std::vector<Row> rows;
-    for (std::size_t i = 0; i < count; ++i) {
-      rows.push_back({.sequence = sequence_,
-                      .position = static_cast<int>(begin + i),
-                      .parent = static_cast<int>(i) - 1,
-                      .token = tokens[begin + i]});
-    }
-    std::vector<int> path(count);
-    std::iota(path.begin(), path.end(), 0);
-    drafter_.forward(rows);
-    drafter_.commit(sequence_, path);
-    committed_.insert(committed_.end(), &tokens[begin], &tokens[begin] + count);
-    last = static_cast<int>(count) - 1;
-  }
-  return last;
+  const std::span<const Token> unknown = tokens.subspan(known);
+  committed_.insert(committed_.end(), unknown.begin(), unknown.end());
+  return append_tokens(drafter_, sequence_, unknown);
 }
 
 DraftTree DraftModelSource::draft(const DraftPoint& point) {
-  const int room = drafter_.options().context - static_cast<int>(point.tokens.size());
-  const int steps = std::min({kSteps, room, point.most_nodes});
-  std::vector<Token> path(point.tokens.begin(), point.tokens.end());
-  std::vector<std::vector<Candidate>> candidates;
-  while (static_cast<int>(candidates.size()) < steps) {
-    candidates.push_back(best_candidates(drafter_, follow(path), point.chain ? 1 : kCandidates));
-    path.push_back(candidates.back().front().token);
-  }
-  return tree_around_path(candidates, point);
+  std::vector<Token> text(point.tokens.begin(), point.tokens.end() - 1);
+  const std::size_t before = text.size();
+  return draft_token_by_token(drafter_, kSteps, point, [&](std::span<const Token> path) {
+    text.resize(before);
+    text.insert(text.end(), path.begin(), path.end());
+    return follow(text);
+  });
 }
 
 }  // namespace firp

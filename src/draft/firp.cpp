@@ -1,8 +1,8 @@
 #include "draft/firp.h"
 
 #include <algorithm>
-#include <numeric>
 
+#include "engine/token_chain.h"
 #include "model/error.h"
 
 namespace firp {
@@ -58,9 +58,7 @@ std::vector<int> FirpSource::run_pseudo_rows(const DraftPoint& point) {
     row.token_behind = point.tokens.back();
   }
   if (!rows.empty()) engine_.forward(rows);
-  std::vector<int> pseudo_rows(rows.size());
-  std::iota(pseudo_rows.begin(), pseudo_rows.end(), 0);
-  return pseudo_rows;
+  return first_rows(rows.size());
 }
 
 DraftTree FirpSource::draft(const DraftPoint& point) {

@@ -5,30 +5,13 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/token_chain.h"
 #include "model/error.h"
 
 namespace firp {
 namespace {
 
-constexpr int kCandidates = 8;  // of each step
 constexpr int kMostSteps = 8;
-
-std::vector<Row> chain(int sequence, int begin, std::span<const Token> tokens) {
-  std::vector<Row> rows;
-  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
-    rows.push_back({.sequence = sequence,
-                    .position = begin + i,
-                    .parent = i == 0 ? kContext : i - 1,
-                    .token = tokens[i]});
-  }
-  return rows;
-}
-
-std::vector<int> first(std::size_t count) {
-  std::vector<int> rows(count);
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
 
 /// What parts of the model cost, and how often their next token is the whole model's.
 class PartialModelTrial {
@@ -41,12 +24,9 @@ class PartialModelTrial {
     if (text.size() < kLeastText) throw Error("there is too little text to choose layers by");
     for (std::size_t begin = 0; begin + kChain <= text.size(); begin += kChain) {
       const int sequence = sequences_.emplace_back(engine.add_sequence());
-      if (begin > 0) {
-        engine.forward(chain(sequence, 0, text.first(begin)));
-        engine.commit(sequence, first(begin));
-      }
+      append_tokens(engine, sequence, text.first(begin));
       const int before = static_cast<int>(rows_.size());
-      for (Row& row : chain(sequence, static_cast<int>(begin), text.subspan(begin, kChain))) {
+      for (Row& row : token_chain(sequence, static_cast<int>(begin), text.subspan(begin, kChain))) {
         if (row.parent != kContext) row.parent += before;
         rows_.push_back(row);
       }
@@ -92,7 +72,7 @@ class PartialModelTrial {
   std::vector<Token> next_tokens(std::span<const Sublayer> skipped) {
     engine_.forward(rows_, {}, skipped);
     std::vector<Token> next;
-    for (const BestTokens& best : engine_.best_tokens(first(rows_.size()), 1)) {
+    for (const BestTokens& best : engine_.best_tokens(first_rows(rows_.size()), 1)) {
       next.push_back(best.tokens.front().token);
     }
     return next;
@@ -101,12 +81,12 @@ class PartialModelTrial {
   /// Of a pass of `tokens` with its head, on the longest context.
   double seconds(std::span<const Token> tokens, std::span<const Sublayer> skipped) {
     const int sequence = sequences_.back();
-    const std::vector<Row> rows = chain(sequence, engine_.length(sequence), tokens);
+    const std::vector<Row> rows = token_chain(sequence, engine_.length(sequence), tokens);
     double best = INFINITY;
     for (int run = 0; run < 5; ++run) {
       const auto start = std::chrono::steady_clock::now();
       engine_.forward(rows, {}, skipped);
-      engine_.best_tokens(first(rows.size()), 1);
+      engine_.best_tokens(first_rows(rows.size()), 1);
       best = std::min(
           best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
@@ -138,20 +118,20 @@ PartialModel best_of(PartialModelTrial& trial, const std::vector<std::vector<Sub
 
 }  // namespace
 
+std::vector<Sublayer> sublayers_from(const ModelConfig& config, int layer) {
+  std::vector<Sublayer> sublayers(2 * (config.layers - layer));
+  std::iota(sublayers.begin(), sublayers.end(), 2 * layer);
+  return sublayers;
+}
+
 DraftTree PartialModelSource::draft(const DraftPoint& point) {
-  const int room = engine_.options().context - static_cast<int>(point.tokens.size());
-  const int steps = std::min({part_.steps, room, point.most_nodes});
-  std::vector<Token> path = {point.tokens.back()};
-  std::vector<std::vector<Candidate>> candidates;
   // What such a pass computes is not the model's, so it can't be kept: the path is run again for
   // each of its tokens, which costs little more than its last row.
-  while (static_cast<int>(candidates.size()) < steps) {
-    engine_.forward(chain(point.sequence, engine_.length(point.sequence), path), {}, part_.skipped);
-    candidates.push_back(
-        best_candidates(engine_, static_cast<int>(path.size()) - 1, point.chain ? 1 : kCandidates));
-    path.push_back(candidates.back().front().token);
-  }
-  return tree_around_path(candidates, point);
+  return draft_token_by_token(engine_, part_.steps, point, [&](std::span<const Token> path) {
+    const int position = engine_.length(point.sequence);
+    engine_.forward(token_chain(point.sequence, position, path), {}, part_.skipped);
+    return static_cast<int>(path.size()) - 1;
+  });
 }
 
 PartialModel choose_sublayers_to_skip(Engine& engine, std::span<const Token> text) {
@@ -174,8 +154,7 @@ PartialModel choose_exit_layer(Engine& engine, std::span<const Token> text) {
   PartialModelTrial trial(engine, text);
   std::vector<std::vector<Sublayer>> parts;
   for (int layer = engine.config().layers - 1; layer > 0; --layer) {
-    std::vector<Sublayer>& skipped = parts.emplace_back(2 * (engine.config().layers - layer));
-    std::iota(skipped.begin(), skipped.end(), 2 * layer);
+    parts.push_back(sublayers_from(engine.config(), layer));
   }
   return best_of(trial, parts);
 }

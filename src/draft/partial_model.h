@@ -24,6 +24,9 @@ class PartialModelSource : public DraftSource {
   const PartialModel part_;
 };
 
+/// All of a layer and of those behind it: what early exit after `layer` layers leaves out.
+std::vector<Sublayer> sublayers_from(const ModelConfig& config, int layer);
+
 /// Chooses what to skip, and how many steps to draft, for the most tokens a second on `text`,
 /// written by the model: the sublayers that change its next tokens least when left out alone, as
 /// many of them as pay. Some hundred passes. `text` is a whole text from its first token on; an

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <utility>
 
+#include "engine/token_chain.h"
+
 namespace firp {
 namespace {
 
@@ -45,29 +47,25 @@ double best_seconds(const Work& work) {
   return best;
 }
 
-/// A chain of some tokens behind `begin` committed ones.
-std::vector<Row> chain(const Engine& engine, int sequence, int begin, int count) {
-  std::vector<Row> rows;
+/// Some tokens for the positions from `begin` on: the time does not depend on them.
+std::vector<Token> any_tokens(const Engine& engine, int begin, int count) {
+  std::vector<Token> tokens;
   for (int i = 0; i < count; ++i) {
-    rows.push_back({.sequence = sequence,
-                    .position = begin + i,
-                    .parent = i == 0 ? kContext : i - 1,
-                    .token = Token((begin + i) * 31 % engine.config().vocabulary_size)});
+    tokens.push_back(Token((begin + i) * 31 % engine.config().vocabulary_size));
   }
-  return rows;
+  return tokens;
 }
 
-std::vector<int> first(int count) {
-  std::vector<int> rows(count);
-  for (int i = 0; i < count; ++i) rows[i] = i;
-  return rows;
+/// A chain of them behind `begin` committed ones.
+std::vector<Row> chain(const Engine& engine, int sequence, int begin, int count) {
+  return token_chain(sequence, begin, any_tokens(engine, begin, count));
 }
 
 double measure_verifying(Engine& engine, int sequence, int count) {
   const std::vector<Row> rows = chain(engine, sequence, engine.length(sequence), count);
   return best_seconds([&] {
     engine.forward(rows);
-    engine.best_tokens(first(count), 1);
+    engine.best_tokens(first_rows(count), 1);
   });
 }
 
@@ -81,7 +79,7 @@ std::vector<double> measure_drafting(Engine& engine, int sequence) {
     const std::span<const float> h = engine.draft_source(0, step);
     sources.emplace_back(h.begin(), h.end());
   }
-  engine.commit(sequence, first(1));
+  engine.commit(sequence, first_rows(1));
   for (int step = 1; step <= engine.draft_steps(); ++step) {
     rows.push_back({.sequence = sequence,
                     .position = begin + step,
@@ -94,7 +92,7 @@ std::vector<double> measure_drafting(Engine& engine, int sequence) {
   for (int steps = 1; steps <= engine.draft_steps(); ++steps) {
     seconds.push_back(best_seconds([&] {
       engine.forward(std::span(rows).first(steps));
-      engine.propose(first(steps));
+      engine.propose(first_rows(steps));
       build_draft_tree(steps, Planner::kMostNodes, /*root=*/0,
                        [&](int step, std::span<const Token> previous) {
                          return engine.drafts_behind(step, previous);
@@ -111,10 +109,8 @@ PassCosts measure_costs(Engine& engine) {
   const int room = std::min(engine.options().context, engine.options().max_rows);
   const int sequence = engine.add_sequence();
   const auto extend_to = [&](int length) {
-    const int count = length - engine.length(sequence);
-    if (count <= 0) return;
-    engine.forward(chain(engine, sequence, engine.length(sequence), count));
-    engine.commit(sequence, first(count));
+    const int begin = engine.length(sequence);
+    append_tokens(engine, sequence, any_tokens(engine, begin, length - begin));
   };
   extend_to(std::clamp(room / 4, 1, kShortContext));
   for (const int count : kMeasuredRows) {

@@ -3,9 +3,11 @@
 #include <algorithm>
 
 namespace firp {
+namespace {
 
-void DraftSource::add_rows(std::vector<Row>& /*rows*/, std::span<const Token> /*tokens*/) {}
+constexpr int kCandidates = 8;  // of each step of a path
 
+/// Candidates for the token behind a row of the last pass, by the model's own head.
 std::vector<Candidate> best_candidates(Engine& engine, int row, int count) {
   const BestTokens& best = engine.best_tokens(std::span(&row, 1), count, /*log_sums=*/true).front();
   std::vector<Candidate> candidates;
@@ -14,6 +16,8 @@ std::vector<Candidate> best_candidates(Engine& engine, int row, int count) {
   }
   return candidates;
 }
+
+}  // namespace
 
 DraftTree tree_around_path(std::span<const std::vector<Candidate>> candidates,
                            const DraftPoint& point) {
@@ -29,6 +33,19 @@ DraftTree tree_around_path(std::span<const std::vector<Candidate>> candidates,
   const int steps = static_cast<int>(candidates.size());
   return point.chain ? build_draft_chain(steps, point.tokens.back(), behind)
                      : build_draft_tree(steps, point.most_nodes, point.tokens.back(), behind);
+}
+
+DraftTree draft_token_by_token(Engine& drafter, int steps, const DraftPoint& point,
+                               const std::function<int(std::span<const Token> path)>& run) {
+  const int room = drafter.options().context - static_cast<int>(point.tokens.size());
+  steps = std::min({steps, room, point.most_nodes});
+  std::vector<Token> path = {point.tokens.back()};
+  std::vector<std::vector<Candidate>> candidates;
+  while (static_cast<int>(candidates.size()) < steps) {
+    candidates.push_back(best_candidates(drafter, run(path), point.chain ? 1 : kCandidates));
+    path.push_back(candidates.back().front().token);
+  }
+  return tree_around_path(candidates, point);
 }
 
 }  // namespace firp

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <climits>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -35,19 +36,21 @@ class DraftSource {
 
   /// Appends rows of its own to a verifying pass, whose rows so far are the root (row 0) and the
   /// tree. `tokens`: of the sequence, the root the last.
-  virtual void add_rows(std::vector<Row>& rows, std::span<const Token> tokens);
+  virtual void add_rows(std::vector<Row>& /*rows*/, std::span<const Token> /*tokens*/) {}
 
   /// A tree behind the last token, once the accepted path of the last pass is committed. May run
   /// passes of its own; leaves the sequence's context as it was.
   virtual DraftTree draft(const DraftPoint& point) = 0;
 };
 
-/// Candidates for the token behind a row of the last pass, by the model's own head.
-std::vector<Candidate> best_candidates(Engine& engine, int row, int count);
-
 /// A tree around one path, drafted token by token: `candidates[j]` are those behind its first j
 /// tokens, and the first of them is the path's next.
 DraftTree tree_around_path(std::span<const std::vector<Candidate>> candidates,
                            const DraftPoint& point);
+
+/// Such a tree of `steps` at most, as far as `drafter`'s context has room. `run` runs a path that
+/// begins with point.tokens.back(); the row of its last token in `drafter`'s last pass.
+DraftTree draft_token_by_token(Engine& drafter, int steps, const DraftPoint& point,
+                               const std::function<int(std::span<const Token> path)>& run);
 
 }  // namespace firp

@@ -5,6 +5,9 @@
 #include <functional>
 #include <numeric>
 
+#include "draft/partial_model.h"
+#include "engine/token_chain.h"
+
 namespace firp {
 namespace {
 
@@ -123,22 +126,17 @@ Agreement draft_agreement(Engine& engine, std::span<const Text> texts) {
 }
 
 Agreement early_exit_agreement(Engine& engine, std::span<const Text> texts, int layer, int steps) {
-  std::vector<Sublayer> skipped(2 * (engine.config().layers - layer));
-  std::iota(skipped.begin(), skipped.end(), 2 * layer);
+  const std::vector<Sublayer> skipped = sublayers_from(engine.config(), layer);
   Agreement agreement(steps);
   for (const Text& text : texts) {
     const int sequence = engine.add_sequence();
     const int last = static_cast<int>(text.tokens.size()) - 1;
     for (int first = 0; first < last;) {
       const int tokens = std::min(std::max(1, engine.options().max_rows / steps), last - first);
-      std::vector<Row> rows;
-      std::vector<int> path, drafting;  // rows whose best token is the next draft
+      std::vector<Row> rows =
+          token_chain(sequence, first, std::span(text.tokens).subspan(first, tokens));
+      std::vector<int> drafting;  // rows whose best token is the next draft
       for (int i = 0; i < tokens; ++i) {
-        rows.push_back({.sequence = sequence,
-                        .position = first + i,
-                        .parent = i - 1,  // the first one's is the context
-                        .token = text.tokens[first + i]});
-        path.push_back(i);
         if (first + i > first_anchor(text)) drafting.push_back(i);
       }
       for (int step = 0; step < steps && !drafting.empty(); ++step) {
@@ -158,7 +156,7 @@ Agreement early_exit_agreement(Engine& engine, std::span<const Text> texts, int 
         drafting = std::move(drafted);
       }
       engine.forward(std::span(rows).first(tokens));
-      engine.commit(sequence, path);
+      engine.commit(sequence, first_rows(tokens));
       first += tokens;
     }
     engine.remove_sequence(sequence);

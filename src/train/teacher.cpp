@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "engine/token_chain.h"
+
 namespace firp {
 namespace {
 
@@ -13,24 +15,11 @@ void run_chunks(Engine& engine, std::span<const Token> tokens, std::span<const i
                 const std::function<void(int, int)>& visit) {
   const int sequence = engine.add_sequence();
   const int total = static_cast<int>(tokens.size());
-  std::vector<Row> rows;
-  std::vector<int> path;
   for (int begin = 0; begin < total; begin += engine.options().max_rows) {
     const int count = std::min(engine.options().max_rows, total - begin);
-    rows.clear();
-    path.clear();
-    for (int i = 0; i < count; ++i) {
-      rows.push_back({.sequence = sequence,
-                      .position = begin + i,
-                      .parent = i == 0 ? kContext : i - 1,
-                      .token = tokens[begin + i],
-                      .step = 0,
-                      .source = {}});
-      path.push_back(i);
-    }
-    engine.forward(rows, layers);
+    engine.forward(token_chain(sequence, begin, tokens.subspan(begin, count)), layers);
     visit(begin, count);
-    engine.commit(sequence, path);
+    engine.commit(sequence, first_rows(count));
   }
   engine.remove_sequence(sequence);
 }

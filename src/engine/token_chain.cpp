@@ -1,0 +1,37 @@
+#include "engine/token_chain.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace firp {
+
+std::vector<Row> token_chain(int sequence, int position, std::span<const Token> tokens) {
+  std::vector<Row> rows;
+  for (int i = 0; i < std::ssize(tokens); ++i) {
+    rows.push_back({.sequence = sequence,
+                    .position = position + i,
+                    .parent = i == 0 ? kContext : i - 1,
+                    .token = tokens[i]});
+  }
+  return rows;
+}
+
+std::vector<int> first_rows(std::size_t count) {
+  std::vector<int> rows(count);
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+int append_tokens(Engine& engine, int sequence, std::span<const Token> tokens) {
+  int last = -1;
+  while (!tokens.empty()) {
+    const auto count = std::min<std::size_t>(tokens.size(), engine.options().max_rows);
+    engine.forward(token_chain(sequence, engine.length(sequence), tokens.first(count)));
+    engine.commit(sequence, first_rows(count));
+    last = static_cast<int>(count) - 1;
+    tokens = tokens.subspan(count);
+  }
+  return last;
+}
+
+}  // namespace firp
