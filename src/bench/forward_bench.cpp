@@ -128,7 +128,7 @@ double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_la
   return seconds;
 }
 
-ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBenchOptions& options,
+ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBenchOptions& options,
                             ThreadPool& pool, const MachinePeaks& peaks, LlamaPeer* peer) {
   const int vocabulary = engine.config().vocabulary_size;
   const int sequence = engine.add_sequence();
@@ -211,15 +211,18 @@ ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBen
 
   result.read_bytes_per_second = peaks_now.bytes_per_second;
   for (PassResult& pass : result.passes) {
+    if (model == nullptr) break;
     pass.limit_seconds =
-        pass_limit_seconds(model, rows_of_layers(engine, pass.token_rows, pass.pseudo_rows),
+        pass_limit_seconds(*model, rows_of_layers(engine, pass.token_rows, pass.pseudo_rows),
                            pass.token_rows + pass.pseudo_rows, options.context,
                            engine.options().cache_type, peaks_now);
   }
-  result.prefill = {
-      .tokens = options.prefill_tokens,
-      .ours = prefills.timing(0),
-      .limit_seconds = prefill_limit_seconds(engine, model, options.prefill_tokens, peaks_now)};
+  result.prefill = {.tokens = options.prefill_tokens,
+                    .ours = prefills.timing(0),
+                    .limit_seconds = model == nullptr
+                                         ? 0
+                                         : prefill_limit_seconds(
+                                               engine, *model, options.prefill_tokens, peaks_now)};
   if (peer != nullptr) result.prefill.peer = prefills.timing(1);
   return result;
 }

@@ -55,9 +55,10 @@ struct ForwardResult {
 };
 
 /// Measures passes of every number of rows, with pseudo rows where the engine has draft maps, and
-/// the prefill. With a peer, its plain decoding at the same context and its prefill in turn with
-/// ours. The engine must be fresh, with room for the context, the prefill and the rows.
-ForwardResult bench_forward(Engine& engine, const Model& model, const ForwardBenchOptions& options,
+/// the prefill. `model`: whose limits stand beside them; may be nullptr. With a peer, its plain
+/// decoding at the same context and its prefill in turn with ours. The engine must be fresh, with
+/// room for the context, the prefill and the rows.
+ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBenchOptions& options,
                             ThreadPool& pool, const MachinePeaks& peaks, LlamaPeer* peer);
 
 /// The least seconds of a pass: for each matrix the longer of its bytes at the bandwidth and its

@@ -48,12 +48,12 @@ class ForwardBench : public testing::Test {
 
 TEST_F(ForwardBench, MeasuresEveryNumberOfRowsWithAndWithoutPseudoRows) {
   const Model tiny = model();
-  Engine engine(tiny, {.threads = 1, .context = 256});
+  NativeEngine engine(tiny, {.threads = 1, .context = 256});
   engine.set_heads(some_heads(tiny.config()));
   ThreadPool pool(1);
   // A prompt of more than one pass, and pages that the context fills in part.
   const ForwardBenchOptions options = {.context = 70, .rows = {1, 5}, .prefill_tokens = 100};
-  const ForwardResult result = bench_forward(engine, tiny, options, pool, round_peaks(), nullptr);
+  const ForwardResult result = bench_forward(engine, &tiny, options, pool, round_peaks(), nullptr);
 
   ASSERT_EQ(result.passes.size(), 5u);
   const std::pair<int, int> expected[] = {{1, 0}, {5, 0}, {0, 2}, {1, 2}, {5, 2}};
@@ -150,7 +150,7 @@ TEST(SyntheticModelTest, HasTheShapesAndRuns) {
   }
   EXPECT_NEAR(weights, 134.5e6, 0.1e6);
 
-  Engine engine(model, {.threads = 2, .context = 64});
+  NativeEngine engine(model, {.threads = 2, .context = 64});
   const Row rows[] = {{.sequence = engine.add_sequence(), .position = 0, .token = 5},
                       {.position = 1, .parent = 0, .token = 12345},
                       {.position = 1, .parent = 0, .token = 49151}};
@@ -174,7 +174,7 @@ TEST(SyntheticModelTest, AsAFileItIsTheSameModel) {
   EXPECT_EQ(read.config().tied_head, synthetic.model().config().tied_head);
   EXPECT_EQ(read.config().trained_context, synthetic.model().config().trained_context);
   const auto logits = [](const Model& model) {
-    Engine engine(model, {.threads = 2, .context = 64});
+    NativeEngine engine(model, {.threads = 2, .context = 64});
     const Row rows[] = {{.sequence = engine.add_sequence(), .position = 0, .token = 5},
                         {.position = 1, .parent = 0, .token = 12345}};
     engine.forward(rows);
@@ -212,7 +212,7 @@ TEST(LoadBench, MeasuresLoadingAndReading) {
   const LoadResult result = bench_load(path, pool);
   EXPECT_EQ(result.file_bytes, std::filesystem::file_size(path));
   const Model model(path);
-  EXPECT_EQ(result.packed_bytes, Engine(model, {.threads = 1}).weight_bytes());
+  EXPECT_EQ(result.packed_bytes, NativeEngine(model, {.threads = 1}).weight_bytes());
   EXPECT_GT(result.peak_resident_bytes, result.packed_bytes);
   for (const ColdAndWarm& seconds : {result.load_seconds, result.read_seconds}) {
     EXPECT_GT(seconds.cold, 0);

@@ -1,8 +1,6 @@
 #include "bench/llama_peer.h"
 
 #include <fmt/format.h>
-#include <ggml-cpu.h>
-#include <llama.h>
 
 #include <algorithm>
 #include <chrono>
@@ -12,6 +10,7 @@
 #include "bench/timing.h"
 #include "decode/conversation.h"
 #include "draft/ngram.h"
+#include "engine/llama_handles.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
 
@@ -23,14 +22,9 @@ using Clock = std::chrono::steady_clock;
 }  // namespace
 
 struct LlamaPeer::State {
-  struct Free {
-    void operator()(llama_model* freed) const { llama_model_free(freed); }
-    void operator()(llama_context* freed) const { llama_free(freed); }
-    void operator()(ggml_threadpool* freed) const { ggml_threadpool_free(freed); }
-  };
-  std::unique_ptr<llama_model, Free> model;
-  std::unique_ptr<ggml_threadpool, Free> threads;
-  std::unique_ptr<llama_context, Free> context;
+  LlamaModelPointer model;
+  GgmlThreadpoolPointer threads;
+  LlamaContextPointer context;
 };
 
 LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int context,

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "bench/timing.h"
-#include "engine/engine.h"
+#include "engine/native_engine.h"
 #include "kernels/packed_matrix.h"
 #include "model/error.h"
 #include "model/model.h"
@@ -96,7 +96,7 @@ LoadResult bench_load(const std::filesystem::path& model, ThreadPool& pool) {
   result.packed_bytes = packed_bytes(Model(model));
   const auto load = [&] {
     const Model loaded(model);
-    const Engine engine(loaded, {.threads = pool.size()});
+    const NativeEngine engine(loaded, {.threads = pool.size()});
   };
   const auto read = [&] { result.file_bytes = file.read_all(); };
 

@@ -159,19 +159,18 @@ std::string bench_table(const std::vector<BenchResult>& results) {
   return table + plan_table(results, method_width);
 }
 
-nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
+nlohmann::ordered_json bench_machine(const Engine& engine, const GgufFile* file,
                                      const std::filesystem::path& heads) {
-  const ModelIdentity identity = model.identity();
   nlohmann::ordered_json machine = {
       {"cpu", cpu_name()},
       {"cores", std::thread::hardware_concurrency()},
       {"threads", engine.options().threads},
       {"isa", engine.isa()},
       {"cache_type", engine.options().cache_type == CacheType::kQ8_0 ? "q8_0" : "f16"},
-      {"model", model.has_file() ? model.file().path().filename().string() : model.config().name},
-      {"random_weights", !model.has_file()},
-      {"model_architecture", identity.architecture},
-      {"model_hash", identity.tensor_hash},
+      {"model", file != nullptr ? file->path().filename().string() : engine.config().name},
+      {"random_weights", file == nullptr},
+      {"model_architecture", engine.config().architecture},
+      {"model_hash", file != nullptr ? identify(*file).tensor_hash : ""},
       {"heads", nullptr},
       {"heads_hash", nullptr},
       {"heads_base_hash", nullptr}};

@@ -14,7 +14,7 @@ namespace firp {
 std::string bench_table(const std::vector<BenchResult>& results);
 
 /// What ran: the processor, and the model and heads by name and identity. `heads`: empty for none.
-nlohmann::ordered_json bench_machine(const Engine& engine, const Model& model,
+nlohmann::ordered_json bench_machine(const Engine& engine, const GgufFile* file,
                                      const std::filesystem::path& heads);
 
 /// What a run of prompts leaves: the records, with what ran and how.

@@ -20,6 +20,7 @@
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "model/error.h"
 
@@ -132,21 +133,21 @@ int run_kernels(const BenchFlags& flags) {
   return interrupted ? kExitInterrupted : 0;
 }
 
-int report_forward(const BenchFlags& flags, Engine& engine, const Model& model,
-                   const std::filesystem::path& heads, LlamaPeer* peer) {
+int report_forward(const BenchFlags& flags, Engine& engine, const Model* model,
+                   const GgufFile* file, const std::filesystem::path& heads, LlamaPeer* peer) {
   const OtherLoad load;
   ThreadPool pool(engine.options().threads);
   const MachinePeaks peaks = measure_peaks(pool, engine.isa());
   const ForwardBenchOptions options = {.context = flags.context, .rows = flags.rows};
   const ForwardResult result = bench_forward(engine, model, options, pool, peaks, peer);
-  fmt::print("{}, {}; {}{}, context of {}\n{}", cpu_name(), engine.isa(), model.config().name,
-             model.has_file() ? "" : " (random weights, for speed only)", flags.context,
+  fmt::print("{}, {}; {}{}, context of {}\n{}", cpu_name(), engine.isa(), engine.config().name,
+             file != nullptr ? "" : " (random weights, for speed only)", flags.context,
              forward_table(result, peaks));
   tell_of_other_load(load.cores());
   flush_output();
   if (!flags.json.empty()) {
     nlohmann::ordered_json machine = machine_json(peaks, engine.isa());
-    machine.update(bench_machine(engine, model, heads));
+    machine.update(bench_machine(engine, file, heads));
     machine["other_load_cores"] = load.cores();
     write_json(forward_json(std::move(machine), result, options), flags.json);
   }
@@ -168,10 +169,10 @@ int run_forward(BenchFlags& flags) {
       file.emplace(synthetic);
       peer.emplace(file->path(), threads, positions, flags.decode.cache_type());
     }
-    Engine engine(
+    NativeEngine engine(
         synthetic.model(),
         {.threads = threads, .context = positions, .cache_type = flags.decode.cache_type()});
-    return report_forward(flags, engine, synthetic.model(), {}, peer ? &*peer : nullptr);
+    return report_forward(flags, engine, &synthetic.model(), nullptr, {}, peer ? &*peer : nullptr);
   }
   flags.decode.context = positions;
   const int small[] = {1};  // trees are not used here
@@ -180,7 +181,8 @@ int run_forward(BenchFlags& flags) {
   if (!flags.peer.empty()) {
     peer.emplace(flags.decode.model, threads, positions, flags.decode.cache_type());
   }
-  return report_forward(flags, decoder.engine, decoder.model, decoder.heads_path,
+  const Model* const native = decoder.loaded.model ? &*decoder.loaded.model : nullptr;
+  return report_forward(flags, decoder.engine, native, decoder.file.get(), decoder.heads_path,
                         peer ? &*peer : nullptr);
 }
 
@@ -256,8 +258,9 @@ int run_prompts(BenchFlags& flags) {
                       std::back_inserter(methods));
   }
 
-  BenchReport report = {.machine = bench_machine(decoder.engine, decoder.model, decoder.heads_path),
-                        .settings = settings(flags, decoder.options, methods)};
+  BenchReport report = {
+      .machine = bench_machine(decoder.engine, decoder.file.get(), decoder.heads_path),
+      .settings = settings(flags, decoder.options, methods)};
   {
     ThreadPool pool(decoder.engine.options().threads);
     report.machine.update(
@@ -388,6 +391,7 @@ Examples:
           ->excludes(prompts)
           ->excludes(report);
   flags->decode.add_decoding_to(*app);
+  flags->decode.add_engine_to(*app);
   flags->method.add_to(*app);
 
   CLI::App* const speed = app->add_option_group("Speed of the parts");

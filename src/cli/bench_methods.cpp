@@ -10,6 +10,7 @@
 #include "cli/cost_cache.h"
 #include "decode/conversation.h"
 #include "draft/lookahead.h"
+#include "engine/native_engine.h"
 #include "model/error.h"
 
 namespace firp {
@@ -39,7 +40,7 @@ struct Drafter {
       : model(path), engine(model, options) {}
 
   Model model;
-  Engine engine;
+  NativeEngine engine;
 };
 
 /// Some answers in the model's own words, to choose by what it can do without.
@@ -61,7 +62,7 @@ class MethodMaker {
  public:
   MethodMaker(const MethodFlags& flags, Decoder& decoder) : flags_(flags), decoder_(decoder) {
     if (!flags.rivals.empty() && !decoder.heads_path.empty()) {
-      own_heads_ = std::make_shared<Heads>(read_heads(decoder.heads_path, &decoder.model));
+      own_heads_ = std::make_shared<Heads>(read_heads(decoder.heads_path, decoder.file.get()));
     }
   }
 
@@ -107,14 +108,14 @@ class MethodMaker {
   }
 
   void add_rival(const NamedHeads& rival) {
-    const auto heads = std::make_shared<Heads>(read_heads(rival.path, &decoder_.model));
+    const auto heads = std::make_shared<Heads>(read_heads(rival.path, decoder_.file.get()));
     decoder_.engine.set_heads(*heads);
     DecodeOptions options = decoder_.options;
     options.method = DraftMethod::kFirp;
     options.ngrams = false;
     PassCosts costs;
     if (decoder_.planner) {
-      costs = cached_costs(decoder_.engine, decoder_.model.file().path(), rival.path);
+      costs = cached_costs(decoder_.engine, decoder_.file->path(), rival.path);
     }
     add_trees(rival.name, options, costs, heads, nullptr, rival.path.filename().string());
   }

@@ -127,6 +127,7 @@ Examples:
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
       ->capture_default_str();
   flags->decode.add_decoding_to(*app);
+  flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
   flags->decode.add_colour_to(*app);
   return {app, [flags] { return run_chat(*flags); }};

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -10,6 +11,8 @@
 #include <vector>
 
 #include "cli/cost_cache.h"
+#include "decode/rounding.h"
+#include "engine/native_engine.h"
 #include "model/error.h"
 
 namespace firp {
@@ -17,6 +20,7 @@ namespace {
 
 constexpr int kLargestTree = 256;
 constexpr int kMostThreads = 1024;
+constexpr int kLlamaContext = 8192;  ///< unless -c says otherwise
 
 void require_between(float value, float least, float most, const char* flag) {
   if (!(value >= least && value <= most)) {
@@ -24,8 +28,15 @@ void require_between(float value, float least, float most, const char* flag) {
   }
 }
 
+/// Whether something is to run elsewhere than on this machine's CPU.
+bool offloads(const LlamaOptions& llama) {
+  const bool devices = !llama.devices.empty() && llama.devices != std::vector<std::string>{"none"};
+  return llama.gpu_layers > 0 || devices || !llama.rpc_servers.empty() ||
+         !llama.tensor_split.empty();
+}
+
 /// Empty where none are asked for, or none are there.
-std::filesystem::path choose_heads(const DecodeFlags& flags, const Model& model) {
+std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& model) {
   const bool asked = flags.draft.starts_with("firp");
   if (!flags.draft.empty() && !asked) return {};
   if (!flags.heads.empty()) return flags.heads;
@@ -57,6 +68,9 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   if (largest_tree > kLargestTree) {
     throw Error(fmt::format("--tree must be at most {}", kLargestTree));
   }
+  if (flags.exact && flags.sampling.temperature > 0) {
+    throw Error("--exact is for greedy decoding: it goes without --temp");
+  }
   SamplingOptions sampling = flags.sampling;
   constexpr float kAnyPositive = 1e30f;
   require_between(sampling.temperature, 0, kAnyPositive, "--temp");
@@ -78,9 +92,12 @@ int rows_a_pass(const DecodeFlags& flags, int largest_tree, int draft_steps) {
   return std::max(EngineOptions().max_rows, (1 + largest_tree) * branches);
 }
 
-Engine make_engine(const DecodeFlags& flags, int largest_tree, const Model& model,
-                   const std::filesystem::path& heads_path) {
-  const int trained = model.config().trained_context;
+LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
+                              const std::shared_ptr<const GgufFile>& file,
+                              const std::filesystem::path& heads_path) {
+  const std::string architecture = file->get_string("general.architecture");
+  const auto trained =
+      static_cast<int>(file->find_int(architecture + ".context_length").value_or(INT_MAX));
   const int context = flags.context.value_or(trained);
   if (context > trained) {
     fmt::print(stderr,
@@ -88,13 +105,15 @@ Engine make_engine(const DecodeFlags& flags, int largest_tree, const Model& mode
                trained);
   }
   std::optional<Heads> heads;
-  if (!heads_path.empty()) heads = read_heads(heads_path, &model);
-  Engine engine(model, {.threads = flags.thread_count(),
-                        .context = context,
-                        .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
-                        .cache_type = flags.cache_type()});
-  if (heads) engine.set_heads(*heads);
-  return engine;
+  if (!heads_path.empty()) heads = read_heads(heads_path, file.get());
+  LoadedModel loaded =
+      load_model(flags, file,
+                 {.threads = flags.thread_count(),
+                  .context = context,
+                  .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
+                  .cache_type = flags.cache_type()});
+  if (heads) loaded.engine->set_heads(*heads);
+  return loaded;
 }
 
 }  // namespace
@@ -175,6 +194,31 @@ void DecodeFlags::add_decoding_to(CLI::App& app) {
       ->capture_default_str();
 }
 
+void DecodeFlags::add_engine_to(CLI::App& app) {
+  CLI::App* engines = app.add_option_group("Engine");
+  engines
+      ->add_option("--engine", engine,
+                   "native (this program's, for CPUs), llama (llama.cpp: its devices and "
+                   "architectures), or auto: native where it can")
+      ->check(CLI::IsMember({"auto", "native", "llama"}))
+      ->capture_default_str();
+  engines->add_flag("--exact", exact,
+                    "With llama.cpp, whose rounding depends on what else is in a pass: decide near "
+                    "ties in a pass of one row, so that the text is plain decoding's (greedy)");
+  engines->add_option("--gpu-layers,--n-gpu-layers", llama.gpu_layers,
+                      "(-ngl) Layers on the GPU (llama.cpp; default: as many as fit)");
+  engines
+      ->add_option("--device", llama.devices, "(-dev) Devices to offload to, none: the CPU alone")
+      ->delimiter(',');
+  engines->add_option("--tensor-split", llama.tensor_split, "(-ts) Shares of the devices: 3,1")
+      ->delimiter(',');
+  engines->add_option("--flash-attn", flash_attention, "(-fa) on, off or auto")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->capture_default_str();
+  engines->add_option("--rpc", llama.rpc_servers, "Servers of firp rpc-server: HOST:PORT,...")
+      ->delimiter(',');
+}
+
 void DecodeFlags::add_draft_to(CLI::App& app) {
   CLI::App* drafted = app.get_option_group("Drafting");
   drafted
@@ -193,14 +237,48 @@ void DecodeFlags::add_colour_to(CLI::App& app) {
       ->capture_default_str();
 }
 
+LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
+                       EngineOptions options) {
+  LoadedModel loaded{.file = std::move(file)};
+  std::string why_not_native;
+  if (flags.engine == "native" || (flags.engine == "auto" && !offloads(flags.llama))) {
+    try {
+      loaded.model.emplace(loaded.file);
+      loaded.engine = std::make_unique<NativeEngine>(*loaded.model, options);
+      return loaded;
+    } catch (const Error& error) {
+      if (flags.engine == "native") throw;
+      why_not_native = error.what();
+    }
+  }
+  LlamaOptions llama = flags.llama;
+  llama.exact = flags.exact;
+  llama.flash_attention =
+      flags.flash_attention == "auto" ? -1 : static_cast<int>(flags.flash_attention == "on");
+  // libllama takes the memory of its whole context at once.
+  if (!flags.context) options.context = std::min(options.context, kLlamaContext);
+  try {
+    loaded.engine = std::make_unique<LlamaEngine>(loaded.file, options, llama);
+  } catch (const Error& error) {
+    if (why_not_native.empty()) throw;
+    throw Error(fmt::format("{}; nor does llama.cpp run it: {}", why_not_native, error.what()));
+  }
+  if (!why_not_native.empty()) {
+    fmt::print(stderr, "firp: {}; llama.cpp runs this model\n", why_not_native);
+  }
+  return loaded;
+}
+
 Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
     : options(decode_options(flags, largest(trees))),
-      model(flags.model),
+      file(std::make_shared<const GgufFile>(flags.model)),
       vocabulary(flags.model),
-      heads_path(choose_heads(flags, model)),
-      engine(make_engine(flags, largest(trees), model, heads_path)) {
+      heads_path(choose_heads(flags, *file)),
+      loaded(load_for_decoding(flags, largest(trees), file, heads_path)),
+      engine(*loaded.engine) {
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
   options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
+  if (flags.exact && !loaded.model) options.tie_margin = measure_tie_margin(engine);
   const bool drafts = options.ngrams || !heads_path.empty();
   if (drafts && planned(trees) && !options.chain && options.drafting == Drafting::kDeferred) {
     options.planner = &planner.emplace(cached_costs(engine, flags.model, heads_path));
@@ -216,6 +294,10 @@ std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
     method += options.chain     ? ", chain"
               : options.planner ? ", as much as pays"
                                 : fmt::format(", tree of {}", options.tree_nodes);
+  }
+  if (options.tie_margin > 0) {
+    method += fmt::format("; {} passes for ties nearer than {:.3g}", stats.tie_passes,
+                          options.tie_margin);
   }
   std::string seed;
   if (options.sampling.temperature > 0) seed = fmt::format("; seed {}", options.sampling.seed);

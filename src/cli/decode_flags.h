@@ -10,6 +10,7 @@
 
 #include "decode/session.h"
 #include "engine/engine.h"
+#include "engine/llama_engine.h"
 #include "model/model.h"
 #include "model/vocabulary.h"
 
@@ -35,16 +36,34 @@ struct DecodeFlags {
   SamplingOptions sampling;
   std::string colour = "auto";
 
+  std::string engine = "auto";  ///< or native, llama
+  LlamaOptions llama;
+  std::string flash_attention = "auto";
+  bool exact = false;
+
   void add_model_to(CLI::App& app);
   void add_decoding_to(CLI::App& app);
   void add_draft_to(CLI::App& app);
   void add_colour_to(CLI::App& app);
+  void add_engine_to(CLI::App& app);
 
   /// -t, or one per core. An Error for a number that makes no sense.
   int thread_count() const;
   /// An Error where keys and values are to differ.
   CacheType cache_type() const;
 };
+
+/// A model file, and an engine for it.
+struct LoadedModel {
+  std::shared_ptr<const GgufFile> file;
+  std::optional<Model> model;  ///< of the native engine, and only of that
+  std::unique_ptr<Engine> engine;
+};
+
+/// The engine that the flags ask for; `auto` is the native one where it has the architecture and
+/// the types, and nothing is to be offloaded.
+LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
+                       EngineOptions options);
 
 /// A model made ready to decode as the flags say.
 struct Decoder {
@@ -54,10 +73,11 @@ struct Decoder {
   Decoder& operator=(const Decoder&) = delete;
 
   DecodeOptions options;
-  Model model;
+  std::shared_ptr<const GgufFile> file;
   Vocabulary vocabulary;
   std::filesystem::path heads_path;  ///< empty: no heads
-  Engine engine;
+  LoadedModel loaded;
+  Engine& engine;
   std::optional<Planner> planner;  ///< where kPlannedTree is among the trees
 };
 

@@ -185,6 +185,7 @@ Examples:
   app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens to write at most")
       ->capture_default_str();
   flags->decode.add_decoding_to(*app);
+  flags->decode.add_engine_to(*app);
   app->get_option_group("Drafting")
       ->add_option("--tree", flags->decode.tree,
                    "Drafted tokens that one forward pass verifies (default: as many as pay)")

@@ -90,6 +90,7 @@ Examples:
       ->capture_default_str();
   app->add_flag("--raw", flags->raw, "No chat template: go on with the prompt's text");
   flags->decode.add_decoding_to(*app);
+  flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
   flags->decode.add_colour_to(*app);
   return {app, [flags] { return run_generate(*flags); }};

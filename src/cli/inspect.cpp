@@ -12,6 +12,7 @@
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
@@ -88,7 +89,7 @@ void inspect_model(const Model& model, int threads) {
   line("identity", "{}", model.identity().tensor_hash);
 
   const auto start = std::chrono::steady_clock::now();
-  Engine engine(model, {.threads = threads});
+  NativeEngine engine(model, {.threads = threads});
   const double load_seconds = seconds_since(start);
   const auto peak = static_cast<double>(peak_resident_bytes());
   const MachinePeaks peaks = [&] {
@@ -113,8 +114,8 @@ void inspect_model(const Model& model, int threads) {
        peaks.int8_per_second / 1e9, peaks.instruction, peaks.balance());
   line("roofline", "{:.0f} forward passes/s: no more while all weights come from memory",
        peaks.bytes_per_second / bytes);
-  const std::optional<std::filesystem::path> heads = find_heads(model, heads_directories());
-  if (heads) engine.set_heads(read_heads(*heads, &model));
+  const std::optional<std::filesystem::path> heads = find_heads(model.file(), heads_directories());
+  if (heads) engine.set_heads(read_heads(*heads, &model.file()));
   inspect_costs(measure_costs(engine), heads.value_or(""));
 }
 

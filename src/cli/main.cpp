@@ -72,12 +72,14 @@ firp VERB --help tells about a verb. Start here:
 int main(int argc, char** argv) {
   open_standard_streams();
   // llama.cpp's names, which are no options to CLI11: one dash before several letters.
-  static char cache_type_k[] = "--cache-type-k", cache_type_v[] = "--cache-type-v";
-  static char model_draft[] = "--model-draft";
+  static char names[][2][20] = {{"-ctk", "--cache-type-k"}, {"-ctv", "--cache-type-v"},
+                                {"-md", "--model-draft"},   {"-ngl", "--gpu-layers"},
+                                {"-dev", "--device"},       {"-ts", "--tensor-split"},
+                                {"-fa", "--flash-attn"}};
   for (int i = 1; i < argc; ++i) {
-    if (argv[i] == std::string_view("-ctk")) argv[i] = cache_type_k;
-    if (argv[i] == std::string_view("-ctv")) argv[i] = cache_type_v;
-    if (argv[i] == std::string_view("-md")) argv[i] = model_draft;
+    for (auto& [short_name, long_name] : names) {
+      if (argv[i] == std::string_view(short_name)) argv[i] = long_name;
+    }
   }
   signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
   signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message

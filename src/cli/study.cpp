@@ -8,6 +8,7 @@
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "engine/native_engine.h"
 #include "model/error.h"
 #include "study/experiments.h"
 #include "study/texts.h"
@@ -65,7 +66,7 @@ std::vector<std::filesystem::path> heads_of(const StudyFlags& flags, const Model
   std::vector<std::filesystem::path> paths(flags.files.begin() + 1, flags.files.end());
   paths.insert(paths.end(), flags.heads.begin(), flags.heads.end());
   if (!paths.empty()) return paths;
-  if (const auto found = find_heads(model, heads_directories())) return {*found};
+  if (const auto found = find_heads(model.file(), heads_directories())) return {*found};
   throw Error(fmt::format("there are no heads for {0}; `firp train -m {0}` makes them",
                           flags.files.front().string()));
 }
@@ -78,9 +79,9 @@ int run_on_model(const StudyFlags& flags) {
   if (needs_texts && flags.name != "layer") heads = name_heads(heads_of(flags, model), model);
   if (!flags.prompts.empty()) prompts = read_prompts(flags.prompts);
   const int most_rows = std::max(std::ranges::max(flags.rows), std::ranges::max(flags.trees) + 1);
-  Engine engine(model, {.threads = flags.decode.thread_count(),
-                        .context = kTextPositions,
-                        .max_rows = std::max(EngineOptions().max_rows, most_rows)});
+  NativeEngine engine(model, {.threads = flags.decode.thread_count(),
+                              .context = kTextPositions,
+                              .max_rows = std::max(EngineOptions().max_rows, most_rows)});
   if (flags.wants("rows")) tell(flags.output, "rows", study_rows(engine, model, flags.rows));
   if (!needs_texts) return 0;
 

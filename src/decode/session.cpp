@@ -6,6 +6,7 @@
 #include <chrono>
 #include <climits>
 #include <cmath>
+#include <utility>
 
 #include "draft/draft_model.h"
 #include "draft/lookahead.h"
@@ -52,13 +53,16 @@ struct Session::State {
   const int sequence;
   /// All tokens of the sequence; the first engine.length() of them are in its context.
   std::vector<Token> tokens;
-  DraftTree tree;  ///< behind the last token; empty: nothing drafted
+  DraftTree tree;      ///< behind the last token; empty: nothing drafted
+  bool alone = false;  ///< the next pass has the last token's row and no other: it was near a tie
   NgramSource ngrams;
   std::vector<DecodedToken> decoded;
   DecodeStats stats;
 
   int unseen() const { return static_cast<int>(tokens.size()) - engine.length(sequence); }
   void prefill();
+  std::vector<Row> rows_of(const DraftTree& draft_tree) const;
+  std::vector<int> walk(std::span<const Row> rows, int token_rows);
   int most_nodes() const { return options.planner ? Planner::kMostNodes : options.tree_nodes; }
 };
 
@@ -96,7 +100,9 @@ void Session::append(std::span<const Token> tokens) {
                     tokens.size(), limit, s.tokens.size()));
   }
   s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
-  if (!tokens.empty()) s.tree.clear();
+  if (tokens.empty()) return;
+  s.tree.clear();
+  s.alone = false;
 }
 
 void Session::truncate(int length) {
@@ -105,6 +111,7 @@ void Session::truncate(int length) {
   s.tokens.resize(length);
   s.engine.truncate(s.sequence, length);
   s.tree.clear();
+  s.alone = false;
 }
 
 /// Runs all tokens but the last, which is the root of the next pass.
@@ -115,6 +122,64 @@ void Session::State::prefill() {
   stats.prefill_seconds += watch.seconds();
 }
 
+/// Row 0 is the root, the last token; rows 1 .. N are the nodes of the tree.
+std::vector<Row> Session::State::rows_of(const DraftTree& draft_tree) const {
+  const int root_position = engine.length(sequence);
+  std::vector<Row> rows = {{.sequence = sequence,
+                            .position = root_position,
+                            .parent = kContext,
+                            .token = tokens.back()}};
+  for (const DraftNode& node : draft_tree) {
+    rows.push_back({.sequence = sequence,
+                    .position = root_position + node.depth,
+                    .parent = node.parent + 1,
+                    .token = node.token});
+  }
+  return rows;
+}
+
+/// Walks from the root along the model's own choices, as far as the tree foresaw them, and gives
+/// that path. Ends before a row that is too near a tie to be decided beside others; with no path
+/// where that is the root.
+std::vector<int> Session::State::walk(std::span<const Row> rows, int token_rows) {
+  const std::vector<int> all = first_rows(token_rows);
+  const int enough = tokens_to_sample_from(options.sampling);
+  const std::size_t vocabulary = engine.config().vocabulary_size;
+  const bool ties_matter = options.tie_margin > 0 && rows.size() > 1;
+  std::span<const BestTokens> best;
+  std::span<const float> logits;
+  if (enough > 0) {
+    best = engine.best_tokens(all, ties_matter ? std::max(enough, 2) : enough);
+  } else {
+    logits = engine.logits(all);
+  }
+  const auto is_tie = [&](int row) {
+    const std::vector<TokenLogit>& two = best[row].tokens;
+    return ties_matter && two[0].logit - two[1].logit < options.tie_margin;
+  };
+  decoded.clear();
+  std::vector<int> path;
+  for (int row = 0, next = 0; next >= 0; row = next) {
+    if (is_tie(row)) {
+      alone = true;
+      break;
+    }
+    path.push_back(row);
+    const int position = static_cast<int>(tokens.size());
+    const Token token = enough > 0
+                            ? sample_token(best[row].tokens, sequence, position, options.sampling)
+                            : sample_token(logits.subspan(row * vocabulary, vocabulary), tokens,
+                                           sequence, position, options.sampling);
+    tokens.push_back(token);
+    next = -1;
+    for (int child = row + 1; child < token_rows; ++child) {
+      if (rows[child].parent == row && rows[child].token == token) next = child;
+    }
+    decoded.push_back({token, next >= 0});
+  }
+  return path;
+}
+
 std::span<const DecodedToken> Session::step() {
   State& s = *state_;
   if (s.tokens.empty()) throw Error("there is nothing to continue: the prompt is empty");
@@ -122,54 +187,29 @@ std::span<const DecodedToken> Session::step() {
   s.prefill();
   const Stopwatch watch;
   const int root_position = s.engine.length(s.sequence);
+  Planner* const planner = s.options.planner;
 
-  // Row 0 is the root, rows 1 .. N the nodes of the tree.
   DraftTree tree = std::move(s.tree);
   s.tree.clear();
-  Planner* const planner = s.options.planner;
-  if (planner != nullptr) {
+  if (planner != nullptr && !s.alone) {
     tree.resize(planner->nodes_worth_verifying(tree, root_position));
   }
-  std::vector<Row> rows = {{.sequence = s.sequence,
-                            .position = root_position,
-                            .parent = kContext,
-                            .token = s.tokens.back()}};
-  for (const DraftNode& node : tree) {
-    rows.push_back({.sequence = s.sequence,
-                    .position = root_position + node.depth,
-                    .parent = node.parent + 1,
-                    .token = node.token});
-  }
-  const int token_rows = static_cast<int>(rows.size());
-  if (s.source) s.source->add_rows(rows, s.tokens);
-  s.engine.forward(rows, s.source ? s.source->captured_layers() : std::vector<int>());
-
-  // Walk from the root along the model's own choices, as far as the tree foresaw them.
-  const std::vector<int> all = first_rows(token_rows);
-  const SamplingOptions& sampling = s.options.sampling;
-  const int enough = tokens_to_sample_from(sampling);
-  const std::size_t vocabulary = s.engine.config().vocabulary_size;
-  std::span<const BestTokens> best;
-  std::span<const float> logits;
-  if (enough > 0) {
-    best = s.engine.best_tokens(all, enough);
-  } else {
-    logits = s.engine.logits(all);
-  }
-  std::vector<int> path = {0};
-  s.decoded.clear();
-  for (int row = 0, next = 0; next >= 0; row = next) {
-    const int position = static_cast<int>(s.tokens.size());
-    const Token token = enough > 0 ? sample_token(best[row].tokens, s.sequence, position, sampling)
-                                   : sample_token(logits.subspan(row * vocabulary, vocabulary),
-                                                  s.tokens, s.sequence, position, sampling);
-    s.tokens.push_back(token);
-    next = -1;
-    for (int child = row + 1; child < token_rows; ++child) {
-      if (rows[child].parent == row && rows[child].token == token) next = child;
-    }
-    if (next >= 0) path.push_back(next);
-    s.decoded.push_back({token, next >= 0});
+  std::vector<Row> rows;
+  std::vector<int> path;
+  int token_rows = 0;
+  bool with_source = false;
+  while (path.empty()) {
+    const bool alone = std::exchange(s.alone, false);
+    if (alone) tree.clear();
+    rows = s.rows_of(tree);
+    token_rows = static_cast<int>(rows.size());
+    with_source = s.source && !alone;
+    if (with_source) s.source->add_rows(rows, s.tokens);
+    s.engine.forward(rows, s.source ? s.source->captured_layers() : std::vector<int>());
+    path = s.walk(rows, token_rows);
+    s.stats.forwards += 1;
+    s.stats.tie_passes += alone ? 1 : 0;
+    s.stats.drafted += static_cast<long long>(tree.size());
   }
 
   s.engine.commit(s.sequence, path);
@@ -191,7 +231,9 @@ std::span<const DecodedToken> Session::step() {
     const int room = s.engine.options().context - static_cast<int>(s.tokens.size());
     match = s.ngrams.draft(s.tokens, std::min(room, s.most_nodes()));
   }
-  if (s.source && (planner == nullptr || planner->drafts(match, root_position))) {
+  const bool in_pass = s.source && s.source->rows_a_pass(0) > 1;  // drafted by the verifying pass
+  if (s.source && !s.alone && (with_source || !in_pass) &&
+      (planner == nullptr || planner->drafts(match, root_position))) {
     if (planner != nullptr) s.stats.expected_seconds += planner->draft_seconds();
     s.tree = s.source->draft({.sequence = s.sequence,
                               .tokens = s.tokens,
@@ -199,7 +241,6 @@ std::span<const DecodedToken> Session::step() {
                               .most_nodes = s.most_nodes(),
                               .chain = s.options.chain,
                               .most_steps = planner != nullptr ? planner->steps() : INT_MAX});
-    const bool in_pass = s.source->rows_a_pass(0) > 1;  // its rows were in the verifying pass
     if (!in_pass) s.stats.drafting_passes += 1;
     if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
   }
@@ -208,8 +249,6 @@ std::span<const DecodedToken> Session::step() {
     s.tree.resize(std::min<std::size_t>(s.tree.size(), s.most_nodes()));
   }
   s.stats.tokens += static_cast<long long>(s.decoded.size());
-  s.stats.forwards += 1;
-  s.stats.drafted += static_cast<long long>(tree.size());
   s.stats.decode_seconds += watch.seconds();
   return s.decoded;
 }
@@ -219,6 +258,7 @@ DecodeStats& DecodeStats::operator+=(const DecodeStats& other) {
   forwards += other.forwards;
   drafted += other.drafted;
   drafting_passes += other.drafting_passes;
+  tie_passes += other.tie_passes;
   expected_tokens += other.expected_tokens;
   expected_seconds += other.expected_seconds;
   prefill_seconds += other.prefill_seconds;
@@ -231,6 +271,7 @@ DecodeStats& DecodeStats::operator-=(const DecodeStats& other) {
   forwards -= other.forwards;
   drafted -= other.drafted;
   drafting_passes -= other.drafting_passes;
+  tie_passes -= other.tie_passes;
   expected_tokens -= other.expected_tokens;
   expected_seconds -= other.expected_seconds;
   prefill_seconds -= other.prefill_seconds;

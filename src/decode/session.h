@@ -28,6 +28,10 @@ struct DecodeOptions {
   /// anything is drafted; tree_nodes is not used. Only for methods that draft in passes of their
   /// own. Outlives the session.
   Planner* planner = nullptr;
+  /// For engines whose rows depend on their batch within rounding: a token whose logit leads the
+  /// next by less than this beside other rows is decided by a pass of its row alone. 0: never.
+  /// Greedy decoding only.
+  float tie_margin = 0;
 };
 
 struct DecodedToken {
@@ -40,6 +44,7 @@ struct DecodeStats {
   long long forwards = 0;         ///< passes that verify and decode (the prompt's are not counted)
   long long drafted = 0;          ///< tree nodes verified
   long long drafting_passes = 0;  ///< passes that were drafted for by passes of their own
+  long long tie_passes = 0;       ///< forwards of one row, for tokens that were too near a tie
   // What the planner expected of the forwards, where there is one; to be held against tokens and
   // decode_seconds.
   double expected_tokens = 0;

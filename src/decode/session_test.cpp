@@ -23,7 +23,7 @@ class Sessions : public testing::Test {
     write_tiny_model(directory_ / "tiny.gguf",
                      {.type = GGML_TYPE_Q4_1, .vocabulary_size = kVocabulary});
     model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
-    engine_ = std::make_unique<Engine>(
+    engine_ = std::make_unique<NativeEngine>(
         *model_, EngineOptions{.threads = 2, .context = 160, .max_rows = 256});
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0, 1);
@@ -154,7 +154,7 @@ TEST_F(Sessions, MedusaHeadsDraftInBothWays) {
 
 TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
   const Model other(directory_ / "tiny.gguf");
-  Engine drafter(other, {.threads = 1, .context = 130, .max_rows = 7});
+  NativeEngine drafter(other, {.threads = 1, .context = 130, .max_rows = 7});
   const PartialModel part = {.skipped = {2, 3}, .steps = 3};
   for (const SamplingOptions& sampling : samplings()) {
     const Text plain = run({.sampling = sampling, .method = DraftMethod::kNone});
@@ -190,7 +190,7 @@ TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
 }
 
 TEST_F(Sessions, ADrafterThatIsTheModelItselfIsAlwaysRight) {
-  Engine drafter(*model_, {.threads = 1, .context = 160, .max_rows = 64});
+  NativeEngine drafter(*model_, {.threads = 1, .context = 160, .max_rows = 64});
   const Text by_model =
       run({.method = DraftMethod::kDraftModel, .draft_model = &drafter, .chain = true});
   EXPECT_EQ(by_model.stats.forwards, 21) << "1 token, then 4 drafts and 1 token each time";
@@ -254,7 +254,7 @@ TEST_F(Sessions, MistakesAreNamed) {
   EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
   write_tiny_model(directory_ / "other.gguf", {.vocabulary_size = kVocabulary + 8});
   const Model other(directory_ / "other.gguf");
-  Engine drafter(other, {.threads = 1, .context = 160});
+  NativeEngine drafter(other, {.threads = 1, .context = 160});
   EXPECT_THROW(Session(*engine_, {.method = DraftMethod::kDraftModel, .draft_model = &drafter}),
                Error);
   EXPECT_EQ(drafter.add_sequence(), 0) << "a failed session must give its sequence back";

@@ -16,8 +16,8 @@ class PartialModels : public testing::Test {
   PartialModels() {
     write_tiny_model(directory_ / "tiny.gguf", {.vocabulary_size = 64});
     model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
-    engine_ = std::make_unique<Engine>(*model_,
-                                       EngineOptions{.threads = 1, .context = 128, .max_rows = 64});
+    engine_ = std::make_unique<NativeEngine>(
+        *model_, EngineOptions{.threads = 1, .context = 128, .max_rows = 64});
     for (int i = 0; i < 100; ++i) text_.push_back(i * 37 % 64);
   }
 

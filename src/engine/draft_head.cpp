@@ -9,35 +9,18 @@ namespace {
 /// Parents of one level of a draft tree, at most (draft/draft_tree.h keeps fewer).
 constexpr int kMostParents = 64;
 
-/// Some rows of a matrix, packed as they are.
-PackedMatrix pack_rows(const Tensor& matrix, std::span<const std::int32_t> rows) {
-  const std::size_t row_bytes = ggml_row_size(matrix.type, matrix.columns());
-  std::vector<std::byte> bytes;
-  bytes.reserve(rows.size() * row_bytes);
-  for (const std::int32_t row : rows) {
-    const auto from = matrix.data.subspan(row * row_bytes, row_bytes);
-    bytes.insert(bytes.end(), from.begin(), from.end());
-  }
-  return PackedMatrix({.name = matrix.name,
-                       .type = matrix.type,
-                       .shape = {matrix.columns(), static_cast<std::int64_t>(rows.size()), 1, 1},
-                       .data = bytes});
-}
-
 }  // namespace
 
-DraftHead::DraftHead(const Model& model, const Weights& weights, const Heads& heads,
+DraftHead::DraftHead(const Tensor& token_embedding, const Tensor& head, const Heads& heads,
                      const Kernels& kernels, ThreadPool& pool)
-    : model_(model),
+    : token_embedding_(token_embedding),
+      head_(head),
       kernels_(kernels),
       pool_(pool),
-      model_head_(weights.head),
-      vocabulary_(heads.draft_vocabulary),
-      state_input_(1, model.config().hidden_size),
-      token_input_(kMostParents, model.config().hidden_size),
+      state_input_(1, static_cast<int>(head.columns())),
+      token_input_(kMostParents, static_cast<int>(head.columns())),
       inner_input_(kMostParents, heads.has_sequential_head() ? heads.steps[0].sequence->rank : 1) {
-  const int d = model.config().hidden_size;
-  if (!vocabulary_.empty()) own_head_ = pack_rows(model.head(), vocabulary_);
+  const int d = static_cast<int>(head.columns());
   if (!heads.has_sequential_head()) return;
   for (const DraftMap& step : heads.steps) {
     const SequentialHead& from = *step.sequence;
@@ -60,30 +43,25 @@ void DraftHead::multiply(const PackedMatrix& w, const Activations& x, float* y, 
       {.weights = w, .first_block = begin, .end_block = end, .y = y, .y_stride = stride}, x);
 }
 
-void DraftHead::propose(ForwardPass& pass, std::span<const int> rows) {
-  best_.resize(rows.size());
-  pass.best_of_head(head(), rows, kRankedCandidates, /*sums=*/true, best_);
-  for (BestTokens& best : best_) {
-    for (TokenLogit& each : best.tokens) {
-      if (!vocabulary_.empty()) each.token = vocabulary_[each.token];
-    }
-  }
-  if (!sequential_.empty()) take_states(pass, rows);
+void DraftHead::propose(std::span<const BestTokens> best,
+                        std::span<const std::span<const float>> states) {
+  best_.assign(best.begin(), best.end());
+  if (reads_states()) take_states(states);
 }
 
-void DraftHead::take_states(ForwardPass& pass, std::span<const int> rows) {
+void DraftHead::take_states(std::span<const std::span<const float>> states) {
   const int rank = sequential_.front().state.outputs();
-  inner_.resize(rows.size() * static_cast<std::size_t>(rank));
-  state_input_.resize(1, model_.config().hidden_size);
+  inner_.resize(states.size() * static_cast<std::size_t>(rank));
+  state_input_.resize(1, static_cast<int>(head_.columns()));
   pool_.run([&](int thread) {
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (thread == 0) std::ranges::copy(pass.final_state(rows[i]), state_input_.values(0));
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      if (thread == 0) std::ranges::copy(states[i], state_input_.values(0));
       pool_.barrier(thread);
       multiply(sequential_[i].state, state_input_, inner_.data() + i * rank, rank, thread);
       pool_.barrier(thread);
     }
   });
-  for (std::size_t i = 0; i < rows.size(); ++i) {
+  for (std::size_t i = 0; i < states.size(); ++i) {
     for (int k = 0; k < rank; ++k) inner_[i * rank + k] += sequential_[i].bias[k];
   }
 }
@@ -97,7 +75,7 @@ std::vector<std::vector<Candidate>> DraftHead::drafts_behind(int step,
   if (sequential_.empty() || of_row.empty()) return {previous.size(), of_row};
 
   const Sequential& head = sequential_[step - 1];
-  const int d = model_.config().hidden_size;
+  const int d = static_cast<int>(head_.columns());
   const int rank = head.state.outputs();
   const int parents = static_cast<int>(std::min<std::size_t>(previous.size(), kMostParents));
   const int candidates = static_cast<int>(of_row.size());
@@ -112,10 +90,10 @@ std::vector<std::vector<Candidate>> DraftHead::drafts_behind(int step,
   };
   pool_.run([&](int thread) {
     dequantize_share(
-        model_.token_embedding(), parents, [&](int i) { return previous[i]; },
+        token_embedding_, parents, [&](int i) { return previous[i]; },
         [&](int i) { return token_input_.values(i); }, thread);
     dequantize_share(
-        model_.head(), candidates, [&](int i) { return of_row[i].token; },
+        head_, candidates, [&](int i) { return of_row[i].token; },
         [&](int i) { return candidate_rows_.data() + std::size_t(i) * d; }, thread);
     pool_.barrier(thread);
     multiply(head.token, token_input_, products_.data(), rank, thread);

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -41,6 +41,9 @@ struct Row {
   std::span<const float> source = {};
   /// For a pseudo row of maps with a token input: the token at position i + 1.
   Token token_behind = kNoToken;
+  /// Whether logits, best tokens or the final state of a token row may be asked for: a prompt's
+  /// rows do without, all but the last.
+  bool decoded = true;
 
   bool is_pseudo() const { return step > 0; }
 };
@@ -69,35 +72,34 @@ struct PhaseTime {
 
 /// A batch of rows in; hidden states and logits out. The seam between the model's arithmetic and
 /// everything that decides what to run: nothing above it knows how weights or keys are stored.
+/// NativeEngine is ours for CPUs, whose rows depend on nothing else; LlamaEngine runs on libllama.
 ///
 /// Not thread-safe: one caller at a time.
 class Engine {
  public:
-  /// Packs the weights. `model` must outlive the engine.
-  Engine(const Model& model, const EngineOptions& options);
-  ~Engine();
-  Engine(Engine&&) noexcept;
+  virtual ~Engine() = default;
 
-  const ModelConfig& config() const;
-  const EngineOptions& options() const;
-  const char* isa() const;
-  std::size_t weight_bytes() const;  ///< packed weights that a pass of one row reads
+  virtual const ModelConfig& config() const = 0;
+  virtual const EngineOptions& options() const = 0;
+  virtual const char* isa() const = 0;           ///< what computes, for people and cache keys
+  virtual std::size_t weight_bytes() const = 0;  ///< that a pass of one row reads
 
   /// Sets the maps that pseudo rows enter by. An Error where they do not fit the model.
-  void set_heads(const Heads& heads);
-  int draft_steps() const;          ///< K; 0 without heads
-  bool token_input() const;         ///< whether pseudo rows need their token_behind
-  int draft_layer(int step) const;  ///< t_j
+  virtual void set_heads(const Heads& heads) = 0;
+  virtual int draft_steps() const = 0;          ///< K; 0 without heads
+  virtual bool token_input() const = 0;         ///< whether pseudo rows need their token_behind
+  virtual int draft_layer(int step) const = 0;  ///< t_j
+  virtual bool medusa() const = 0;              ///< whether pseudo rows are Medusa's
   /// What deferred drafting captures: all t_j, each once; nothing for Medusa, which reads the final
   /// state.
   std::vector<int> draft_layers() const;
-  bool medusa() const;  ///< whether pseudo rows are Medusa's
 
-  int add_sequence();
-  void remove_sequence(int sequence);
-  int length(int sequence) const;  ///< committed positions
+  virtual int add_sequence() = 0;
+  virtual void remove_sequence(int sequence) = 0;
+  virtual bool has_sequence(int sequence) const = 0;
+  virtual int length(int sequence) const = 0;  ///< committed positions
   /// Forgets the positions from `length` on.
-  void truncate(int sequence, int length);
+  virtual void truncate(int sequence, int length) = 0;
 
   /// Runs the rows through the layers. Keeps the residual stream of the rows after each layer in
   /// `capture_layers` (t layers done; 1 .. layers) until the next pass; of pseudo rows from t_j on,
@@ -106,49 +108,64 @@ class Engine {
   ///
   /// `skipped`: parts that are left out, for a cheap guess at what all would give (self-speculative
   /// decoding, early exit). The rows of such a pass can't be committed.
-  void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
-               std::span<const Sublayer> skipped = {});
+  virtual void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
+                       std::span<const Sublayer> skipped = {}) = 0;
 
   /// The captured residual stream of row `row` of the last pass, h^t of a token row. [d]
-  std::span<const float> hidden(int row, int layer) const;
+  virtual std::span<const float> hidden(int row, int layer) const = 0;
 
   /// The final state of a row after the model's last norm: what the head reads. [d]
-  std::span<const float> final_state(int row) const;
+  virtual std::span<const float> final_state(int row) const = 0;
 
   /// What the pseudo row of `step` behind row `row` of the last pass is made from, a Row::source:
   /// the captured h^{t_j}, or Medusa's final state.
   std::span<const float> draft_source(int row, int step) const;
 
   /// Logits of some rows of the last pass: [rows.size() x vocabulary], valid until the next call.
-  std::span<const float> logits(std::span<const int> rows);
+  virtual std::span<const float> logits(std::span<const int> rows) = 0;
 
   /// The `count` most probable tokens of each of some rows of the last pass, best first (of equal
   /// ones the smaller number first), with `log_sums` their log_sum, too. Cheaper than logits(),
   /// which it replaces where the rest of the distribution is not needed. Valid until the next call.
-  std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
-                                          bool log_sums = false);
+  virtual std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
+                                                  bool log_sums = false) = 0;
 
   /// Takes pseudo rows of the last pass as what drafts_behind() gives from now on: those of one
   /// anchor, steps 1 .. rows.size().
-  void propose(std::span<const int> pseudo_rows);
+  virtual void propose(std::span<const int> pseudo_rows) = 0;
 
   /// Candidates for the token of a step, best first, kRankedCandidates at most: a list behind each
   /// of the tokens `previous` of the step before (of step 1: the model's own token). Without a
   /// sequential head the lists are the same.
-  std::vector<std::vector<Candidate>> drafts_behind(int step, std::span<const Token> previous);
+  virtual std::vector<std::vector<Candidate>> drafts_behind(int step,
+                                                            std::span<const Token> previous) = 0;
 
   /// Appends rows of the last pass, a path that hangs on the sequence's context, to that context.
   /// Pseudo rows are never committed.
-  void commit(int sequence, std::span<const int> rows);
+  virtual void commit(int sequence, std::span<const int> rows) = 0;
 
   /// Starts (or ends) measuring what passes spend their time on; phase_times() gives the sums since
-  /// the start, as one of the threads saw them.
-  void profile(bool on);
-  std::vector<PhaseTime> phase_times() const;
+  /// the start, as one of the threads saw them. Nothing where the engine cannot tell.
+  virtual void profile(bool on) = 0;
+  virtual std::vector<PhaseTime> phase_times() const = 0;
 
- private:
-  struct State;
-  std::unique_ptr<State> state_;
+ protected:
+  /// The rules of a batch, which all engines share; the errors of forward().
+  void check_batch(std::span<const Row> rows, std::span<const int> capture_layers,
+                   std::span<const Sublayer> skipped) const;
+  /// The sizes of heads are the model's; the errors of set_heads().
+  void check_fits(const Heads& heads) const;
+  /// The rows of commit() are a path of token rows of the last pass, `rows`.
+  void check_path(int sequence, std::span<const Row> rows, std::span<const int> path) const;
 };
+
+/// A mistake of the caller, not of the user.
+[[noreturn]] void bad_batch(std::string_view why);
+
+/// Steps between a row and its parent that the row does not see.
+int steps_left_out(const Row& row, const Row* parent);
+
+/// The number of threads that 0 stands for, and an Error for options that make no sense.
+EngineOptions checked(EngineOptions options);
 
 }  // namespace firp

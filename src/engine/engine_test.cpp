@@ -1,5 +1,3 @@
-#include "engine/engine.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +8,7 @@
 #include <numeric>
 #include <random>
 
+#include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "model/error.h"
 #include "model/tiny_model.h"
@@ -119,8 +118,10 @@ void expect_bit_equal_rows(const TinyModelOptions& options, const std::string& i
                (cache_type == CacheType::kQ8_0 ? " Q8_0 cache" : ""));
   const TinyModel model(options, isa);
   std::mt19937 random(seed);
-  Engine batched(*model, {.threads = 3, .context = 200, .max_rows = 128, .cache_type = cache_type});
-  Engine alone(*model, {.threads = 1, .context = 200, .max_rows = 1, .cache_type = cache_type});
+  NativeEngine batched(*model,
+                       {.threads = 3, .context = 200, .max_rows = 128, .cache_type = cache_type});
+  NativeEngine alone(*model,
+                     {.threads = 1, .context = 200, .max_rows = 1, .cache_type = cache_type});
   ASSERT_EQ(batched.isa(), isa);
   // Steps that enter at different layers, a later step below an earlier one.
   batched.set_heads(random_heads((*model).config(), {2, 1, 2}, seed));
@@ -204,7 +205,7 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
 TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
   const TinyModel model({.type = GGML_TYPE_Q4_1});
   for (const CacheType cache_type : {CacheType::kF16, CacheType::kQ8_0}) {
-    Engine engine(*model, {.threads = 2, .context = 100, .cache_type = cache_type});
+    NativeEngine engine(*model, {.threads = 2, .context = 100, .cache_type = cache_type});
     std::mt19937 random(5);
     const std::vector<Token> context = random_tokens(60, 320, random);
     const int tree = engine.add_sequence();
@@ -235,7 +236,7 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
 void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool token_input,
                                            HeadsMethod method = HeadsMethod::kFirp) {
   const TinyModel model({.type = GGML_TYPE_Q8_0, .layers = 3});
-  Engine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100});
   Heads heads = random_heads((*model).config(), layers, 3, token_input);
   heads.method = method;
   engine.set_heads(heads);
@@ -295,7 +296,7 @@ TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {
   for (const HeadsMethod method : {HeadsMethod::kFirp, HeadsMethod::kMedusa}) {
     Heads heads = random_heads(config, {config.layers}, 5);
     heads.method = method;
-    Engine engine(*model, {.threads = 2, .context = 100});
+    NativeEngine engine(*model, {.threads = 2, .context = 100});
     engine.set_heads(heads);
     const int sequence = engine.add_sequence();
     engine.forward(std::vector<Row>{{.sequence = sequence, .position = 0, .token = 9},
@@ -326,7 +327,7 @@ TEST(Engine, APassThatSkipsTheLastLayersEndsWithTheEarlierOnes) {
   // The final state of a pass without layer 2 is the norm of what layer 1 left.
   const TinyModel model({.type = GGML_TYPE_Q8_0, .layers = 2});
   const ModelConfig& config = (*model).config();
-  Engine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100});
   const int sequence = engine.add_sequence();
   std::mt19937 random(8);
   append(engine, sequence, random_tokens(70, 320, random), 35);
@@ -372,7 +373,7 @@ std::vector<float> states_of(const Engine& engine, int row, std::span<const int>
 
 TEST(Engine, APseudoRowThatEntersAsATokensStateStaysThatTokens) {
   const TinyModel model({.type = GGML_TYPE_Q4_1, .layers = 4});
-  Engine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100});
   const int sequence = engine.add_sequence();
   std::mt19937 random(9);
   append(engine, sequence, random_tokens(63, 320, random), 63);
@@ -407,7 +408,7 @@ TEST(Engine, APseudoRowThatEntersAsATokensStateStaysThatTokens) {
 TEST(Engine, PseudoRowsThatHangOnTheirTokenSeeNoEarlierStep) {
   const TinyModel model({.type = GGML_TYPE_Q4_1, .layers = 3});
   const int layers[] = {1, 2, 3};
-  Engine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100});
   const int sequence = engine.add_sequence();
   std::mt19937 random(9);
   append(engine, sequence, random_tokens(62, 320, random), 31);
@@ -461,7 +462,7 @@ TEST(Engine, PseudoRowsThatHangOnTheirTokenSeeNoEarlierStep) {
 TEST(Engine, BestTokensAreThoseOfTheLogits) {
   const TinyModel model({.type = GGML_TYPE_Q8_0, .vocabulary_size = 1300});  // not whole chunks
   for (const int threads : {1, 2, 3}) {
-    Engine engine(*model, {.threads = threads, .context = 100});
+    NativeEngine engine(*model, {.threads = threads, .context = 100});
     const int sequence = engine.add_sequence();
     std::vector<Row> rows;
     for (int i = 0; i < 9; ++i) {
@@ -510,7 +511,7 @@ TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
                                    .bias = eighths(kRank),
                                    .output = eighths(d * kRank)};
   }
-  Engine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100});
   engine.set_heads(heads);
   const int sequence = engine.add_sequence();
   engine.forward(std::vector<Row>{
@@ -576,7 +577,7 @@ TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
 
 TEST(Engine, BatchesThatBreakTheRulesAreRefused) {
   const TinyModel model({.layers = 2});
-  Engine engine(*model, {.threads = 1, .context = 4, .max_rows = 8});
+  NativeEngine engine(*model, {.threads = 1, .context = 4, .max_rows = 8});
   const int sequence = engine.add_sequence();
   const auto refused = [&](std::vector<Row> rows) {
     EXPECT_THROW(engine.forward(rows), std::invalid_argument);

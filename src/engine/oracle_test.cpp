@@ -10,7 +10,7 @@
 #include <memory>
 #include <random>
 
-#include "engine/engine.h"
+#include "engine/native_engine.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -63,10 +63,10 @@ std::vector<float> llama_logits(const std::filesystem::path& path, std::span<con
 std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens,
                               CacheType cache_type = CacheType::kF16) {
   const Model model(path);
-  Engine engine(model, {.threads = 2,
-                        .context = static_cast<int>(tokens.size()),
-                        .max_rows = static_cast<int>(tokens.size()),
-                        .cache_type = cache_type});
+  NativeEngine engine(model, {.threads = 2,
+                              .context = static_cast<int>(tokens.size()),
+                              .max_rows = static_cast<int>(tokens.size()),
+                              .cache_type = cache_type});
   const int sequence = engine.add_sequence();
   std::vector<Row> rows;
   std::vector<int> all;

@@ -26,7 +26,9 @@ int append_tokens(Engine& engine, int sequence, std::span<const Token> tokens) {
   int last = -1;
   while (!tokens.empty()) {
     const auto count = std::min<std::size_t>(tokens.size(), engine.options().max_rows);
-    engine.forward(token_chain(sequence, engine.length(sequence), tokens.first(count)));
+    std::vector<Row> rows = token_chain(sequence, engine.length(sequence), tokens.first(count));
+    for (Row& row : rows) row.decoded = &row == &rows.back();
+    engine.forward(rows);
     engine.commit(sequence, first_rows(count));
     last = static_cast<int>(count) - 1;
     tokens = tokens.subspan(count);

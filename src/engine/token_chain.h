@@ -14,7 +14,7 @@ std::vector<Row> token_chain(int sequence, int position, std::span<const Token> 
 std::vector<int> first_rows(std::size_t count);
 
 /// Runs tokens behind a sequence's context and commits them, in passes as large as they may be. The
-/// last token's row in the last pass; -1 for no tokens.
+/// last token's row in the last pass, the only one that is decoded; -1 for no tokens.
 int append_tokens(Engine& engine, int sequence, std::span<const Token> tokens);
 
 }  // namespace firp

@@ -407,14 +407,14 @@ class TemporaryFile {
 
 }  // namespace
 
-Heads read_heads(const std::filesystem::path& path, const Model* model) {
+Heads read_heads(const std::filesystem::path& path, const GgufFile* model) {
   const GgufFile file(path);
   Heads heads;
   heads.base = read_base(file);
   if (model != nullptr) {
-    if (const ModelIdentity identity = model->identity(); heads.base != identity) {
+    if (const ModelIdentity identity = identify(*model); heads.base != identity) {
       throw Error(fmt::format("heads {} were made for another model ({}), not for {} ({})",
-                              path.string(), describe(heads.base), model->file().path().string(),
+                              path.string(), describe(heads.base), model->path().string(),
                               describe(identity)));
     }
   }
@@ -482,8 +482,8 @@ void write_heads(const Heads& heads, const std::filesystem::path& path) {
 }
 
 std::optional<std::filesystem::path> find_heads(
-    const Model& model, const std::vector<std::filesystem::path>& directories) {
-  std::filesystem::path beside = model.file().path();
+    const GgufFile& model, const std::vector<std::filesystem::path>& directories) {
+  std::filesystem::path beside = model.path();
   if (beside.extension() == ".gguf") {
     beside.replace_extension();
   }
@@ -505,15 +505,16 @@ std::optional<std::filesystem::path> find_heads(
     std::ranges::sort(files);
     candidates.insert(candidates.end(), files.begin(), files.end());
   }
+  const ModelIdentity sizes = sizes_of(model);
   std::optional<ModelIdentity> identity;  // hashes the model's bytes: only where one may fit
   for (const std::filesystem::path& candidate : candidates) {
     try {
       const ModelIdentity base = read_base(GgufFile(candidate));
-      if (base.layers != model.config().layers || base.hidden_size != model.config().hidden_size) {
+      if (base.layers != sizes.layers || base.hidden_size != sizes.hidden_size) {
         continue;
       }
       if (!identity) {
-        identity = model.identity();
+        identity = identify(model);
       }
       if (base == *identity) {
         return candidate;

@@ -90,7 +90,7 @@ struct Heads {
 
 /// Reads heads, of version 1 (maps alone) to 4. With `model`, an Error where they were made for
 /// another one (says which).
-Heads read_heads(const std::filesystem::path& path, const Model* model);
+Heads read_heads(const std::filesystem::path& path, const GgufFile* model);
 
 /// Writes to a temporary file beside `path` and renames it, so that a full disk or Ctrl-C never
 /// leaves half a file. Weights are stored as F16, biases as F32.
@@ -99,6 +99,6 @@ void write_heads(const Heads& heads, const std::filesystem::path& path);
 /// The heads that go with a model when the user names none: `MODEL.firp.gguf` beside it, else the
 /// file in one of `directories` whose base identity is the model's.
 std::optional<std::filesystem::path> find_heads(
-    const Model& model, const std::vector<std::filesystem::path>& directories);
+    const GgufFile& model, const std::vector<std::filesystem::path>& directories);
 
 }  // namespace firp

@@ -93,7 +93,7 @@ TEST_F(HeadsFile, ComesBackAsItWasWritten) {
   const std::filesystem::path path = directory_ / "h.gguf";
   write_heads(heads_, path);
   const Model model(model_path_);
-  const Heads read = read_heads(path, &model);
+  const Heads read = read_heads(path, &model.file());
   EXPECT_EQ(read.base, heads_.base);
   ASSERT_EQ(read.count(), 4);
   for (std::size_t i = 0; i < 4; ++i) {
@@ -178,7 +178,7 @@ TEST_F(HeadsFile, OfAnotherModelIsRefused) {
   options.seed = 2;
   write_tiny_model(directory_ / "other.gguf", options);
   const Model other(directory_ / "other.gguf");
-  const std::string message = error_of([&] { read_heads(path, &other); });
+  const std::string message = error_of([&] { read_heads(path, &other.file()); });
   EXPECT_THAT(message, HasSubstr(path.string()));
   EXPECT_THAT(message, HasSubstr("other.gguf"));
   EXPECT_THAT(message, HasSubstr(heads_.base.tensor_hash));
@@ -330,7 +330,7 @@ TEST_F(HeadsFile, ALinkKeepsPointingToThem) {
 TEST_F(HeadsFile, IsFoundBesideTheModelAndByIdentity) {
   const Model model(model_path_);
   const std::filesystem::path shelf = directory_ / "shelf";
-  EXPECT_EQ(find_heads(model, {directory_ / "none"}), std::nullopt);
+  EXPECT_EQ(find_heads(model.file(), {directory_ / "none"}), std::nullopt);
   std::filesystem::create_directory(shelf);
   write_bytes(shelf / "a.gguf", "damaged");
   std::filesystem::copy_file(model_path_, shelf / "b.gguf");
@@ -338,11 +338,11 @@ TEST_F(HeadsFile, IsFoundBesideTheModelAndByIdentity) {
   Heads others = heads_;
   others.base.tensor_hash = "0000000000000000";
   write_heads(others, shelf / "d.gguf");
-  EXPECT_EQ(find_heads(model, {shelf}), std::nullopt);
+  EXPECT_EQ(find_heads(model.file(), {shelf}), std::nullopt);
   write_heads(heads_, shelf / "e.gguf");
-  EXPECT_EQ(find_heads(model, {directory_ / "none", shelf}), shelf / "e.gguf");
+  EXPECT_EQ(find_heads(model.file(), {directory_ / "none", shelf}), shelf / "e.gguf");
   write_heads(heads_, directory_ / "tiny.firp.gguf");
-  EXPECT_EQ(find_heads(model, {shelf}), directory_ / "tiny.firp.gguf");
+  EXPECT_EQ(find_heads(model.file(), {shelf}), directory_ / "tiny.firp.gguf");
 }
 
 }  // namespace

@@ -120,8 +120,36 @@ class StreamHash {
 
 }  // namespace
 
+ModelIdentity sizes_of(const GgufFile& file) {
+  const std::string architecture = file.get_string("general.architecture");
+  return {.architecture = architecture,
+          .layers = static_cast<int>(file.get_int(architecture + ".block_count")),
+          .hidden_size = static_cast<int>(file.get_int(architecture + ".embedding_length")),
+          .vocabulary_size = static_cast<int>(file.get_tensor("token_embd.weight").rows()),
+          .tensor_hash = ""};
+}
+
+ModelIdentity identify(const GgufFile& file) {
+  ModelIdentity identity = sizes_of(file);
+  StreamHash hash;
+  for (const Tensor& tensor : file.tensors()) {
+    hash.add(tensor.name);
+    hash.add_word(static_cast<std::uint64_t>(tensor.type));
+    for (const std::int64_t extent : tensor.shape) {
+      hash.add_word(static_cast<std::uint64_t>(extent));
+    }
+    hash.add(tensor.data);
+    file.release(tensor.data);
+  }
+  identity.tensor_hash = fmt::format("{:016x}", hash.value());
+  return identity;
+}
+
 Model::Model(std::filesystem::path path)
-    : file_(std::move(path)), config_(read_model_config(*file_)) {
+    : Model(std::make_shared<const GgufFile>(std::move(path))) {}
+
+Model::Model(std::shared_ptr<const GgufFile> file)
+    : file_(std::move(file)), config_(read_model_config(*file_)) {
   TensorFinder tensors(*file_);
   const ModelConfig& c = config_;
   tensors_.token_embedding = tensors.get("token_embd.weight", c.hidden_size, c.vocabulary_size);
@@ -196,24 +224,12 @@ Model::Model(ModelConfig config, ModelTensors tensors)
 }
 
 ModelIdentity Model::identity() const {
-  ModelIdentity identity = {.architecture = config_.architecture,
-                            .layers = config_.layers,
-                            .hidden_size = config_.hidden_size,
-                            .vocabulary_size = config_.vocabulary_size,
-                            .tensor_hash = ""};
-  if (!has_file()) return identity;
-  StreamHash hash;
-  for (const Tensor& tensor : file_->tensors()) {
-    hash.add(tensor.name);
-    hash.add_word(static_cast<std::uint64_t>(tensor.type));
-    for (const std::int64_t extent : tensor.shape) {
-      hash.add_word(static_cast<std::uint64_t>(extent));
-    }
-    hash.add(tensor.data);
-    file_->release(tensor.data);
-  }
-  identity.tensor_hash = fmt::format("{:016x}", hash.value());
-  return identity;
+  if (has_file()) return identify(*file_);
+  return {.architecture = config_.architecture,
+          .layers = config_.layers,
+          .hidden_size = config_.hidden_size,
+          .vocabulary_size = config_.vocabulary_size,
+          .tensor_hash = ""};
 }
 
 }  // namespace firp

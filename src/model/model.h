@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -49,27 +50,33 @@ struct ModelIdentity {
   bool operator==(const ModelIdentity&) const = default;
 };
 
+/// Of a file of any architecture. Reads all tensor bytes once (at memory speed).
+ModelIdentity identify(const GgufFile& file);
+/// The same without the hash, which costs nothing.
+ModelIdentity sizes_of(const GgufFile& file);
+
 /// A model: its configuration and where its tensors lie. Checks that every tensor is there with its
 /// shape and a type that we can pack.
 class Model {
  public:
   explicit Model(std::filesystem::path path);
+  explicit Model(std::shared_ptr<const GgufFile> file);
   /// A model without a file. The tensors must outlive it.
   Model(ModelConfig config, ModelTensors tensors);
 
-  bool has_file() const { return file_.has_value(); }
-  const GgufFile& file() const { return file_.value(); }  ///< only of a model that has one
+  bool has_file() const { return file_ != nullptr; }
+  const GgufFile& file() const { return *file_; }  ///< only of a model that has one
   const ModelConfig& config() const { return config_; }
   const Tensor& token_embedding() const { return *tensors_.token_embedding; }
   const Tensor& output_norm() const { return *tensors_.output_norm; }
   const Tensor& head() const { return *tensors_.head; }
   const std::vector<LayerTensors>& layers() const { return tensors_.layers; }
 
-  /// Reads all tensor bytes once (at memory speed). Without a file there is no hash: "".
+  /// Without a file there is no hash: "".
   ModelIdentity identity() const;
 
  private:
-  std::optional<GgufFile> file_;
+  std::shared_ptr<const GgufFile> file_;
   ModelConfig config_;
   ModelTensors tensors_;
 };

@@ -70,7 +70,7 @@ std::vector<NamedHeads> name_heads(std::span<const std::filesystem::path> paths,
                                    const Model& model) {
   std::vector<NamedHeads> all;
   for (const std::filesystem::path& path : paths) {
-    Heads heads = read_heads(path, &model);
+    Heads heads = read_heads(path, &model.file());
     const bool paper =
         !heads.has_token_input() && !heads.has_sequential_head() && heads.adapters.empty();
     all.push_back({heads.method == HeadsMethod::kMedusa ? "Medusa"
@@ -91,7 +91,7 @@ Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& r
   ThreadPool pool(engine.options().threads);
   MachinePeaks peaks = measure_peaks(pool, engine.isa());
   const ForwardBenchOptions options = {.rows = rows};
-  const ForwardResult result = bench_forward(engine, model, options, pool, peaks, nullptr);
+  const ForwardResult result = bench_forward(engine, &model, options, pool, peaks, nullptr);
   peaks.bytes_per_second = result.read_bytes_per_second;
   constexpr double kInfinite = std::numeric_limits<double>::infinity();
   MachinePeaks memory = peaks, arithmetic = peaks;

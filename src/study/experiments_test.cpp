@@ -27,7 +27,7 @@ bool says(const Finding& finding, const std::string& text) {
 }
 
 TEST_F(StudyTest, RowsStandBetweenTheirLimits) {
-  Engine engine = this->engine();
+  NativeEngine engine = this->engine();
   const Finding finding = study_rows(engine, model_, {1, 4});
   const auto lines = fields_of(finding.csv);
   ASSERT_EQ(lines.size(), 3u);
@@ -45,7 +45,7 @@ TEST_F(StudyTest, RowsStandBetweenTheirLimits) {
 }
 
 TEST_F(StudyTest, AgreementHoldsAllMethodsAndWritesTheirFiles) {
-  Engine engine = this->engine();
+  NativeEngine engine = this->engine();
   const std::vector<Text> texts = greedy_texts(engine, 2);
   const std::vector<NamedHeads> all = {{"FIRP", heads({1, 1}, 0.1f)}, {"Other", heads({2}, 0.1f)}};
   const std::vector<Heads> linear = {heads({3, 3}, 0.1f)};
@@ -71,7 +71,7 @@ TEST_F(StudyTest, AgreementHoldsAllMethodsAndWritesTheirFiles) {
 }
 
 TEST_F(StudyTest, LayersSimilarityAndMaskTellTheirNumbers) {
-  Engine engine = this->engine();
+  NativeEngine engine = this->engine();
   const std::vector<Text> texts = greedy_texts(engine, 2);
   const Finding layer =
       study_layer(engine, std::vector<Heads>{heads({1, 1}, 0.1f), heads({2, 2}, 0.1f)}, texts);
@@ -109,7 +109,7 @@ TEST_F(StudyTest, LayersSimilarityAndMaskTellTheirNumbers) {
 }
 
 TEST_F(StudyTest, TreesAreHeldAgainstPlainDecoding) {
-  Engine engine = this->engine();
+  NativeEngine engine = this->engine();
   const std::vector<Text> texts = greedy_texts(engine, 2);
   const Finding finding = study_tree(engine, {"FIRP", heads({1, 1}, 0.1f)}, texts, {0, 4});
   const auto lines = fields_of(finding.csv);

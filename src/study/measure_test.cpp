@@ -19,7 +19,7 @@ void expect_same(const Agreement& a, const Agreement& b) {
 }
 
 TEST_F(StudyTest, AgreementCountsTheTokensThatRowsPropose) {
-  Engine small = engine(7), large = engine(64);
+  NativeEngine small = engine(7), large = engine(64);
   // Rows that are the same whatever the text is: their best tokens are known.
   const int layers = model_.config().layers;
   const Heads constant = heads({layers, layers}, 0);
@@ -64,7 +64,7 @@ TEST_F(StudyTest, AgreementCountsTheTokensThatRowsPropose) {
 }
 
 TEST_F(StudyTest, DraftsAreOfTheDraftVocabularyAndReadTheTokenBehindTheAnchor) {
-  Engine engine = this->engine();
+  NativeEngine engine = this->engine();
   const std::vector<Text> texts = greedy_texts(engine, 3);
   Heads given = heads({1, 1}, 0.1f);
   engine.set_heads(given);
@@ -92,7 +92,7 @@ TEST_F(StudyTest, DraftsAreOfTheDraftVocabularyAndReadTheTokenBehindTheAnchor) {
 }
 
 TEST_F(StudyTest, AnEarlyExitAfterAllLayersIsAlwaysRight) {
-  Engine engine = this->engine(19);
+  NativeEngine engine = this->engine(19);
   const std::vector<Text> texts = greedy_texts(engine, 3);
   const Agreement all = early_exit_agreement(engine, texts, model_.config().layers, 3);
   const Agreement early = early_exit_agreement(engine, texts, 1, 3);
@@ -108,7 +108,7 @@ TEST_F(StudyTest, AnEarlyExitAfterAllLayersIsAlwaysRight) {
 }
 
 TEST_F(StudyTest, UnseenStepsMatterOnlyWhereTheyExist) {
-  Engine engine = this->engine();
+  NativeEngine engine = this->engine();
   const std::vector<Text> texts = greedy_texts(engine, 4);
   const int layers = model_.config().layers;
   engine.set_heads(heads({layers, 1}, 0.2f));  // step 1 has no keys and values
@@ -116,7 +116,7 @@ TEST_F(StudyTest, UnseenStepsMatterOnlyWhereTheyExist) {
 }
 
 TEST_F(StudyTest, SimilarityIsTheMeanCosineOfBothStates) {
-  Engine engine = this->engine(20);
+  NativeEngine engine = this->engine(20);
   const std::vector<Text> texts = greedy_texts(engine, 2);
   // p_{i,1} = h_i^1
   Heads identity = heads({1}, 0);

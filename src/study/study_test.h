@@ -15,8 +15,8 @@ class StudyTest : public ::testing::Test {
   StudyTest()
       : model_((write_tiny_model(directory_ / "tiny.gguf", {}), directory_ / "tiny.gguf")) {}
 
-  Engine engine(int max_rows = 64) const {
-    return Engine(model_, {.threads = 1, .context = 1024, .max_rows = max_rows});
+  NativeEngine engine(int max_rows = 64) const {
+    return NativeEngine(model_, {.threads = 1, .context = 1024, .max_rows = max_rows});
   }
 
   /// Maps that enter after `layers`, each with random weights of this size and a random bias.

@@ -42,7 +42,7 @@ TEST(Synthesis, BatchesGiveEachJobTheTokensThatItHasAlone) {
   const TemporaryDirectory directory;
   write_tiny_model(directory / "tiny.gguf", {.type = GGML_TYPE_Q8_0});
   const Model model(directory / "tiny.gguf");
-  Engine engine(model, {.threads = 2, .context = 128, .max_rows = 48});
+  NativeEngine engine(model, {.threads = 2, .context = 128, .max_rows = 48});
   std::vector<GenerationJob> jobs;
   for (int i = 0; i < 90; ++i) {  // more than run at a time
     GenerationJob job{.prompt = {}, .max_tokens = 3 + i % 17, .sampling = {}, .stream = i};

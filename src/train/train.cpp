@@ -12,7 +12,7 @@
 #include <optional>
 #include <thread>
 
-#include "engine/engine.h"
+#include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/vocabulary.h"
 #include "train/checkpoint.h"
@@ -488,9 +488,9 @@ TrainReport train(const TrainOptions& options,
   }
 
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  Engine engine(model, {.threads = options.threads > 0 ? options.threads : cores,
-                        .context = kTextPositions,
-                        .max_rows = kRowsAPass});
+  NativeEngine engine(model, {.threads = options.threads > 0 ? options.threads : cores,
+                              .context = kTextPositions,
+                              .max_rows = kRowsAPass});
   at::set_num_threads(engine.options().threads);
 
   if (!options.log.empty()) {

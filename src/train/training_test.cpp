@@ -52,7 +52,7 @@ class TrainingTest : public ::testing::Test {
 
   /// Trains from `checkpoint` on; stops itself after `stop_after` updates, if there are so many.
   TrainReport run(const Checkpoint& checkpoint, int stop_after = 1 << 30, int threads = 1) {
-    Engine engine(model_, {.threads = threads, .context = 256, .max_rows = 64});
+    NativeEngine engine(model_, {.threads = threads, .context = 256, .max_rows = 64});
     std::atomic<bool> stop{false};
     TrainOptions now = options(0);
     now.log = log_;
@@ -65,7 +65,7 @@ class TrainingTest : public ::testing::Test {
         stop);
   }
 
-  Heads heads() const { return read_heads(directory_ / "heads.gguf", &model_); }
+  Heads heads() const { return read_heads(directory_ / "heads.gguf", &model_.file()); }
   std::filesystem::path checkpoint_file() const { return directory_ / "heads.gguf.checkpoint"; }
 
   static void expect_same_maps(const Heads& a, const Heads& b) {
@@ -226,7 +226,7 @@ TEST_F(TrainingTest, MedusaHeadsStandBehindTheLastLayerAndResume) {
 TEST_F(TrainingTest, MoreUpdatesLowerTheDivergenceAndASequentialHeadMoreSo) {
   at::set_num_threads(1);
   // The held-out figures of random models say little; the loss on their own distribution does.
-  Engine engine(model_, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model_, {.threads = 1, .context = 256, .max_rows = 64});
   const UpperLayers upper(model_, 1, torch::kCPU, torch::kFloat32);
   std::vector<TeacherText> texts;
   for (const Text& text : begin(1).texts) texts.push_back(run_teacher(engine, upper, text));

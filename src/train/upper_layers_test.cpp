@@ -8,7 +8,7 @@
 #include <random>
 #include <set>
 
-#include "engine/engine.h"
+#include "engine/native_engine.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 #include "train/evaluation.h"
@@ -85,7 +85,7 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
   const TinyFile file(GetParam().options);
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 256});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 256});
   Maps maps = random_maps(layer, kSteps, d, GetParam().token_input);
   maps.method = GetParam().method;
   const Heads heads = to_heads(maps, model.identity());
@@ -148,7 +148,7 @@ TEST_P(UpperLayersTest, RealStatesPassLikeRealRows) {
   constexpr int kLayer = 2, kSteps = 5;
   const TinyFile file(GetParam().options);
   const Model model(file.path);
-  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 32});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 32});
   const Text text{.tokens = random_tokens(60, model.config().vocabulary_size, 5),
                   .answer_begin = 9};
   const UpperLayers upper(model, kLayer, torch::kCPU, torch::kFloat32);
@@ -175,7 +175,7 @@ TEST(UpperLayers, AdaptersChangeTheRowsBeforeEachLayer) {
   const TinyFile file({.architecture = "llama"});
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
   const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
                   .answer_begin = 12};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
@@ -209,7 +209,7 @@ TEST(Drafts, AreOfTheVocabularyAndRankedBehindTheTokenBefore) {
   const TinyFile file({.architecture = "llama"});
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
   const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
                   .answer_begin = 30};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
@@ -268,7 +268,7 @@ TEST(UpperLayers, Gradient) {
   const TinyFile file({.architecture = "qwen3"});
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  Engine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
   const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
                   .answer_begin = 12};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);

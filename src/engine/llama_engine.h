@@ -1,0 +1,80 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace firp {
+
+/// Where libllama computes; names and meanings are llama.cpp's.
+struct LlamaOptions {
+  int gpu_layers = -1;                   ///< -ngl; -1: as many as fit
+  std::vector<std::string> devices;      ///< --device; empty: llama.cpp chooses; "none": the CPU
+  std::vector<float> tensor_split;       ///< --tensor-split
+  std::vector<std::string> rpc_servers;  ///< --rpc, HOST:PORT
+  int flash_attention = -1;              ///< -fa; 1, 0, or -1: where the device has it
+  int sequences = 1;                     ///< that have the whole context
+  /// Keeps what a row's result depends on beside its context as small as libllama allows: its keys
+  /// and values lie in the order of their positions, and no pass has one row only, for which there
+  /// are kernels of other rounding.
+  bool exact = false;
+};
+
+/// Unmodified libllama through its public interface: every backend and most architectures of
+/// llama.cpp. A draft tree is expressed by sequence numbers in a unified KV cache; pseudo rows are
+/// placeholder tokens whose residual stream is overwritten at the tensor l_out-<t-1> by the graph's
+/// evaluation callback (docs/llama-engine.md).
+///
+/// Its kernels may add in another order for other batches: a row's result holds within rounding.
+class LlamaEngine final : public Engine {
+ public:
+  /// Errors: a model that libllama cannot load; one that is recurrent, hybrid or has an encoder.
+  LlamaEngine(std::shared_ptr<const GgufFile> file, const EngineOptions& options,
+              const LlamaOptions& llama);
+  ~LlamaEngine() override;
+
+  const ModelConfig& config() const override;  ///< names and sizes alone
+  const EngineOptions& options() const override;
+  const char* isa() const override;  ///< "llama.cpp, CPU"
+  std::size_t weight_bytes() const override;
+
+  /// An Error, too, for Medusa's heads, and where the residual stream cannot be reached.
+  void set_heads(const Heads& heads) override;
+  int draft_steps() const override;
+  bool token_input() const override;
+  int draft_layer(int step) const override;
+  bool medusa() const override { return false; }
+
+  int add_sequence() override;
+  void remove_sequence(int sequence) override;
+  bool has_sequence(int sequence) const override;
+  int length(int sequence) const override;
+  void truncate(int sequence, int length) override;
+
+  /// Errors, too: passes that leave out parts of the model or steps of pseudo rows, or whose trees
+  /// have more leaves than libllama has sequences.
+  void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
+               std::span<const Sublayer> skipped = {}) override;
+  std::span<const float> hidden(int row, int layer) const override;
+  /// Only of passes that capture a layer or have pseudo rows.
+  std::span<const float> final_state(int row) const override;
+  std::span<const float> logits(std::span<const int> rows) override;
+  std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
+                                          bool log_sums = false) override;
+  void propose(std::span<const int> pseudo_rows) override;
+  std::vector<std::vector<Candidate>> drafts_behind(int step,
+                                                    std::span<const Token> previous) override;
+  void commit(int sequence, std::span<const int> rows) override;
+
+  void profile(bool) override {}
+  std::vector<PhaseTime> phase_times() const override { return {}; }
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace firp
