@@ -10,7 +10,7 @@ set -euo pipefail
 
 cache=${FIRP_CACHE:-$HOME/.cache/firp}
 llama_version=0.3.36 # of PyPI's llama-cpp-python, whose source package carries llama.cpp
-llama_prefix=$cache/llama-$llama_version
+llama_prefix=$cache/llama-$llama_version-rpc
 llama_source=$cache/llama-source-$llama_version
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
@@ -81,7 +81,7 @@ build_llama() {
   tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
   {
     cmake -S "$work"/llama_cpp_python-*/vendor/llama.cpp -B "$work/build" -G Ninja \
-      -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON \
+      -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DGGML_RPC=ON \
       -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF \
       -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
       -DCMAKE_INSTALL_PREFIX="$work/llama" -DCMAKE_INSTALL_LIBDIR=lib \

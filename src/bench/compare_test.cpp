@@ -67,7 +67,7 @@ TEST(Compare, OnlyPromptsThatBothHave) {
   EXPECT_EQ(compare_reports(kBefore, after)[1].prompts, 2);
   EXPECT_EQ(compare_reports(after, kBefore)[1].prompts, 2);
   after.records.resize(2);
-  const Change& one = compare_reports(kBefore, after)[1].tokens_per_second;
+  const Change one = compare_reports(kBefore, after)[1].tokens_per_second;
   EXPECT_FALSE(one.noise.has_value());  // nothing can be said
   EXPECT_FALSE(one.beyond_noise());
   for (BenchRecord& record : after.records) record.question_id = "another";

@@ -28,13 +28,6 @@ void require_between(float value, float least, float most, const char* flag) {
   }
 }
 
-/// Whether something is to run elsewhere than on this machine's CPU.
-bool offloads(const LlamaOptions& llama) {
-  const bool devices = !llama.devices.empty() && llama.devices != std::vector<std::string>{"none"};
-  return llama.gpu_layers > 0 || devices || !llama.rpc_servers.empty() ||
-         !llama.tensor_split.empty();
-}
-
 /// Empty where none are asked for, or none are there.
 std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& model) {
   const bool asked = flags.draft.starts_with("firp");
@@ -237,6 +230,12 @@ void DecodeFlags::add_colour_to(CLI::App& app) {
       ->capture_default_str();
 }
 
+bool offloads(const LlamaOptions& llama) {
+  const bool devices = !llama.devices.empty() && llama.devices != std::vector<std::string>{"none"};
+  return llama.gpu_layers > 0 || devices || !llama.rpc_servers.empty() ||
+         !llama.tensor_split.empty();
+}
+
 LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
                        EngineOptions options) {
   LoadedModel loaded{.file = std::move(file)};
@@ -246,7 +245,7 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
       loaded.model.emplace(loaded.file);
       loaded.engine = std::make_unique<NativeEngine>(*loaded.model, options);
       return loaded;
-    } catch (const Error& error) {
+    } catch (const Unsupported& error) {
       if (flags.engine == "native") throw;
       why_not_native = error.what();
     }

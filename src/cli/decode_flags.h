@@ -53,6 +53,9 @@ struct DecodeFlags {
   CacheType cache_type() const;
 };
 
+/// Whether something is to run elsewhere than on this machine's CPU.
+bool offloads(const LlamaOptions& llama);
+
 /// A model file, and an engine for it.
 struct LoadedModel {
   std::shared_ptr<const GgufFile> file;

@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <ggml.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -26,6 +27,13 @@ void open_standard_streams() {
   if (file >= 0) close(file);
 }
 
+/// Instead of ggml's own end, a core dump: it has no other way to tell of a device or a server that
+/// is gone.
+void end_with_message(const char* message) {
+  fmt::print(stderr, "firp: llama.cpp cannot go on: {}\n", firp::one_line(message));
+  _exit(kExitUserError);
+}
+
 int run(int argc, char** argv) {
   const firp::GgmlErrors quiet;  // libllama's log is ours from here on
   CLI::App program(
@@ -40,9 +48,9 @@ firp VERB --help tells about a verb. Start here:
   firp chat model.gguf
   firp train model.gguf)");
   const std::vector<firp::Verb> verbs = {
-      firp::add_generate(program),    firp::add_chat(program),  firp::add_demo(program),
-      firp::add_train(program, argv), firp::add_bench(program), firp::add_inspect(program),
-      firp::add_study(program, argv)};
+      firp::add_generate(program),    firp::add_chat(program),      firp::add_demo(program),
+      firp::add_train(program, argv), firp::add_bench(program),     firp::add_inspect(program),
+      firp::add_study(program, argv), firp::add_rpc_server(program)};
   const auto is_named = [&](const firp::Verb& verb) { return verb.app->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(verbs, is_named)) {
     fmt::print(stderr, "firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));
@@ -81,6 +89,7 @@ int main(int argc, char** argv) {
       if (argv[i] == std::string_view(short_name)) argv[i] = long_name;
     }
   }
+  ggml_set_abort_callback(end_with_message);
   signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
   signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message
   try {

@@ -113,6 +113,11 @@ int run_train(TrainFlags& flags, char** arguments) {
   options.model = flags.decode.model;
   if (flags.method == "medusa") options.method = HeadsMethod::kMedusa;
   options.threads = flags.decode.thread_count();
+  if (flags.decode.engine == "native") options.engine = TrainEngine::kNative;
+  if (flags.decode.engine == "llama" || offloads(flags.decode.llama)) {
+    options.engine = TrainEngine::kLlama;
+  }
+  options.llama = flags.decode.llama;
   options.seed = flags.decode.seed.value_or(options.seed);
   options.command = command_line(arguments);
   if (options.output.empty()) {
@@ -144,6 +149,7 @@ Examples:
   firp train -m model.gguf -o model.firp.gguf --minutes 60
   firp train -m model.gguf --resume)");
   flags->decode.add_model_to(*app);
+  flags->decode.add_engine_to(*app);
   app->add_option("-o,--output", options.output, "The heads file (default: MODEL.firp.gguf)");
   app->add_option("--minutes", options.minutes, "Length of the distillation, the longest phase")
       ->capture_default_str();

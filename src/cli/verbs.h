@@ -21,6 +21,7 @@ Verb add_demo(CLI::App& program);
 Verb add_train(CLI::App& program, char** arguments);
 Verb add_bench(CLI::App& program);
 Verb add_inspect(CLI::App& program);
+Verb add_rpc_server(CLI::App& program);
 Verb add_study(CLI::App& program, char** arguments);  ///< as add_train
 
 }  // namespace firp

@@ -98,6 +98,73 @@ printf 'What is my name?\n' | "$firp" chat -m "$model" -n 20 2> /dev/null > "$sc
   fail "/reset leaves something behind: $(cat "$scratch/reset")"
 "$firp" chat -m "$model" < /dev/null > "$scratch/text" 2>&1 || fail "chat without input"
 
+# llama.cpp's engine: with --exact the text is plain decoding's there, too.
+llama=(-m "$model" --engine llama --exact -p "$question" -n 24)
+"$firp" generate "${llama[@]}" --draft none > "$scratch/plain" 2> "$scratch/log" ||
+  fail "--engine llama: $(cat "$scratch/log")"
+"$firp" generate "${llama[@]}" --draft firp+ngram --tree 8 > "$scratch/drafted" 2> "$scratch/log" ||
+  fail "--engine llama --draft firp: $(cat "$scratch/log")"
+cmp -s "$scratch/plain" "$scratch/drafted" || fail "--exact gives another text with drafts"
+grep -q ' 1\.[3-9][0-9] tokens per\| [2-9]\.[0-9]* tokens per' "$scratch/log" ||
+  fail "llama.cpp's engine accepts no drafts: $(cat "$scratch/log")"
+
+# Across machines: two servers of ggml's RPC, in network namespaces of their own where we may make
+# them, else on this host. The heads run there, too. A server that is lost is said, and not waited for.
+serve() { # HOST PORT PREFIX...
+  "${@:3}" "$firp" rpc-server --host "$1" --port "$2" -t 1 > "$scratch/server-$2" 2>&1 &
+  servers+=($!)
+}
+servers=()
+hosts=(127.0.0.1 127.0.0.1)
+in_host=('' '')
+if ip netns add firp-a 2> /dev/null && ip netns add firp-b && ip link add firp0 type bridge &&
+  ip addr add 10.123.0.1/24 dev firp0 && ip link set firp0 up; then
+  number=2
+  for name in firp-a firp-b; do
+    ip link add "$name" type veth peer name eth0 netns $name && ip link set "$name" master firp0 up &&
+      ip netns exec $name ip addr add 10.123.0.$number/24 dev eth0 &&
+      ip netns exec $name ip link set eth0 up
+    number=$((number + 1))
+  done
+  hosts=(10.123.0.2 10.123.0.3)
+  in_host=('ip netns exec firp-a' 'ip netns exec firp-b')
+fi
+leave_network() {
+  kill "${servers[@]}" 2> /dev/null
+  ip netns del firp-a 2> /dev/null
+  ip netns del firp-b 2> /dev/null
+  ip link del firp0 2> /dev/null
+}
+trap 'leave_network; rm -rf "$scratch"' EXIT
+# shellcheck disable=SC2086 # words
+serve "${hosts[0]}" 50152 ${in_host[0]}
+# shellcheck disable=SC2086
+serve "${hosts[1]}" 50153 ${in_host[1]}
+for _ in $(seq 100); do
+  grep -q transport "$scratch/server-50152" && grep -q transport "$scratch/server-50153" && break
+  sleep 0.05
+done
+remote=(--rpc "${hosts[0]}:50152,${hosts[1]}:50153")
+timeout 300 "$firp" generate "${llama[@]}" "${remote[@]}" --draft firp --tree 4 \
+  > "$scratch/remote" 2> "$scratch/log" || fail "two RPC servers: $(cat "$scratch/log")"
+[ "$(wc -w < "$scratch/remote")" -gt 10 ] || fail "no text from two RPC servers"
+for port in 50152 50153; do
+  grep -q 'Accepted client' "$scratch/server-$port" || fail "the server at $port had nothing to do"
+done
+"$firp" generate -m "$model" "${remote[@]}" -p "$question" -n 4000 --draft none --temp 1.5 --top-k 0 \
+  > "$scratch/remote" 2> "$scratch/log" &
+pid=$!
+for _ in $(seq 600); do
+  [ -s "$scratch/remote" ] && break
+  sleep 0.05
+done
+kill -KILL "${servers[1]}"
+timeout 30 tail --pid=$pid -f /dev/null || fail "a lost RPC server is waited for"
+wait $pid
+[ $? -eq 1 ] && grep -q '^firp: llama.cpp cannot go on' "$scratch/log" ||
+  fail "a lost RPC server: $(cat "$scratch/log")"
+leave_network
+
 # demo says that the texts are the same.
 "$firp" demo -m "$model" -n 30 2> /dev/null | grep '^The same text' > /dev/null || fail "demo"
 

@@ -94,6 +94,8 @@ class Engine {
   /// state.
   std::vector<int> draft_layers() const;
 
+  /// Positions that all sequences may hold together.
+  virtual int positions() const = 0;
   virtual int add_sequence() = 0;
   virtual void remove_sequence(int sequence) = 0;
   virtual bool has_sequence(int sequence) const = 0;

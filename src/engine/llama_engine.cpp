@@ -185,6 +185,7 @@ struct LlamaEngine::State {
   const std::shared_ptr<const GgufFile> file;
   const EngineOptions options;
   const bool exact;
+  const int positions;  ///< of all sequences
   std::string isa;
   ModelConfig config;
   LlamaModelPointer model;
@@ -213,7 +214,10 @@ struct LlamaEngine::State {
 
 LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions& o,
                           const LlamaOptions& llama)
-    : file(std::move(f)), options(checked(o)), exact(llama.exact) {
+    : file(std::move(f)),
+      options(checked(o)),
+      exact(llama.exact),
+      positions(options.context * llama.sequences) {
   const GgmlErrors errors;
   const std::string path = file->path().string();
   add_rpc_servers(llama.rpc_servers);
@@ -239,9 +243,7 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   }
 
   llama_context_params parameters = llama_context_default_params();
-  parameters.n_ctx =
-      static_cast<std::uint32_t>(options.context * llama.sequences + options.max_rows) +
-      kMostReplayed;
+  parameters.n_ctx = static_cast<std::uint32_t>(positions + options.max_rows) + kMostReplayed;
   parameters.n_batch = static_cast<std::uint32_t>(options.max_rows) + kMostReplayed;
   parameters.n_ubatch = parameters.n_batch;  // sources of pseudo rows must be in the same graph
   parameters.n_seq_max = kMostSequences;
@@ -389,12 +391,12 @@ void LlamaEngine::State::number_paths(std::span<const Row> batch) {
 /// libllama's batch: first what the sequences have to replay, then the rows.
 void LlamaEngine::State::decode(std::span<const Row> batch) {
   std::vector<Token> tokens;
-  std::vector<llama_pos> positions;
+  std::vector<llama_pos> token_positions;
   std::vector<std::int8_t> decoded;
   std::vector<std::vector<llama_seq_id>> number_lists;
   const auto add = [&](Token token, int position, bool output, std::vector<llama_seq_id> list) {
     tokens.push_back(token);
-    positions.push_back(position);
+    token_positions.push_back(position);
     decoded.push_back(has_final_states || output ? 1 : 0);
     number_lists.push_back(std::move(list));
   };
@@ -420,7 +422,7 @@ void LlamaEngine::State::decode(std::span<const Row> batch) {
     Sequence& sequence = sequences.at(batch[0].sequence);
     const int number = sequence.branches.emplace_back(take_number());
     llama_memory_seq_cp(llama_get_memory(context.get()), sequence.base, number, -1, -1);
-    add(tokens[0], positions[0], false, {number});
+    add(tokens[0], token_positions[0], false, {number});
   }
   batch_rows = static_cast<int>(tokens.size());
   std::vector<std::int32_t> number_counts;
@@ -434,7 +436,7 @@ void LlamaEngine::State::decode(std::span<const Row> batch) {
   const int status = llama_decode(context.get(), {.n_tokens = batch_rows,
                                                   .token = tokens.data(),
                                                   .embd = nullptr,
-                                                  .pos = positions.data(),
+                                                  .pos = token_positions.data(),
                                                   .n_seq_id = number_counts.data(),
                                                   .seq_id = number_pointers.data(),
                                                   .logits = decoded.data()});
@@ -481,6 +483,8 @@ bool LlamaEngine::token_input() const {
 int LlamaEngine::draft_layer(int step) const {
   return state_->heads->heads.steps.at(step - 1).layer;
 }
+
+int LlamaEngine::positions() const { return state_->positions; }
 
 int LlamaEngine::add_sequence() {
   int sequence = 0;

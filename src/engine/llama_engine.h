@@ -48,6 +48,7 @@ class LlamaEngine final : public Engine {
   int draft_layer(int step) const override;
   bool medusa() const override { return false; }
 
+  int positions() const override;
   int add_sequence() override;
   void remove_sequence(int sequence) override;
   bool has_sequence(int sequence) const override;

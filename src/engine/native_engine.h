@@ -1,5 +1,6 @@
 #pragma once
 
+#include <climits>
 #include <memory>
 
 #include "engine/engine.h"
@@ -26,6 +27,7 @@ class NativeEngine final : public Engine {
   int draft_layer(int step) const override;
   bool medusa() const override;
 
+  int positions() const override { return INT_MAX; }
   int add_sequence() override;
   void remove_sequence(int sequence) override;
   bool has_sequence(int sequence) const override;

@@ -10,4 +10,9 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A model that is sound but has what our own forward pass does not know: llama.cpp may run it.
+struct Unsupported : Error {
+  using Error::Error;
+};
+
 }  // namespace firp

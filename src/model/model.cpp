@@ -31,7 +31,7 @@ void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows,
     for (const ggml_type type : kAcceptedTypes) {
       accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
     }
-    throw Error(fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})",
+    throw Unsupported(fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})",
                             where, tensor.name, ggml_type_name(tensor.type), accepted));
   }
 }
@@ -55,7 +55,7 @@ class TensorFinder {
       const bool is_rope_factor =
           tensor.name == "rope_freqs.weight" || tensor.name.starts_with("rope_factors_");
       if (!used_.contains(&tensor) && !is_rope_factor) {
-        throw Error(
+        throw Unsupported(
             fmt::format("{}: tensor {} is not one that the forward pass knows: not supported",
                         file_.path().string(), one_line(tensor.name)));
       }

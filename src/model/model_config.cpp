@@ -56,6 +56,9 @@ class Reader {
 
   std::string key(std::string_view name) const { return fmt::format("{}.{}", architecture_, name); }
 
+  [[noreturn]] void refuse(const std::string& reason) const {
+    throw Unsupported(fmt::format("{}: {}", file_.path().string(), reason));
+  }
   [[noreturn]] void fail(const std::string& reason) const {
     throw Error(fmt::format("{}: {}", file_.path().string(), reason));
   }
@@ -91,15 +94,15 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
   const GgufFile& file = reader.file();
   const auto window = file.find_int(reader.key("attention.sliding_window")).value_or(0);
   if (window > 0 && window < trained_context) {
-    reader.fail(fmt::format("sliding-window attention ({} = {}) is not supported",
+    reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported",
                             reader.key("attention.sliding_window"), window));
   }
   if (file.find_int(reader.key("expert_count")).value_or(0) > 0) {
-    reader.fail(
+    reader.refuse(
         fmt::format("mixtures of experts ({}) are not supported", reader.key("expert_count")));
   }
   if (!file.find_bool(reader.key("attention.causal")).value_or(true)) {
-    reader.fail(fmt::format("attention that is not causal ({}) is not supported",
+    reader.refuse(fmt::format("attention that is not causal ({}) is not supported",
                             reader.key("attention.causal")));
   }
   if (file.find_int("split.count").value_or(0) > 1) {
@@ -110,7 +113,7 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
         "residual_scale", "logit_scale", "attn_logit_softcapping", "final_logit_softcapping",
         "rope.scaling.alpha"}) {
     if (reader.number(name, 0.0f) != 0.0f) {
-      reader.fail(fmt::format("{} is not supported", reader.key(name)));
+      reader.refuse(fmt::format("{} is not supported", reader.key(name)));
     }
   }
 }
@@ -126,7 +129,7 @@ std::vector<float> read_rope_factors(const Reader& reader, const Architecture& a
     return {};
   }
   if (!architecture.rope_factors) {
-    reader.fail(fmt::format("{} is not supported for {}", name, architecture.name));
+    reader.refuse(fmt::format("{} is not supported for {}", name, architecture.name));
   }
   if (tensor->type != GGML_TYPE_F32 || tensor->elements() != pairs) {
     reader.fail(fmt::format("{} has {} elements of type {}, expected {} of type f32", name,
@@ -179,7 +182,7 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
   const std::string type =
       reader.file().find_string(reader.key("rope.scaling.type")).value_or("linear");
   if (type != "none" && type != "linear" && type != "yarn" && type != "longrope") {
-    reader.fail(fmt::format("{} is '{}': expected none, linear, yarn or longrope",
+    reader.refuse(fmt::format("{} is '{}': expected none, linear, yarn or longrope",
                             reader.key("rope.scaling.type"), one_line(type)));
   }
   // rope.scale_linear is what old files call it.
@@ -243,7 +246,7 @@ ModelConfig read_model_config(const GgufFile& file) {
     for (const Architecture& each : kArchitectures) {
       known += fmt::format("{}{}", known.empty() ? "" : ", ", each.name);
     }
-    throw Error(fmt::format("{}: the architecture '{}' is not supported (supported: {})",
+    throw Unsupported(fmt::format("{}: the architecture '{}' is not supported (supported: {})",
                             file.path().string(), one_line(config.architecture), known));
   }
   const Reader reader(file, config.architecture);
@@ -263,7 +266,7 @@ ModelConfig read_model_config(const GgufFile& file) {
   const int even_share = std::max(1, config.hidden_size / config.query_heads);
   config.head_size = reader.size("attention.key_length", kMostHeadSize, even_share);
   if (reader.size("attention.value_length", kMostHeadSize, even_share) != config.head_size) {
-    reader.fail(fmt::format("{} differs from {}: not supported",
+    reader.refuse(fmt::format("{} differs from {}: not supported",
                             reader.key("attention.value_length"),
                             reader.key("attention.key_length")));
   }

@@ -9,9 +9,6 @@
 namespace firp {
 namespace {
 
-// The log-sum-exp of the loss runs over so many tokens: those with most of the teacher's mass, 99.9
-// % of it on a vocabulary of 49K.
-constexpr std::int64_t kLossTokens = 16384;
 // Texts of like length share an update: sorted within windows of so many updates.
 constexpr int kLengthWindow = 8;
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kAdamEpsilon = 1e-8, kWeightDecay = 0.01;

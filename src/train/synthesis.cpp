@@ -110,12 +110,18 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
   std::vector<Slot> slots(kSlots);
   std::size_t next_job = 0;
   long long tokens_done = 0;
+  long long taken = 0;  // positions that running jobs may come to hold
+  const auto most_positions = [](const GenerationJob& job) {
+    return static_cast<long long>(job.prompt.size()) + job.max_tokens;
+  };
 
   std::vector<Row> rows;
   std::vector<int> path;
   for (bool running = true;;) {
     for (Slot& slot : slots) {
-      if (slot.job < 0 && running && next_job < jobs.size() && tokens_done < token_budget) {
+      if (slot.job < 0 && running && next_job < jobs.size() && tokens_done < token_budget &&
+          taken + most_positions(jobs[next_job]) <= engine.positions()) {
+        taken += most_positions(jobs[next_job]);
         slot.job = static_cast<int>(next_job++);
         slot.sequence = engine.add_sequence();
         slot.tokens = jobs[slot.job].prompt;
@@ -182,6 +188,7 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
         if (answer_tokens == job.max_tokens || is_end(chosen)) {
           answers[slot.job].assign(slot.tokens.end() - answer_tokens, slot.tokens.end());
           engine.remove_sequence(slot.sequence);
+          taken -= most_positions(job);
           slot = {};
         }
       }

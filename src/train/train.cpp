@@ -12,6 +12,7 @@
 #include <optional>
 #include <thread>
 
+#include "engine/llama_engine.h"
 #include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/vocabulary.h"
@@ -19,6 +20,8 @@
 #include "train/distillation.h"
 #include "train/evaluation.h"
 #include "train/layer_scan.h"
+#include "train/phase.h"
+#include "train/regression.h"
 #include "train/ridge.h"
 #include "train/synthesis.h"
 #include "train/teacher.h"
@@ -31,67 +34,14 @@ namespace {
 
 constexpr int kTextPositions = 2048;  // a prompt and its answer, at most
 constexpr int kRowsAPass = 256;       // of the engine
-constexpr double kReportSeconds = 0.25;
+constexpr int kTextsAtOnce = 8;       // of that length, in llama.cpp's cache
 constexpr double kCheckpointSeconds = 60;
 constexpr int kQuickTexts = 6;        // held-out texts of the figures shown while training
 constexpr double kQuickShare = 0.05;  // of the time may go into those figures
 constexpr long long kRidgeAnchors = 60000;
 constexpr int kRidgeSampleTexts = 64;            // for the standardisation
 constexpr int kSpeedFirst = 5, kSpeedLast = 25;  // updates whose speed plans --minutes
-constexpr std::size_t kDraftVocabulary = 24576;  // what it costs: docs/training.md
 constexpr double kMemoryShare = 0.5;             // of the machine's, for what the teacher says
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Sends progress, not too often; sums the time of each phase.
-class Phase {
- public:
-  Phase(TrainPhase phase, double* minutes, const std::function<void(const TrainProgress&)>& send)
-      : minutes_(minutes), send_(send) {
-    progress_.phase = phase;
-  }
-  ~Phase() { *minutes_ += elapsed() / 60; }
-  Phase(const Phase&) = delete;
-  Phase& operator=(const Phase&) = delete;
-
-  double elapsed() const { return now_seconds() - start_; }
-  TrainProgress& progress() { return progress_; }
-
-  void update(long long done, long long total) {
-    const double now = now_seconds();
-    if (done < total && now - last_sent_ < kReportSeconds) {
-      return;
-    }
-    if (first_done_ < 0) {
-      first_done_ = done;
-      first_done_seconds_ = now;
-    }
-    last_sent_ = now;
-    progress_.done = done;
-    progress_.total = total;
-    progress_.elapsed_seconds = now - start_;
-    const double rate =
-        static_cast<double>(done - first_done_) / (now - first_done_seconds_ + 1e-9);
-    progress_.eta_seconds = rate > 0 ? static_cast<double>(total - done) / rate : -1;
-    send_(progress_);
-  }
-
-  void note(std::string text) {
-    progress_.note = std::move(text);
-    send_(progress_);
-    progress_.note.clear();
-  }
-
- private:
-  double* minutes_;
-  const std::function<void(const TrainProgress&)>& send_;
-  double start_ = now_seconds(), last_sent_ = 0;
-  long long first_done_ = -1;
-  double first_done_seconds_ = 0;
-  TrainProgress progress_;
-};
 
 void check_options(const TrainOptions& options) {
   const auto require = [](bool holds, const std::string& what) {
@@ -118,23 +68,33 @@ void check_options(const TrainOptions& options) {
   require(options.threads >= 0, "the number of threads must be at least 1");
 }
 
-void check_layer(const TrainOptions& options, const ModelConfig& config) {
+/// nullopt where LibTorch does not know the architecture, and the engine may be llama.cpp.
+std::optional<Model> known_model(const std::shared_ptr<const GgufFile>& file, TrainEngine engine) {
+  if (engine == TrainEngine::kNative) return Model(file);
+  try {
+    return Model(file);
+  } catch (const Unsupported&) {
+    return std::nullopt;
+  }
+}
+
+void check_layer(const TrainOptions& options, int layers) {
   if (options.method == HeadsMethod::kMedusa && options.layer != 0) {
     throw Error("Medusa's heads read the final state: there is no layer to choose (--layer)");
   }
-  if (options.layer < 0 || options.layer > config.layers) {
-    throw Error(fmt::format("the layer must be 1 to {}", config.layers));
+  if (options.layer < 0 || options.layer > layers) {
+    throw Error(fmt::format("the layer must be 1 to {}", layers));
   }
 }
 
 // As far as they make sense for the method and the layer.
-TrainOptions applicable(TrainOptions options, const ModelConfig& config) {
+TrainOptions applicable(TrainOptions options, int layers) {
   if (options.method == HeadsMethod::kMedusa) {
-    options.layer = config.layers;
+    options.layer = layers;
     options.token_input = false;
     options.sequence_rank = 0;
   }
-  if (options.layer == config.layers) {
+  if (options.layer == layers) {
     options.adapter_rank = 0;  // there is no layer to adapt
   }
   return options;
@@ -240,6 +200,19 @@ const char* phase_unit(TrainPhase phase) {
 
 std::filesystem::path checkpoint_path(const TrainOptions& options) {
   return options.output.string() + ".checkpoint";
+}
+
+TrainingRecord training_record(const TrainReport& report, const TrainOptions& options) {
+  const Evaluation& result = report.evaluation;
+  return {.command = options.command,
+          .minutes = std::accumulate(std::begin(report.phase_minutes),
+                                     std::end(report.phase_minutes), 0.0),
+          .rows = report.rows,
+          .top1 = result.top1,
+          .top5 = result.top5,
+          .sequence_top1 = result.sequence_top1,
+          .tokens_per_forward_chain = result.best().chain,
+          .tokens_per_forward_tree32 = result.best().tree32};
 }
 
 TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkpoint,
@@ -442,17 +415,7 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
   }
   report.evaluation = result;
   std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
-
-  heads.training.command = options.command;
-  for (const double minutes : report.phase_minutes) {
-    heads.training.minutes += minutes;
-  }
-  heads.training.rows = report.rows;
-  heads.training.top1 = result.top1;
-  heads.training.top5 = result.top5;
-  heads.training.sequence_top1 = result.sequence_top1;
-  heads.training.tokens_per_forward_chain = result.best().chain;
-  heads.training.tokens_per_forward_tree32 = result.best().tree32;
+  heads.training = training_record(report, options);
   write_heads(heads, options.output);
   report.heads_written = true;
   if (!report.stopped) {
@@ -466,8 +429,8 @@ TrainReport train(const TrainOptions& options,
                   const std::function<void(const TrainProgress&)>& on_progress,
                   const std::atomic<bool>& stop) {
   check_options(options);
-  const Model model(options.model);
-  check_layer(options, model.config());
+  const auto file = std::make_shared<const GgufFile>(options.model);
+  const std::optional<Model> model = known_model(file, options.engine);
   const bool written = !options.texts.empty() && std::filesystem::exists(options.texts);
   std::optional<Vocabulary> vocabulary;  // to write texts with
   if (!options.resume && !written) vocabulary.emplace(options.model);
@@ -477,7 +440,8 @@ TrainReport train(const TrainOptions& options,
   }
   check_output(options);
   const std::filesystem::path saved = checkpoint_path(options);
-  const ModelIdentity base = model.identity();
+  const ModelIdentity base = identify(*file);
+  check_layer(options, base.layers);
   Checkpoint checkpoint;
   if (options.resume) {
     checkpoint = read_checkpoint(saved, base);
@@ -488,9 +452,18 @@ TrainReport train(const TrainOptions& options,
   }
 
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  NativeEngine engine(model, {.threads = options.threads > 0 ? options.threads : cores,
-                              .context = kTextPositions,
-                              .max_rows = kRowsAPass});
+  const EngineOptions engine_options = {.threads = options.threads > 0 ? options.threads : cores,
+                                        .context = kTextPositions,
+                                        .max_rows = kRowsAPass};
+  std::unique_ptr<Engine> made;
+  if (model && options.engine != TrainEngine::kLlama) {
+    made = std::make_unique<NativeEngine>(*model, engine_options);
+  } else {
+    LlamaOptions llama = options.llama;
+    llama.sequences = kTextsAtOnce;
+    made = std::make_unique<LlamaEngine>(file, engine_options, llama);
+  }
+  Engine& engine = *made;
   at::set_num_threads(engine.options().threads);
 
   if (!options.log.empty()) {
@@ -500,7 +473,7 @@ TrainReport train(const TrainOptions& options,
 
   if (!options.resume) {
     checkpoint.base = base;
-    checkpoint.options = applicable(options, model.config());
+    checkpoint.options = applicable(options, base.layers);
     checkpoint.layer = checkpoint.options.layer;
     if (written) {
       checkpoint.texts = read_checkpoint(options.texts, base).texts;
@@ -528,7 +501,10 @@ TrainReport train(const TrainOptions& options,
       write_checkpoint(checkpoint, options.texts);
     }
   }
-  return train_on_texts(model, engine, std::move(checkpoint), options, on_progress, stop);
+  if (!model) {
+    return train_by_regression(*file, engine, std::move(checkpoint), options, on_progress, stop);
+  }
+  return train_on_texts(*model, engine, std::move(checkpoint), options, on_progress, stop);
 }
 
 }  // namespace firp

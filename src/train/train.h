@@ -7,9 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "engine/llama_engine.h"
 #include "model/heads.h"
 
 namespace firp {
+
+/// Which engine the model runs on: kAny is the native one where it knows the architecture.
+enum class TrainEngine { kAny, kNative, kLlama };
 
 /// What `firp train` is asked to do. docs/training.md explains every value.
 struct TrainOptions {
@@ -43,6 +47,8 @@ struct TrainOptions {
   float learning_rate = 2e-3f;  ///< at its peak; cosine decay to a hundredth
 
   int threads = 0;  ///< 0: one per core
+  TrainEngine engine = TrainEngine::kAny;
+  LlamaOptions llama;  ///< of llama.cpp's
   std::uint64_t seed = 1;
   /// Goes on from OUTPUT.checkpoint. The method, draft steps, layer, learning rate, seed, the texts
   /// and the length are those that the checkpoint was started with.

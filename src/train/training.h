@@ -9,6 +9,12 @@
 
 namespace firp {
 
+/// Tokens that pseudo rows may draft, at most; what it costs: docs/training.md.
+inline constexpr std::size_t kDraftVocabulary = 24576;
+
+/// What a heads file says of its training.
+TrainingRecord training_record(const TrainReport& report, const TrainOptions& options);
+
 /// What train() does once it has texts: from a checkpoint's point on (layer scan, capture, warm
 /// start, distillation, evaluation) to the heads file. Needs no vocabulary.
 TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkpoint,
