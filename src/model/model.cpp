@@ -31,8 +31,9 @@ void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows,
     for (const ggml_type type : kAcceptedTypes) {
       accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
     }
-    throw Unsupported(fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})",
-                            where, tensor.name, ggml_type_name(tensor.type), accepted));
+    throw Unsupported(
+        fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})", where,
+                    tensor.name, ggml_type_name(tensor.type), accepted));
   }
 }
 

@@ -95,7 +95,7 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
   const auto window = file.find_int(reader.key("attention.sliding_window")).value_or(0);
   if (window > 0 && window < trained_context) {
     reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported",
-                            reader.key("attention.sliding_window"), window));
+                              reader.key("attention.sliding_window"), window));
   }
   if (file.find_int(reader.key("expert_count")).value_or(0) > 0) {
     reader.refuse(
@@ -103,7 +103,7 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
   }
   if (!file.find_bool(reader.key("attention.causal")).value_or(true)) {
     reader.refuse(fmt::format("attention that is not causal ({}) is not supported",
-                            reader.key("attention.causal")));
+                              reader.key("attention.causal")));
   }
   if (file.find_int("split.count").value_or(0) > 1) {
     reader.fail("a model split into several files is not supported (llama-gguf-split --merge)");
@@ -183,7 +183,7 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
       reader.file().find_string(reader.key("rope.scaling.type")).value_or("linear");
   if (type != "none" && type != "linear" && type != "yarn" && type != "longrope") {
     reader.refuse(fmt::format("{} is '{}': expected none, linear, yarn or longrope",
-                            reader.key("rope.scaling.type"), one_line(type)));
+                              reader.key("rope.scaling.type"), one_line(type)));
   }
   // rope.scale_linear is what old files call it.
   const float factor =
@@ -247,7 +247,7 @@ ModelConfig read_model_config(const GgufFile& file) {
       known += fmt::format("{}{}", known.empty() ? "" : ", ", each.name);
     }
     throw Unsupported(fmt::format("{}: the architecture '{}' is not supported (supported: {})",
-                            file.path().string(), one_line(config.architecture), known));
+                                  file.path().string(), one_line(config.architecture), known));
   }
   const Reader reader(file, config.architecture);
   config.name = file.find_string("general.name").value_or(file.path().filename().string());
@@ -267,8 +267,8 @@ ModelConfig read_model_config(const GgufFile& file) {
   config.head_size = reader.size("attention.key_length", kMostHeadSize, even_share);
   if (reader.size("attention.value_length", kMostHeadSize, even_share) != config.head_size) {
     reader.refuse(fmt::format("{} differs from {}: not supported",
-                            reader.key("attention.value_length"),
-                            reader.key("attention.key_length")));
+                              reader.key("attention.value_length"),
+                              reader.key("attention.key_length")));
   }
 
   config.rms_norm_epsilon =
