@@ -8,6 +8,7 @@
 #include "bench/kernel_bench.h"
 #include "bench/load_bench.h"
 #include "bench/synthetic_model.h"
+#include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"

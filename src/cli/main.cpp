@@ -30,7 +30,12 @@ void open_standard_streams() {
 /// Instead of ggml's own end, a core dump: it has no other way to tell of a device or a server that
 /// is gone.
 void end_with_message(const char* message) {
-  fmt::print(stderr, "firp: llama.cpp cannot go on: {}\n", firp::one_line(message));
+  std::string text = message;  // "/where/ggml/was/built/x.cpp:12: what happened"
+  if (const std::size_t file = text.find(".cpp:"); file != std::string::npos) {
+    text.erase(0, std::min(text.find(": ", file), text.size() - 2) + 2);
+  }
+  while (text.ends_with('\n')) text.pop_back();
+  fmt::print(stderr, "firp: llama.cpp cannot go on: {}\n", firp::one_line(text));
   _exit(kExitUserError);
 }
 

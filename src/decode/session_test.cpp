@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"

@@ -611,7 +611,7 @@ TEST(Engine, BatchesThatBreakTheRulesAreRefused) {
     refused({{.sequence = sequence, .step = 1, .source = source, .token_behind = behind}});
   }
   EXPECT_THROW(engine.set_heads(random_heads((*model).config(), {3}, 1)), Error);
-  EXPECT_THROW(Engine(*model, {.threads = -1}), Error);
+  EXPECT_THROW(NativeEngine(*model, {.threads = -1}), Error);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <random>
 #include <vector>
 
+#include "engine/native_engine.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 #include "train/synthesis.h"

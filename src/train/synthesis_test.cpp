@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"

@@ -6,8 +6,11 @@
 
 #include <random>
 
+#include "engine/llama_engine.h"
+#include "engine/native_engine.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
+#include "train/regression.h"
 #include "train/training_log.h"
 
 namespace firp {
@@ -248,6 +251,51 @@ TEST_F(TrainingTest, MoreUpdatesLowerTheDivergenceAndASequentialHeadMoreSo) {
   EXPECT_DOUBLE_EQ(sequence_before, before);  // a fresh head corrects nothing
   EXPECT_LT(sequence_after, 0.8 * after);
   EXPECT_GT(sequence_after, 0);
+}
+
+// As for an architecture that only libllama knows: no gradient goes through the model.
+TEST_F(TrainingTest, RegressionOnAnyEngineMakesHeads) {
+  const auto file = std::make_shared<const GgufFile>(directory_ / "tiny.gguf");
+  Checkpoint checkpoint = begin(60);
+  checkpoint.options.layer = 1;
+  double first_loss = 0, last_loss = 0;
+  const auto train_with = [&](Engine& engine) {
+    const std::atomic<bool> stop{false};
+    first_loss = 0;
+    return train_by_regression(
+        *file, engine, checkpoint, options(0),
+        [&](const TrainProgress& progress) {
+          if (progress.phase != TrainPhase::kDistillation) return;
+          if (first_loss == 0) first_loss = progress.loss;
+          last_loss = progress.loss;
+        },
+        stop);
+  };
+  LlamaEngine llama(file, {.threads = 1, .context = 256, .max_rows = 64}, {.sequences = 2});
+  const TrainReport report = train_with(llama);
+  EXPECT_TRUE(report.heads_written);
+  EXPECT_EQ(report.layer, 1);
+  EXPECT_LT(last_loss, 0.95 * first_loss);
+  EXPECT_GE(report.evaluation.maps.tree8, report.evaluation.maps.chain);
+  EXPECT_GE(report.evaluation.maps.chain, 1.0f);
+  const Heads of_llama = heads();
+  ASSERT_EQ(of_llama.count(), 2);
+  EXPECT_TRUE(of_llama.has_token_input());
+  EXPECT_TRUE(of_llama.has_sequential_head());
+  EXPECT_TRUE(of_llama.adapters.empty());
+
+  // The same maps from our own engine's hidden states, within rounding.
+  NativeEngine native(model_, {.threads = 1, .context = 256, .max_rows = 64});
+  train_with(native);
+  const Heads of_native = heads();
+  const std::vector<float>& a = of_llama.steps[0].weight;
+  const std::vector<float>& b = of_native.steps[0].weight;
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    size += b[i] * b[i];
+  }
+  EXPECT_LT(difference, 0.01 * size);
 }
 
 TEST_F(TrainingTest, ACheckpointHoldsEverything) {
