@@ -246,7 +246,7 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   parameters.n_ctx = static_cast<std::uint32_t>(positions + options.max_rows) + kMostReplayed;
   parameters.n_batch = static_cast<std::uint32_t>(options.max_rows) + kMostReplayed;
   parameters.n_ubatch = parameters.n_batch;  // sources of pseudo rows must be in the same graph
-  parameters.n_seq_max = kMostSequences;
+  parameters.n_seq_max = std::min<std::uint32_t>(kMostSequences, parameters.n_batch);
   parameters.kv_unified = true;
   parameters.swa_full = true;  // or the context of a rejected path could be gone
   parameters.n_threads = options.threads;
@@ -264,7 +264,9 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
         fmt::format("libllama cannot run {}: {}", path, errors.text("it does not say why")));
   }
   llama_attach_threadpool(context.get(), threads.get(), threads.get());
-  for (int number = kMostSequences - 1; number >= 0; --number) free_numbers.push_back(number);
+  for (auto number = static_cast<int>(parameters.n_seq_max); number-- > 0;) {
+    free_numbers.push_back(number);
+  }
 
   isa = "llama.cpp";
   for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -349,7 +351,7 @@ int LlamaEngine::State::take_number() {
   if (free_numbers.empty()) {
     throw Error(fmt::format(
         "libllama has {} sequences; a draft tree needs one for each leaf: ask for smaller trees",
-        kMostSequences));
+        llama_n_seq_max(context.get())));
   }
   const int number = free_numbers.back();
   free_numbers.pop_back();

@@ -145,6 +145,7 @@ class StateReader {
       out.top1[step - 1] += found == candidates.begin() ? 1 : 0;
       out.top5[step - 1] += found != end ? 1 : 0;
     }
+    engine_.commit(sequence, first_rows(count));
   }
 
   Engine& engine_;
