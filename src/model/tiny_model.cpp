@@ -35,6 +35,54 @@ class Random {
   std::uint64_t state_;
 };
 
+/// What an architecture has beyond, or instead of, what llama has. llama.cpp's src/models/ tell.
+struct Parts {
+  bool qkv_bias = false;
+  bool head_norms = false;        ///< of each query and key head
+  bool wide_norms = false;        ///< of all query heads together, and of all key heads
+  bool norm_before = true;        ///< of attention and feed-forward
+  bool norm_after = false;        ///< of what they add
+  bool feed_forward_norm = true;  ///< else the feed-forward runs beside attention
+  bool layer_norm = false;        ///< with biases, instead of RMS norms
+  bool fused_qkv = false;         ///< one matrix
+  bool fused_gate_up = false;     ///< one matrix
+  bool gate = true;
+  bool output_bias = false;  ///< of attention's output and the feed-forward
+  bool tied_head = false;    ///< always
+  int sliding_window = 0;
+};
+
+Parts parts_of(const std::string& architecture) {
+  constexpr int kWindow = 32;
+  if (architecture == "llama") return {};
+  if (architecture == "qwen2") return {.qkv_bias = true};
+  if (architecture == "qwen3") return {.head_norms = true};
+  if (architecture == "gemma2") {
+    return {.norm_after = true, .tied_head = true, .sliding_window = kWindow};
+  }
+  if (architecture == "gemma3") {
+    return {.head_norms = true, .norm_after = true, .tied_head = true, .sliding_window = kWindow};
+  }
+  if (architecture == "phi3") return {.fused_qkv = true, .fused_gate_up = true};
+  if (architecture == "gptneox") {
+    return {.qkv_bias = true,
+            .layer_norm = true,
+            .fused_qkv = true,
+            .gate = false,
+            .output_bias = true};
+  }
+  if (architecture == "falcon") {
+    return {.feed_forward_norm = false, .layer_norm = true, .fused_qkv = true, .gate = false};
+  }
+  if (architecture == "starcoder2") {
+    return {.qkv_bias = true, .layer_norm = true, .gate = false, .output_bias = true};
+  }
+  if (architecture == "olmo2") {
+    return {.wide_norms = true, .norm_before = false, .norm_after = true};
+  }
+  throw Error(fmt::format("tiny model: there is no {}", architecture));
+}
+
 class Writer {
  public:
   explicit Writer(const TinyModelOptions& options)
@@ -50,6 +98,9 @@ class Writer {
   }
   void set_int(std::string_view name, int value) {
     gguf_set_val_u32(gguf_.get(), key(name).c_str(), static_cast<std::uint32_t>(value));
+  }
+  void set_bool(std::string_view name, bool value) {
+    gguf_set_val_bool(gguf_.get(), key(name).c_str(), value);
   }
   void set_float(std::string_view name, float value) {
     gguf_set_val_f32(gguf_.get(), key(name).c_str(), value);
@@ -124,7 +175,12 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   writer.set_int("attention.value_length", o.head_size);
   writer.set_int("rope.dimension_count", o.head_size);
   writer.set_float("rope.freq_base", o.rope_base);
-  writer.set_float("attention.layer_norm_rms_epsilon", 1e-5f);
+  const Parts parts = parts_of(o.architecture);
+  writer.set_float(
+      parts.layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
+      1e-5f);
+  if (parts.sliding_window > 0) writer.set_int("attention.sliding_window", parts.sliding_window);
+  if (o.architecture == "gptneox") writer.set_bool("use_parallel_residual", false);
   if (!o.rope_scaling.empty()) {
     writer.set_string(writer.key("rope.scaling.type"), o.rope_scaling);
     writer.set_float("rope.scaling.factor", o.rope_scaling_factor);
@@ -138,10 +194,18 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   const auto unit = [](int inputs) { return 1.0 / std::sqrt(static_cast<double>(inputs)); };
   const int query_size = o.query_heads * o.head_size;
   const int kv_size = o.kv_heads * o.head_size;
+  const bool tied_head = o.tied_head || parts.tied_head;
+  const auto add_norm = [&](const std::string& name, int size) {
+    writer.add_vector(name + ".weight", size, 1.0, 0.1);
+    if (parts.layer_norm) writer.add_vector(name + ".bias", size, 0.0, 0.1);
+  };
+  const auto add_bias = [&](bool has_one, const std::string& name, int size) {
+    if (has_one) writer.add_vector(name + ".bias", size, 0.0, 0.5);
+  };
   writer.add_matrix("token_embd.weight", o.hidden_size, o.vocabulary_size,
-                    o.tied_head ? o.logit_spread * unit(o.hidden_size) : 1.0);
-  writer.add_vector("output_norm.weight", o.hidden_size, 1.0, 0.1);
-  if (!o.tied_head) {
+                    tied_head ? o.logit_spread * unit(o.hidden_size) : 1.0);
+  add_norm("output_norm", o.hidden_size);
+  if (!tied_head) {
     writer.add_matrix("output.weight", o.hidden_size, o.vocabulary_size,
                       o.logit_spread * unit(o.hidden_size));
   }
@@ -160,28 +224,78 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
     const auto name = [layer](std::string_view part) {
       return fmt::format("blk.{}.{}", layer, part);
     };
-    writer.add_vector(name("attn_norm.weight"), o.hidden_size, 1.0, 0.1);
-    writer.add_matrix(name("attn_q.weight"), o.hidden_size, query_size, 1.5 * unit(o.hidden_size));
-    writer.add_matrix(name("attn_k.weight"), o.hidden_size, kv_size, 1.5 * unit(o.hidden_size));
-    writer.add_matrix(name("attn_v.weight"), o.hidden_size, kv_size, unit(o.hidden_size));
+    if (parts.norm_before) add_norm(name("attn_norm"), o.hidden_size);
+    if (parts.fused_qkv) {
+      const int size = query_size + 2 * kv_size;
+      writer.add_matrix(name("attn_qkv.weight"), o.hidden_size, size, 1.2 * unit(o.hidden_size));
+      add_bias(parts.qkv_bias, name("attn_qkv"), size);
+    } else {
+      writer.add_matrix(name("attn_q.weight"), o.hidden_size, query_size,
+                        1.5 * unit(o.hidden_size));
+      writer.add_matrix(name("attn_k.weight"), o.hidden_size, kv_size, 1.5 * unit(o.hidden_size));
+      writer.add_matrix(name("attn_v.weight"), o.hidden_size, kv_size, unit(o.hidden_size));
+    }
     writer.add_matrix(name("attn_output.weight"), query_size, o.hidden_size, unit(query_size));
-    if (o.architecture == "qwen2") {
-      writer.add_vector(name("attn_q.bias"), query_size, 0.0, 0.5);
-      writer.add_vector(name("attn_k.bias"), kv_size, 0.0, 0.5);
-      writer.add_vector(name("attn_v.bias"), kv_size, 0.0, 0.5);
+    add_bias(parts.output_bias, name("attn_output"), o.hidden_size);
+    if (!parts.fused_qkv) {
+      add_bias(parts.qkv_bias, name("attn_q"), query_size);
+      add_bias(parts.qkv_bias, name("attn_k"), kv_size);
+      add_bias(parts.qkv_bias, name("attn_v"), kv_size);
     }
-    if (o.architecture == "qwen3") {
-      writer.add_vector(name("attn_q_norm.weight"), o.head_size, 1.0, 0.1);
-      writer.add_vector(name("attn_k_norm.weight"), o.head_size, 1.0, 0.1);
+    if (parts.head_norms || parts.wide_norms) {
+      add_norm(name("attn_q_norm"), parts.wide_norms ? query_size : o.head_size);
+      add_norm(name("attn_k_norm"), parts.wide_norms ? kv_size : o.head_size);
     }
-    writer.add_vector(name("ffn_norm.weight"), o.hidden_size, 1.0, 0.1);
-    writer.add_matrix(name("ffn_gate.weight"), o.hidden_size, o.feed_forward_size,
-                      unit(o.hidden_size));
-    writer.add_matrix(name("ffn_up.weight"), o.hidden_size, o.feed_forward_size,
-                      unit(o.hidden_size));
+    if (parts.norm_before && parts.feed_forward_norm) add_norm(name("ffn_norm"), o.hidden_size);
+    if (parts.gate && !parts.fused_gate_up) {
+      writer.add_matrix(name("ffn_gate.weight"), o.hidden_size, o.feed_forward_size,
+                        unit(o.hidden_size));
+    }
+    const int up_size = (parts.fused_gate_up ? 2 : 1) * o.feed_forward_size;
+    writer.add_matrix(name("ffn_up.weight"), o.hidden_size, up_size, unit(o.hidden_size));
+    add_bias(parts.output_bias, name("ffn_up"), o.feed_forward_size);
     writer.add_matrix(name("ffn_down.weight"), o.feed_forward_size, o.hidden_size,
                       unit(o.feed_forward_size));
+    add_bias(parts.output_bias, name("ffn_down"), o.hidden_size);
+    if (parts.norm_after) {
+      add_norm(name("post_attention_norm"), o.hidden_size);
+      add_norm(name("post_ffw_norm"), o.hidden_size);
+    }
   }
+  writer.write(path);
+}
+
+void write_tiny_mamba(const std::filesystem::path& path) {
+  const TinyModelOptions options = {.architecture = "mamba"};
+  constexpr int kInner = 512, kConvolution = 4, kState = 16, kStepRank = 16;
+  const int d = options.hidden_size;
+  Writer writer(options);
+  writer.set_string("general.architecture", options.architecture);
+  writer.set_string("tokenizer.ggml.model", "no_vocab");
+  writer.set_int("vocab_size", options.vocabulary_size);
+  writer.set_int("block_count", 1);
+  writer.set_int("context_length", 2048);
+  writer.set_int("embedding_length", d);
+  writer.set_int("feed_forward_length", 0);
+  writer.set_int("attention.head_count", 0);
+  writer.set_int("ssm.conv_kernel", kConvolution);
+  writer.set_int("ssm.inner_size", kInner);
+  writer.set_int("ssm.state_size", kState);
+  writer.set_int("ssm.time_step_rank", kStepRank);
+  writer.set_float("attention.layer_norm_rms_epsilon", 1e-5f);
+  constexpr double kSmall = 0.05;
+  writer.add_matrix("token_embd.weight", d, options.vocabulary_size, 1.0);
+  writer.add_vector("output_norm.weight", d, 1.0, 0.1);
+  writer.add_vector("blk.0.attn_norm.weight", d, 1.0, 0.1);
+  writer.add_matrix("blk.0.ssm_in.weight", d, 2 * kInner, kSmall);
+  writer.add_matrix("blk.0.ssm_conv1d.weight", kConvolution, kInner, kSmall);
+  writer.add_vector("blk.0.ssm_conv1d.bias", kInner, 0.0, kSmall);
+  writer.add_matrix("blk.0.ssm_x.weight", kInner, kStepRank + 2 * kState, kSmall);
+  writer.add_matrix("blk.0.ssm_dt.weight", kStepRank, kInner, kSmall);
+  writer.add_vector("blk.0.ssm_dt.bias", kInner, 0.0, kSmall);
+  writer.add_matrix("blk.0.ssm_a", kState, kInner, kSmall);
+  writer.add_vector("blk.0.ssm_d", kInner, 1.0, kSmall);
+  writer.add_matrix("blk.0.ssm_out.weight", kInner, d, kSmall);
   writer.write(path);
 }
 

@@ -12,8 +12,10 @@ namespace firp {
 /// A random model of a supported architecture, small enough to test with; libllama loads it too.
 /// Its vocabulary has no tokenizer (tokenizer.ggml.model = "no_vocab").
 struct TinyModelOptions {
-  std::string architecture = "llama";  ///< "llama", "qwen2", "qwen3"
-  ggml_type type = GGML_TYPE_F32;      ///< of every matrix
+  /// Those of our own engine, "llama", "qwen2" and "qwen3"; and, for libllama's, "gemma2",
+  /// "gemma3", "phi3", "gptneox", "falcon", "starcoder2" and "olmo2".
+  std::string architecture = "llama";
+  ggml_type type = GGML_TYPE_F32;  ///< of every matrix
   int layers = 3;
   int hidden_size = 256;  ///< a multiple of 256, for the K-quants
   int query_heads = 4;
@@ -34,5 +36,8 @@ struct TinyModelOptions {
 
 /// Writes the model.
 void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions& options);
+
+/// A recurrent model of one layer, for what must refuse it.
+void write_tiny_mamba(const std::filesystem::path& path);
 
 }  // namespace firp
