@@ -119,6 +119,19 @@ void inspect_model(const Model& model, int threads) {
   inspect_costs(measure_costs(engine), heads.value_or(""));
 }
 
+/// What our own engine does not know, llama.cpp may: `why` not ours.
+void inspect_other(const GgufFile& file, const std::string& why) {
+  const ModelIdentity sizes = sizes_of(file);
+  line("model", "{} ({})",
+       one_line(file.find_string("general.name").value_or(file.path().stem().string())),
+       one_line(sizes.architecture));
+  line("sizes", "{} layers, d {}, {} tokens", sizes.layers, sizes.hidden_size,
+       sizes.vocabulary_size);
+  inspect_tensors(file);
+  line("identity", "{}", identify(file).tensor_hash);
+  line("engine", "llama.cpp's (--engine llama), if it knows the model; not our own: {}", why);
+}
+
 std::string percent(const std::vector<float>& rates) {
   std::string text;
   for (const float rate : rates) text += fmt::format("{:6.1f}", 100 * rate);
@@ -171,7 +184,12 @@ int run_inspect(const InspectFlags& flags) {
   if (GgufFile(path).get_string("general.architecture") == "firp") {
     status = inspect_heads(path, flags.file.empty() ? "" : flags.model);
   } else {
-    inspect_model(Model(path), threads);
+    const auto file = std::make_shared<const GgufFile>(path);
+    try {
+      inspect_model(Model(file), threads);
+    } catch (const Unsupported& unsupported) {
+      inspect_other(*file, unsupported.what());
+    }
   }
   flush_output();
   return status;
