@@ -24,7 +24,7 @@ class DeviceMaps {
     std::span<const float> embedding;  ///< [d], of the token behind the anchor; else empty
   };
 
-  /// `threads`: where the backend computes with the CPU's.
+  /// `heads` must outlive it. `threads`: where the backend computes with the CPU's.
   DeviceMaps(const Heads& heads, int threads);
   ~DeviceMaps();
 
@@ -38,7 +38,7 @@ class DeviceMaps {
   struct Device;
   Device& device_of(const ggml_tensor* stream);
 
-  const Heads heads_;
+  const Heads& heads_;
   const int threads_;
   std::vector<std::unique_ptr<Device>> devices_;  ///< those that have held the stream so far
 };

@@ -155,7 +155,7 @@ struct LlamaEngine::State {
   struct InstalledHeads {
     InstalledHeads(const Heads& h, State& state)
         : heads(h),
-          maps(h, state.options.threads),
+          maps(heads, state.options.threads),
           draft_head(state.token_embedding(), state.head(), h, default_kernels(), state.pool) {}
 
     const Heads heads;
