@@ -13,6 +13,7 @@ struct DraftNode {
   int parent;  ///< an earlier node; kRoot: a child of the token that is already known
   int depth;   ///< 1: right behind the root
   float log_probability = 0;  ///< of the path that ends here: the sum of its candidates'
+  bool from_text = false;     ///< an n-gram's continuation (draft/ngram.h) has it, too or alone
 };
 inline constexpr int kRoot = -1;
 

@@ -53,7 +53,7 @@ DraftTree NgramSource::draft(std::span<const Token> text, int most_tokens) {
     for (int i = 0; i < count; ++i) {
       log_probability +=
           static_cast<float>(std::log(hit_rate_[std::min(match + i, kLongestMatch)]));
-      last_.push_back({text[end + i], i - 1, i + 1, log_probability});
+      last_.push_back({text[end + i], i - 1, i + 1, log_probability, /*from_text=*/true});
     }
   }
   return last_;
@@ -78,9 +78,10 @@ DraftTree join(const DraftTree& tree, const DraftTree& path) {
     });
     if (same != all.end()) {
       same->log_probability = std::max(same->log_probability, node.log_probability);
+      same->from_text = true;
       parent = static_cast<int>(same - all.begin());
     } else {
-      all.push_back({node.token, parent, node.depth, node.log_probability});
+      all.push_back({node.token, parent, node.depth, node.log_probability, node.from_text});
       parent = static_cast<int>(all.size()) - 1;
     }
   }

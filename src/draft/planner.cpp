@@ -149,17 +149,22 @@ Planner::Planner(PassCosts costs, bool follow) : costs_(std::move(costs)), follo
   accepted_.fill(kPriorTokens);
 }
 
-int Planner::likelihood(double probability) {
-  return probability > 0.6 ? 0 : probability > 0.3 ? 1 : probability > 0.1 ? 2 : 3;
+int Planner::range_of(double probability, bool from_text) {
+  const int likelihood = probability > 0.6 ? 0 : probability > 0.3 ? 1 : probability > 0.1 ? 2 : 3;
+  return likelihood + (from_text ? kRanges / 2 : 0);
 }
 
-double Planner::calibration(double probability) const {
-  const int range = likelihood(probability);
+int Planner::range_of(const DraftNode& node) {
+  return range_of(probability_of(node), node.from_text);
+}
+
+double Planner::calibration(double probability, bool from_text) const {
+  const int range = range_of(probability, from_text);
   return accepted_[range] / expected_[range];
 }
 
 double Planner::expected_tokens(const DraftNode& node) const {
-  return calibration(probability_of(node)) * probability_of(node);
+  return calibration(probability_of(node), node.from_text) * probability_of(node);
 }
 
 double Planner::expected_tokens(const DraftTree& tree) const {
@@ -201,14 +206,14 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
-    for (int range = 0; range < kLikelihoods; ++range) {
+    for (int range = 0; range < kRanges; ++range) {
       expected_[range] = kPriorTokens + kFade * (expected_[range] - kPriorTokens);
       accepted_[range] = kPriorTokens + kFade * (accepted_[range] - kPriorTokens);
     }
     for (const DraftNode& node : tree) {
-      expected_[likelihood(probability_of(node))] += probability_of(node);
+      expected_[range_of(node)] += probability_of(node);
     }
-    for (const int node : accepted) accepted_[likelihood(probability_of(tree[node]))] += 1;
+    for (const int node : accepted) accepted_[range_of(tree[node])] += 1;
   }
   if (pause_ > 0 && --pause_ == 0) trial_ = 0;
   if (!drafted_) return;

@@ -28,8 +28,8 @@ PassCosts measure_costs(Engine& engine);
 
 /// Decides at each step how many nodes of a draft tree are verified, whether pseudo rows draft, and
 /// how many steps ahead, to get the most tokens a second: (1 + accepted) / T(step). It learns from
-/// what it sees how far the drafts' probabilities are true (likely nodes and unlikely ones apart),
-/// and what passes take by now.
+/// what it sees how far the drafts' probabilities are true (likely nodes and unlikely ones apart,
+/// those of the text and of the method, too), and what passes take by now.
 ///
 /// One for all sequences of an engine; what one has taught helps the next. `context`: positions
 /// that the sequence has committed.
@@ -66,12 +66,14 @@ class Planner {
   const PassCosts& costs() const { return costs_; }
   /// Of as many steps as drafts() chose.
   double draft_seconds() const;
-  /// Accepted nodes seen / expected, for nodes of about this probability.
-  double calibration(double probability) const;
+  /// Accepted nodes seen / expected, for nodes of about this probability, and of this source.
+  double calibration(double probability, bool from_text = false) const;
 
  private:
-  static constexpr int kLikelihoods = 4;  ///< ranges of probability that are calibrated apart
-  static int likelihood(double probability);
+  /// Ranges of probability that are calibrated apart, for each of two sources.
+  static constexpr int kRanges = 2 * 4;
+  static int range_of(double probability, bool from_text);
+  static int range_of(const DraftNode& node);
   double expected_tokens(const DraftNode& node) const;  ///< 0 .. 1
   double best_rate(const DraftTree& tree, int context, double draft_seconds, int* nodes) const;
   void learn_steps(const DraftTree& tree, int context);
@@ -82,7 +84,7 @@ class Planner {
   /// What passes take by now / what they took when they were measured: of one row, and of more.
   double plain_drift_ = 1, drift_ = 1;
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
-  std::array<double, kLikelihoods> expected_, accepted_;
+  std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next
   double rate_without_ = 0;  ///< tokens a second that it would have had without
   double rate_ = 0;          ///< tokens a second of passes that were drafted for

@@ -163,6 +163,12 @@ TEST(Planner, LearnsHowTrueTheProbabilitiesAre) {
   EXPECT_EQ(planner.calibration(0.2), 1);
   EXPECT_NEAR(planner.expected_tokens(tree),
               1 + 0.8 * planner.calibration(0.8) + 0.05 * planner.calibration(0.05), 1e-6);
+  // What the text drafts is another matter: always right here.
+  EXPECT_EQ(planner.calibration(0.8, /*from_text=*/true), 1);
+  DraftTree text = siblings(1, 0.8);
+  text.front().from_text = true;
+  for (int step = 0; step < 200; ++step) planner.observe_pass(text, std::vector{0}, 1.0, kShort);
+  EXPECT_NEAR(planner.calibration(0.8, /*from_text=*/true), 1.25, 0.05);
 }
 
 TEST(Planner, KeepsToTimesThatAreOnlyImagined) {
