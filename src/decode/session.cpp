@@ -154,8 +154,9 @@ std::vector<int> Session::State::walk(std::span<const Row> rows, int token_rows)
     logits = engine.logits(all);
   }
   const auto is_tie = [&](int row) {
+    if (!ties_matter) return false;
     const std::vector<TokenLogit>& two = best[row].tokens;
-    return ties_matter && two[0].logit - two[1].logit < options.tie_margin;
+    return two[0].logit - two[1].logit < options.tie_margin;
   };
   decoded.clear();
   std::vector<int> path;
