@@ -89,8 +89,8 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
                               const std::shared_ptr<const GgufFile>& file,
                               const std::filesystem::path& heads_path) {
   const std::string architecture = file->get_string("general.architecture");
-  const auto trained =
-      static_cast<int>(file->find_int(architecture + ".context_length").value_or(INT_MAX));
+  const auto trained = static_cast<int>(std::clamp<std::int64_t>(
+      file->find_int(architecture + ".context_length").value_or(INT_MAX), 1, INT_MAX));
   const int context = flags.context.value_or(trained);
   if (context > trained) {
     fmt::print(stderr,

@@ -217,7 +217,11 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
     : file(std::move(f)),
       options(checked(o)),
       exact(llama.exact),
-      positions(options.context * llama.sequences) {
+      positions(static_cast<int>(std::int64_t{options.context} * llama.sequences)) {
+  constexpr int kMostPositions = 1 << 28;  // libllama's numbers have 32 bits
+  if (options.context > kMostPositions / llama.sequences) {
+    throw Error(fmt::format("a context of {} is more than llama.cpp has", options.context));
+  }
   const GgmlErrors errors;
   const std::string path = file->path().string();
   add_rpc_servers(llama.rpc_servers);
