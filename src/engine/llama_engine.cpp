@@ -415,9 +415,7 @@ void LlamaEngine::State::decode(std::span<const Row> batch) {
   for (const auto& [name, list] : all_numbers) {
     Sequence& sequence = sequences.at(name);
     int position = sequence.cached();
-    for (const Token token : std::exchange(sequence.replayed, {})) {
-      add(token, position++, false, list);
-    }
+    for (const Token token : sequence.replayed) add(token, position++, false, list);
   }
   first_row = static_cast<int>(tokens.size());
   for (std::size_t i = 0; i < batch.size(); ++i) {
@@ -453,6 +451,8 @@ void LlamaEngine::State::decode(std::span<const Row> batch) {
   if (status != 0) {
     throw Error(fmt::format("llama.cpp could not run a pass: {}", errors.text("it says no more")));
   }
+  // Not before: a pass that failed has left nothing in the cache.
+  for (const auto& [name, list] : all_numbers) sequences.at(name).replayed.clear();
 }
 
 LlamaEngine::LlamaEngine(std::shared_ptr<const GgufFile> file, const EngineOptions& options,
@@ -478,6 +478,12 @@ void LlamaEngine::set_heads(const Heads& heads) {
                       "architecture {}: no heads there, but --draft ngram works",
                       map.layer, s.config.architecture));
     }
+  }
+  // Between the two layers the later step would see what the earlier one's placeholder computes.
+  if (!std::ranges::is_sorted(heads.steps, {}, &DraftMap::layer)) {
+    throw Error(
+        "llama.cpp cannot run heads of which a later step enters at an earlier layer: "
+        "this needs --engine native");
   }
   s.heads.emplace(heads, s);
 }
@@ -626,15 +632,11 @@ void LlamaEngine::commit(int sequence, std::span<const int> rows) {
   State& s = *state_;
   check_path(sequence, s.rows, rows);
   State::Sequence& to = s.sequences.at(sequence);
-  // Rows take free cells in their order. What lies behind a gap would be out of order once the gap
-  // is filled.
-  std::size_t in_order = rows.size();
-  for (std::size_t i = 1; i < rows.size() && s.exact; ++i) {
-    if (rows[i] != rows[i - 1] + 1) {
-      in_order = std::min(in_order, i);
-    }
-  }
-  if (rows.size() - in_order > kMostReplayed) in_order = rows.size();
+  // Rows take free cells in their order. What lies behind a gap, which rows before it leave that
+  // are not accepted, would be out of order once the gap is filled.
+  std::size_t in_order = 0;
+  while (in_order < rows.size() && rows[in_order] == static_cast<int>(in_order)) ++in_order;
+  if (!s.exact || rows.size() - in_order > kMostReplayed) in_order = rows.size();
   if (in_order > 0) {
     const int begin = to.cached();
     const std::vector<int>& through = s.numbers[rows[in_order - 1]];

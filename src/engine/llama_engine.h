@@ -19,7 +19,8 @@ struct LlamaOptions {
   int sequences = 1;                     ///< that have the whole context
   /// Keeps what a row's result depends on beside its context as small as libllama allows: its keys
   /// and values lie in the order of their positions, and no pass has one row only, for which there
-  /// are kernels of other rounding.
+  /// are kernels of other rounding. Of one sequence at a time: what another one leaves free may be
+  /// taken out of order.
   bool exact = false;
 };
 
@@ -41,7 +42,8 @@ class LlamaEngine final : public Engine {
   const char* isa() const override;  ///< "llama.cpp, CPU"
   std::size_t weight_bytes() const override;
 
-  /// An Error, too, for Medusa's heads, and where the residual stream cannot be reached.
+  /// An Error, too, for Medusa's heads, for steps that enter before an earlier one, and where the
+  /// residual stream cannot be reached.
   void set_heads(const Heads& heads) override;
   int draft_steps() const override;
   bool token_input() const override;

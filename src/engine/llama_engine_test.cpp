@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <random>
+#include <string_view>
+#include <utility>
 
 #include "engine/native_engine.h"
 #include "engine/token_chain.h"
@@ -18,13 +19,14 @@ namespace {
 
 constexpr int kContextTokens = 60;  // more than the sliding windows of the tiny models hold
 constexpr EngineOptions kOptions = {.threads = 1, .context = 150, .max_rows = 64};
-/// Largest difference of logits (of spread about 2) or states (about 1) between passes of other
-/// rows, and between the two engines. Measured up to 4.3e-3 over all architectures: ggml sums
-/// values in F16, and products of F32 in another order for other batches. What is not seen as it
-/// should be changes them by more than 0.1.
+/// Largest difference of logits (of spread about 2.5) or states (about 1) between passes of other
+/// rows, and between the two engines: measured up to 5.8e-3 and 7.3e-3. ggml sums values in F16,
+/// and has other kernels for one row than for more. What is not seen as it should be changes them
+/// by more than 0.01.
 constexpr float kRounding = 1e-2f;
-/// The same beside other rows of as many as take the same kernels.
+/// The same beside other rows of as many as take the same kernels: measured 0.
 constexpr float kSameKernels = 2e-5f;
+const std::vector<int> kAllLayers = {1, 2, 3};
 
 std::vector<Token> some_tokens(int count, std::uint32_t seed) {
   std::mt19937 random(seed);
@@ -40,17 +42,18 @@ std::vector<float> exact_in_f16(std::size_t count, float deviation, std::mt19937
   return values;
 }
 
-/// Two steps that enter after the first layer; `all_parts`: a token input, a sequential head and
+/// A step that enters at each of `layers`; `all_parts`: a token input, a sequential head and
 /// adapters, too.
-Heads some_heads(const ModelConfig& config, bool all_parts, std::uint32_t seed = 3) {
+Heads some_heads(const ModelConfig& config, const std::vector<int>& layers, bool all_parts,
+                 std::uint32_t seed = 3) {
   std::mt19937 random(seed);
   const auto d = static_cast<std::size_t>(config.hidden_size);
   const float unit = 1 / std::sqrt(static_cast<float>(d));
   constexpr int kRank = 8;
   Heads heads;
   heads.base.hidden_size = config.hidden_size;
-  for (int step = 1; step <= 2; ++step) {
-    DraftMap map = {.layer = 1,
+  for (const int layer : layers) {
+    DraftMap map = {.layer = layer,
                     .weight = exact_in_f16(d * d, unit, random),
                     .bias = exact_in_f16(d, 0.1f, random)};
     if (all_parts) {
@@ -63,7 +66,7 @@ Heads some_heads(const ModelConfig& config, bool all_parts, std::uint32_t seed =
     }
     heads.steps.push_back(std::move(map));
   }
-  for (int layer = 1; layer < config.layers && all_parts; ++layer) {
+  for (int layer = layers.front(); layer < config.layers && all_parts; ++layer) {
     heads.adapters.push_back({.layer = layer,
                               .rank = kRank,
                               .down = exact_in_f16(kRank * d, unit, random),
@@ -84,9 +87,9 @@ float largest_difference(std::span<const float> a, std::span<const float> b) {
 
 std::vector<float> copied(std::span<const float> values) { return {values.begin(), values.end()}; }
 
-/// A tree behind a context: 0 - 1 - 3 - 6, 0 - 2 - 4, 2 - 5 - 7, and a root of another sequence's.
+/// Two trees behind a context: 0 - 1 - 3 - 6, 0 - 2 - 4 - 11, 2 - 5 - 7; and 8 - 9, 8 - 10.
 std::vector<Row> tree_rows(int sequence, int position) {
-  const std::vector<int> parents = {kContext, 0, 0, 1, 2, 2, 3, 5};
+  const std::vector<int> parents = {kContext, 0, 0, 1, 2, 2, 3, 5, kContext, 8, 8, 4};
   std::vector<Row> rows;
   for (std::size_t i = 0; i < parents.size(); ++i) {
     const int at = parents[i] == kContext ? position : rows[parents[i]].position + 1;
@@ -98,6 +101,26 @@ std::vector<Row> tree_rows(int sequence, int position) {
   return rows;
 }
 const std::vector<int> kSecondBranch = {0, 2, 5, 7};
+const std::vector<int> kSecondTree = {8, 10};
+
+/// Logits and all captured states of a token row.
+std::vector<float> result_of(Engine& engine, int row, std::span<const int> layers) {
+  std::vector<float> result = copied(engine.logits({&row, 1}));
+  for (const int layer : layers) {
+    const std::span<const float> hidden = engine.hidden(row, layer);
+    result.insert(result.end(), hidden.begin(), hidden.end());
+  }
+  return result;
+}
+
+/// Appends a token in a pass of its own.
+std::vector<float> result_of_next(Engine& engine, int sequence, Token token,
+                                  std::span<const int> layers = {}) {
+  engine.forward(token_chain(sequence, engine.length(sequence), {&token, 1}), layers);
+  std::vector<float> result = result_of(engine, 0, layers);
+  engine.commit(sequence, std::vector<int>{0});
+  return result;
+}
 
 void add_pseudo_rows(std::vector<Row>& rows, int anchor) {
   int parent = anchor;
@@ -120,14 +143,15 @@ class LlamaEngines : public testing::TestWithParam<const char*> {
                                          LlamaOptions{.sequences = 2, .exact = exact});
   }
 
-  /// The logits behind `tokens`, run in passes of one row behind the context.
-  std::vector<float> logits_behind(Engine& engine, std::span<const Token> tokens) const {
+  /// The result of the last of `tokens`, run in passes of one row behind the context.
+  std::vector<float> result_behind(Engine& engine, std::span<const Token> tokens,
+                                   std::span<const int> layers = {}) const {
     const int sequence = engine.add_sequence();
     append_tokens(engine, sequence, context_);
-    for (const Token& token : tokens) append_tokens(engine, sequence, {&token, 1});
-    std::vector<float> logits = copied(engine.logits(std::vector<int>{0}));
+    std::vector<float> result;
+    for (const Token token : tokens) result = result_of_next(engine, sequence, token, layers);
     engine.remove_sequence(sequence);
-    return logits;
+    return result;
   }
 
   TemporaryDirectory directory_;
@@ -142,63 +166,82 @@ TEST_P(LlamaEngines, ARowOfATreeSeesItsContextAndItsAncestorsAlone) {
   std::vector<Row> rows = tree_rows(sequence, kContextTokens);
   const auto token_rows = static_cast<int>(rows.size());
   engine->forward(rows);
-  const std::vector<float> all = copied(engine->logits(first_rows(token_rows)));
+  const std::vector<float> logits = copied(engine->logits(first_rows(token_rows)));
+  engine->forward(rows, kAllLayers);
+  EXPECT_LT(largest_difference(engine->logits(first_rows(token_rows)), logits), kSameKernels);
+  std::vector<std::vector<float>> results;
+  for (int row = 0; row < token_rows; ++row) {
+    results.push_back(result_of(*engine, row, kAllLayers));
+  }
 
-  // With pseudo rows beside them, and with what is captured.
-  engine->set_heads(some_heads(engine->config(), /*all_parts=*/true));
+  engine->set_heads(some_heads(engine->config(), {1, 2}, /*all_parts=*/true));
   for (const int anchor : {0, 2, 7}) add_pseudo_rows(rows, anchor);
-  engine->forward(rows, std::vector<int>{1, 2});
-  EXPECT_LT(largest_difference(engine->logits(first_rows(token_rows)), all), kSameKernels);
-  const std::vector<float> hidden = copied(engine->hidden(5, 2));
+  engine->forward(rows, kAllLayers);
+  for (int row = 0; row < token_rows; ++row) {
+    EXPECT_LT(largest_difference(result_of(*engine, row, kAllLayers), results[row]), kSameKernels);
+  }
 
-  // Each alone, behind its ancestors.
-  const std::size_t vocabulary = engine->config().vocabulary_size;
   for (int row = 0; row < token_rows; ++row) {
     std::vector<Token> path;
     for (int i = row; i != kContext; i = rows[i].parent) path.insert(path.begin(), rows[i].token);
-    EXPECT_LT(largest_difference(logits_behind(*engine, path),
-                                 std::span(all).subspan(row * vocabulary, vocabulary)),
-              kRounding)
+    EXPECT_LT(largest_difference(result_behind(*engine, path, kAllLayers), results[row]), kRounding)
         << "row " << row;
   }
-  engine->truncate(sequence, kContextTokens);
-  append_tokens(*engine, sequence, std::vector<Token>{rows[0].token, rows[2].token});
-  const Row last = {.sequence = sequence, .position = kContextTokens + 2, .token = rows[5].token};
-  engine->forward({&last, 1}, std::vector<int>{2});
-  EXPECT_LT(largest_difference(engine->hidden(0, 2), hidden), kRounding);
+}
+
+TEST_P(LlamaEngines, OnlyASlidingWindowHidesTheFirstToken) {
+  const auto engine = this->engine();
+  std::vector<std::vector<float>> states;
+  for (const Token first : {1, 2}) {
+    std::vector<Token> context = context_;
+    context.front() = first;
+    const int sequence = engine->add_sequence();
+    append_tokens(*engine, sequence, context);
+    engine->forward(tree_rows(sequence, kContextTokens), std::vector<int>{1});
+    states.push_back(copied(engine->hidden(kSecondBranch.back(), 1)));
+    engine->remove_sequence(sequence);
+  }
+  const float difference = largest_difference(states[0], states[1]);
+  if (std::string_view(GetParam()).starts_with("gemma")) {
+    EXPECT_EQ(difference, 0);
+  } else {
+    EXPECT_GT(difference, 0.02f);
+  }
 }
 
 TEST_P(LlamaEngines, ACommittedBranchIsAsIfItHadBeenRunAlone) {
-  for (const bool exact : {false, true}) {
-    // ggml's products of F32 add in another order for other batches, those of Q4_1 do not.
-    if (exact) write_tiny_model(path_, {.architecture = GetParam(), .type = GGML_TYPE_Q4_1});
-    const auto engine = this->engine(exact);
-    const int sequence = engine->add_sequence();
-    const int neighbour = engine->add_sequence();
-    append_tokens(*engine, neighbour, std::vector<Token>{1, 2, 3});
-    append_tokens(*engine, sequence, context_);
-    std::vector<Token> tokens;
-    for (int pass = 0; pass < 3; ++pass) {
-      std::vector<Row> rows = tree_rows(sequence, engine->length(sequence));
-      engine->forward(rows);
-      engine->commit(sequence, kSecondBranch);
-      for (const int row : kSecondBranch) tokens.push_back(rows[row].token);
-    }
-    EXPECT_EQ(engine->length(sequence), kContextTokens + std::ssize(tokens));
-    engine->truncate(sequence, engine->length(sequence) - 2);
-    tokens.resize(tokens.size() - 2);
-    const Token next = 200;
-    append_tokens(*engine, sequence, {&next, 1});
-    tokens.push_back(next);
-    const std::vector<float> after = copied(engine->logits(std::vector<int>{0}));
-    engine->remove_sequence(sequence);
-    engine->remove_sequence(neighbour);
-    const std::vector<float> plain = logits_behind(*engine, tokens);
-    if (exact) {
-      EXPECT_EQ(std::memcmp(after.data(), plain.data(), plain.size() * sizeof(float)), 0)
-          << largest_difference(after, plain);
-    } else {
-      EXPECT_LT(largest_difference(after, plain), kRounding);
+  const std::pair<ggml_type, bool> modes[] = {
+      {GGML_TYPE_F32, false}, {GGML_TYPE_F32, true}, {GGML_TYPE_Q4_1, true}};
+  for (const auto& [type, exact] : modes) {
+    write_tiny_model(path_, {.architecture = GetParam(), .type = type});
+    const auto expect_equal = [&](std::span<const float> a, std::span<const float> b) {
+      const float difference = largest_difference(a, b);
+      EXPECT_TRUE(exact ? std::ranges::equal(a, b) : difference < kRounding) << difference;
+    };
+    for (const std::vector<int>& branch : {kSecondBranch, kSecondTree}) {
+      SCOPED_TRACE(testing::Message() << type << exact << branch[0]);
+      const auto engine = this->engine(exact);
+      append_tokens(*engine, engine->add_sequence(), std::vector<Token>{1, 2, 3});
+      const int sequence = engine->add_sequence();
+      append_tokens(*engine, sequence, context_);
+      std::vector<Token> tokens;
+      for (int pass = 0; pass < 3; ++pass) {
+        const std::vector<Row> rows = tree_rows(sequence, engine->length(sequence));
+        engine->forward(rows);
+        engine->commit(sequence, branch);
+        engine->truncate(sequence, engine->length(sequence) - 1);
+        for (const int row : std::span(branch).first(branch.size() - 1)) {
+          tokens.push_back(rows[row].token);
+        }
+      }
+      EXPECT_EQ(engine->length(sequence), kContextTokens + std::ssize(tokens));
+      tokens.push_back(200);
+      expect_equal(result_of_next(*engine, sequence, tokens.back(), kAllLayers),
+                   result_behind(*engine, tokens, kAllLayers));
+      engine->truncate(sequence, engine->length(sequence) - 2);
+      result_of_next(*engine, sequence, tokens[tokens.size() - 2]);
+      expect_equal(result_of_next(*engine, sequence, tokens.back()),
+                   result_behind(*engine, tokens));
     }
   }
 }
@@ -214,26 +257,34 @@ TEST_P(BothEngines, PseudoRowsAreTheSame) {
   const auto llama = this->engine();
   const Model model(path_);
   NativeEngine native(model, kOptions);
-  for (const bool all_parts : {false, true}) {
-    SCOPED_TRACE(all_parts ? "all parts" : "maps alone");
-    std::vector<std::vector<float>> states[2], sources[2];
+  const std::vector<std::vector<int>> layers = {{1, 1}, {1, 2}, {2, 3}, {3, 3}};
+  for (int heads = 0; heads < 2 * std::ssize(layers); ++heads) {
+    SCOPED_TRACE(heads);
+    std::vector<std::vector<float>> states[2];
+    std::vector<Token> best[2];
     std::vector<Candidate> candidates[2];
     Engine* const engines[] = {llama.get(), &native};
     for (int i = 0; i < 2; ++i) {
       Engine& engine = *engines[i];
-      engine.set_heads(some_heads(model.config(), all_parts));
+      engine.set_heads(some_heads(model.config(), layers[heads / 2], heads % 2 == 1));
       const int sequence = engine.add_sequence();
       append_tokens(engine, sequence, context_);
       // Beside their token, in a tree.
       std::vector<Row> rows = tree_rows(sequence, kContextTokens);
       const auto token_rows = static_cast<int>(rows.size());
-      for (const int anchor : {0, 7}) add_pseudo_rows(rows, anchor);
-      engine.forward(rows, std::vector<int>{1});
+      for (const int anchor : {7, 0}) add_pseudo_rows(rows, anchor);
+      engine.forward(rows, kAllLayers);
       for (int row = token_rows; row < std::ssize(rows); ++row) {
         states[i].push_back(copied(engine.final_state(row)));
+        best[i].push_back(engine.best_tokens({&row, 1}, 1).front().tokens.front().token);
       }
-      const std::vector<float> source = copied(engine.draft_source(7, 1));
-      sources[i].push_back(source);
+      const std::vector<std::vector<float>> sources = {copied(engine.draft_source(7, 1)),
+                                                       copied(engine.draft_source(7, 2))};
+      for (const int layer : kAllLayers) {
+        for (int row = 0; row < token_rows; ++row) {
+          states[i].push_back(copied(engine.hidden(row, layer)));
+        }
+      }
       engine.commit(sequence, kSecondBranch);
       // In a pass of their own, behind the same token.
       std::vector<Row> deferred;
@@ -242,31 +293,32 @@ TEST_P(BothEngines, PseudoRowsAreTheSame) {
                             .position = engine.length(sequence) + step - 1,
                             .parent = step - 2,
                             .step = step,
-                            .source = source,
+                            .source = sources[step - 1],
                             .token_behind = 5});
       }
       engine.forward(deferred);
-      for (int row = 0; row < 2; ++row) states[i].push_back(copied(engine.final_state(row)));
+      for (int row = 0; row < 2; ++row) {
+        states[i].push_back(copied(engine.final_state(row)));
+        EXPECT_LT(largest_difference(states[i].back(), states[i][row]), kRounding);
+      }
       engine.propose(std::vector<int>{0, 1});
       candidates[i] = engine.drafts_behind(2, std::vector<Token>{9}).front();
       engine.remove_sequence(sequence);
     }
-    EXPECT_LT(largest_difference(sources[0][0], sources[1][0]), kRounding);
-    for (std::size_t row = 0; row < states[0].size(); ++row) {
-      EXPECT_LT(largest_difference(states[0][row], states[1][row]), kRounding) << "row " << row;
+    for (std::size_t state = 0; state < states[0].size(); ++state) {
+      EXPECT_LT(largest_difference(states[0][state], states[1][state]), kRounding)
+          << "state " << state;
     }
-    // The rows behind the last token are the same in both ways to draft.
-    EXPECT_LT(largest_difference(states[0][2], states[0][4]), kRounding);
-    EXPECT_LT(largest_difference(states[0][3], states[0][5]), kRounding);
+    EXPECT_EQ(best[0], best[1]);
     ASSERT_EQ(candidates[0].size(), candidates[1].size());
     EXPECT_EQ(candidates[0].front().token, candidates[1].front().token);
-    EXPECT_NEAR(candidates[0].front().log_probability, candidates[1].front().log_probability, 0.01);
+    EXPECT_NEAR(candidates[0].front().log_probability, candidates[1].front().log_probability, 0.02);
   }
   // They do depend on the maps.
   std::vector<Row> rows = tree_rows(llama->add_sequence(), 0);
   add_pseudo_rows(rows, 0);
   const auto state = [&](std::uint32_t seed) {
-    llama->set_heads(some_heads(model.config(), /*all_parts=*/false, seed));
+    llama->set_heads(some_heads(model.config(), {1, 1}, /*all_parts=*/false, seed));
     llama->forward(rows);
     return copied(llama->final_state(static_cast<int>(rows.size()) - 1));
   };
@@ -280,7 +332,7 @@ class LlamaEngineErrors : public LlamaEngines {};
 
 TEST_P(LlamaEngineErrors, SayWhatToDo) {
   const auto engine = this->engine(/*exact=*/false, {.threads = 1, .context = 80, .max_rows = 64});
-  Heads heads = some_heads(engine->config(), /*all_parts=*/false);
+  Heads heads = some_heads(engine->config(), {1, 1}, /*all_parts=*/false);
   engine->set_heads(heads);
   const int sequence = engine->add_sequence();
   const auto message_of = [&](std::span<const Row> rows, std::span<const Sublayer> skipped = {}) {
@@ -303,6 +355,8 @@ TEST_P(LlamaEngineErrors, SayWhatToDo) {
   heads.method = HeadsMethod::kMedusa;
   EXPECT_NE(error_of([&] { engine->set_heads(heads); }).find("native"), std::string::npos);
   heads.method = HeadsMethod::kFirp;
+  heads.steps[0].layer = 2;  // later than the second step
+  EXPECT_NE(error_of([&] { engine->set_heads(heads); }).find("native"), std::string::npos);
   heads.steps[0].layer = 99;
   EXPECT_NE(error_of([&] { engine->set_heads(heads); }).find("do not fit"), std::string::npos);
 
@@ -316,6 +370,35 @@ TEST_P(LlamaEngineErrors, SayWhatToDo) {
   });
   EXPECT_NE(no_device.find("there is no CUDA9 (there are: none, CPU"), std::string::npos)
       << no_device;
+}
+
+TEST_P(LlamaEngineErrors, LeaveTheEngineAsItWas) {
+  const auto engine = this->engine(/*exact=*/true, {.threads = 1, .context = 80, .max_rows = 300});
+  const int sequence = engine->add_sequence();
+  append_tokens(*engine, sequence, context_);
+  const auto error_of_leaves = [&](int count) {
+    std::vector<Row> rows(count, {.sequence = sequence, .position = engine->length(sequence)});
+    for (Row& row : rows) row.token = 1;
+    return error_of([&] { engine->forward(rows); });
+  };
+  EXPECT_NE(error_of_leaves(300).find("256 sequences"), std::string::npos);
+
+  const std::vector<Row> rows = tree_rows(sequence, kContextTokens);
+  engine->forward(rows);
+  engine->commit(sequence, kSecondBranch);  // the next pass runs some of these rows again
+  std::vector<Token> tokens;
+  for (const int row : kSecondBranch) tokens.push_back(rows[row].token);
+  std::vector<int> neighbours;
+  const auto fill = [&] {
+    for (;;) append_tokens(*engine, neighbours.emplace_back(engine->add_sequence()), context_);
+  };
+  EXPECT_NE(error_of(fill).find("context is full"), std::string::npos);
+  EXPECT_NE(error_of_leaves(64).find("context is full"), std::string::npos);
+  for (const int neighbour : neighbours) engine->remove_sequence(neighbour);
+  tokens.push_back(200);
+  EXPECT_LT(largest_difference(result_of_next(*engine, sequence, tokens.back()),
+                               result_behind(*engine, tokens)),
+            kRounding);
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, LlamaEngineErrors, testing::Values("llama", "gemma3"),

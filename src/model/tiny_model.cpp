@@ -180,7 +180,11 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
       parts.layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
       1e-5f);
   if (parts.sliding_window > 0) writer.set_int("attention.sliding_window", parts.sliding_window);
-  if (o.architecture == "gptneox") writer.set_bool("use_parallel_residual", false);
+  if (o.architecture == "gptneox") writer.set_bool("use_parallel_residual", true);
+  if (o.architecture == "gemma2") {  // lower than real models', so that they matter
+    writer.set_float("attn_logit_softcapping", 2.0f);
+    writer.set_float("final_logit_softcapping", 10.0f);
+  }
   if (!o.rope_scaling.empty()) {
     writer.set_string(writer.key("rope.scaling.type"), o.rope_scaling);
     writer.set_float("rope.scaling.factor", o.rope_scaling_factor);
