@@ -121,6 +121,29 @@ void read_portable(const std::byte* from, std::size_t bytes) {
   return double{kSteps} * kChains * 32;
 }
 
+#if defined(__linux__)
+/// Of 16 x 16 sums and 32 inputs each. That the tiles may be used, available_isas() has found out.
+[[gnu::noinline]] double bf16_amx() {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } shapes;
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
+  asm volatile(
+      "tilezero %tmm0\n tilezero %tmm1\n tilezero %tmm2\n tilezero %tmm3\n"
+      "tilezero %tmm4\n tilezero %tmm5");
+  for (int step = 0; step < kSteps; ++step) {
+    asm volatile(
+        "tdpbf16ps %tmm5, %tmm4, %tmm0\n tdpbf16ps %tmm5, %tmm4, %tmm1\n"
+        "tdpbf16ps %tmm5, %tmm4, %tmm2\n tdpbf16ps %tmm5, %tmm4, %tmm3");
+  }
+  asm volatile("tilerelease");
+  return double{kSteps} * 4 * 16 * 16 * 32;
+}
+#define FIRP_AMX_PEAK
+#endif
+
 [[gnu::target("avx512f")]] void read_avx512(const std::byte* from, std::size_t bytes) {
   __m512i sums[8] = {};
   for (std::size_t at = 0; at + 512 <= bytes; at += 512) {
@@ -214,6 +237,9 @@ struct IsaPeaks {
 /// Best first.
 constexpr IsaPeaks kIsaPeaks[] = {
 #if defined(__x86_64__)
+#ifdef FIRP_AMX_PEAK
+    {"avx512_amx", "vpdpbusd zmm", 1, int8_avx512, f32_avx512, bf16_amx},
+#endif
     {"avx512_bf16", "vpdpbusd zmm", 1, int8_avx512, f32_avx512, bf16_avx512},
     {"avx512", "vpdpbusd zmm", 1, int8_avx512, f32_avx512, nullptr},
 #ifdef FIRP_AVX_VNNI

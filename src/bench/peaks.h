@@ -18,7 +18,7 @@ struct MachinePeaks {
   /// Multiply-adds a second by the best instructions of one instruction set, from registers.
   double int8_per_second = 0;  ///< unsigned 8-bit codes x signed 8-bit activations, 32-bit sums
   double f32_per_second = 0;
-  double bf16_per_second = 0;    ///< dot products of BF16 pairs; 0: none in this instruction set
+  double bf16_per_second = 0;    ///< BF16 dot products or tiles; 0: none in this instruction set
   std::string instruction;       ///< of int8_per_second: "vpdpbusd zmm", ...
   int instructions_per_dot = 1;  ///< instructions that one 8-bit dot takes (2 without VNNI)
 

@@ -25,7 +25,7 @@ std::string stamp(const std::filesystem::path& path) {
 /// All that the costs depend on.
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
-  return fmt::format("2|{}|{}|{} threads|cache {}|{}|{}", cpu_name(), engine.isa(),
+  return fmt::format("3|{}|{}|{} threads|cache {}|{}|{}", cpu_name(), engine.isa(),
                      engine.options().threads, static_cast<int>(engine.options().cache_type),
                      stamp(model), stamp(heads));
 }

@@ -61,7 +61,7 @@ class Planner {
   void observe_drafting(double seconds);
 
   double verify_seconds(int rows, int context) const {
-    return (rows == 1 ? plain_drift_ : drift_) * costs_.verify(rows, context);
+    return drifts_[rows > 1].ratio * costs_.verify(rows, context);
   }
   const PassCosts& costs() const { return costs_; }
   /// Of as many steps as drafts() chose.
@@ -79,10 +79,17 @@ class Planner {
   void learn_steps(const DraftTree& tree, int context);
   int best_steps() const;
 
+  /// What passes take by now / what they took when they were measured.
+  struct Drift {
+    double ratio = 1;
+    int unseen = 0;  ///< passes since there was one of this kind
+
+    void observe(double ratio_now);
+  };
+
   PassCosts costs_;
   bool follow_;
-  /// What passes take by now / what they took when they were measured: of one row, and of more.
-  double plain_drift_ = 1, drift_ = 1;
+  std::array<Drift, 2> drifts_;  ///< of passes of one row, and of more
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
   std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next

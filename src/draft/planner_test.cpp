@@ -91,7 +91,28 @@ TEST(Planner, StopsDraftingThatLosesAndTriesAgainSeldom) {
 
 TEST(Planner, GoesOnDraftingThatPays) {
   Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
-  EXPECT_EQ(drafted_steps(planner, 500, 1.0), 500);
+  EXPECT_GT(drafted_steps(planner, 500, 1.0), 480) << "a plain pass now and then, no more";
+}
+
+/// Passes of a machine where plain ones take 1 second, others 1.1 and drafting 0.4; how many of the
+/// last half were drafted for, where a draft gives 0.3 tokens: 1.3 in 1.5 seconds.
+double drafted_share(Planner& planner) {
+  drafted_steps(planner, 200, 0.3);
+  return drafted_steps(planner, 200, 0.3) / 200.0;
+}
+
+TEST(Planner, FindsOutThatPlainPassesTakeLessThanWasMeasured) {
+  Planner right(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  Planner wrong(costs({{1, 1.5}, {5, 1.6}, {32, 2.0}}, 0.4));
+  EXPECT_LT(drafted_share(right), 0.1);
+  EXPECT_LT(drafted_share(wrong), 0.1);
+  EXPECT_NEAR(wrong.verify_seconds(1, kShort), 1.0, 0.05);
+}
+
+TEST(Planner, FindsOutThatPlainPassesTakeMoreThanWasMeasured) {
+  Planner wrong(costs({{1, 0.5}, {5, 1.1}, {32, 2.0}}, 0.4));
+  drafted_steps(wrong, 200, 1.0);
+  EXPECT_GT(drafted_steps(wrong, 200, 1.0), 180);
 }
 
 /// Passes for which `planner.steps()` steps are drafted, `far` at most, each node right with

@@ -315,7 +315,9 @@ void float_tile(const TileTask& task) {
   store_tile(task, result);
 }
 
-#ifdef FIRP_DOT_BF16
+#ifdef FIRP_AMX
+#include "kernels/body_amx.h"
+#elif defined(FIRP_DOT_BF16)
 /// BF16 weights times BF16 activations, two inputs an instruction.
 template <int kRows, int kBlocks>
 void bf16_tile(const TileTask& task) {
@@ -381,7 +383,7 @@ constexpr Tiles float_tiles(std::integer_sequence<int, kRows...>) {
           kFloatBlocks};
 }
 
-#ifdef FIRP_DOT_BF16
+#if defined(FIRP_DOT_BF16) && !defined(FIRP_AMX)
 template <int... kRows>
 constexpr Tiles bf16_tiles(std::integer_sequence<int, kRows...>) {
   return {{bf16_tile<kRows + 1, 1>...},
@@ -399,7 +401,10 @@ inline constexpr Tiles kTiles = [] {
   constexpr WeightKind kKind = kPackedFormats[format_index(kType)].kind;
   if constexpr (kKind == WeightKind::kCodes) {
     return codes_tiles<kType>(kNarrow, kWide);
-#ifdef FIRP_DOT_BF16
+#if defined(FIRP_AMX)
+  } else if constexpr (kKind == WeightKind::kBF16) {
+    return Tiles{};  // amx_matmul
+#elif defined(FIRP_DOT_BF16)
   } else if constexpr (kKind == WeightKind::kBF16) {
     return bf16_tiles(std::make_integer_sequence<int, 8>());
 #endif
@@ -416,6 +421,9 @@ const Tiles& tiles_of(ggml_type type, std::index_sequence<kFormats...>) {
 
 void matmul(const ProductTask& product, const Activations& x) {
   const PackedMatrix& w = product.weights;
+#ifdef FIRP_AMX
+  if (w.format().kind == WeightKind::kBF16) return amx_matmul(product, x);
+#endif
   const Tiles& tiles =
       tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
   const std::size_t block_bytes = w.block_bytes();

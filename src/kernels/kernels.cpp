@@ -2,6 +2,8 @@
 
 #if defined(FIRP_X86)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(FIRP_AARCH64)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -48,13 +50,31 @@ bool has_avx512() {
 
 bool has_avx_vnni() { return has_avx2() && has_late_feature(4); }
 bool has_avx512_bf16() { return has_avx512() && has_late_feature(5); }
+
+/// The CPU has tiles of bytes and BF16, and the kernel lets the process use them: it keeps 8 KiB
+/// more of every thread that does, so it wants to be asked.
+bool has_amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!has_avx512_bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
+  if ((d & (kBf16 | kTiles | kInt8)) != (kBf16 | kTiles | kInt8)) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h of Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 /// Best first.
 constexpr Isa kIsas[] = {
 #if defined(FIRP_X86)
-    {&kKernelsAvx512Bf16, has_avx512_bf16},   {&kKernelsAvx512, has_avx512},
-    {&kKernelsAvxVnni, has_avx_vnni},         {&kKernelsAvx2, has_avx2},
+    {&kKernelsAvx512Amx, has_amx},
+    {&kKernelsAvx512Bf16, has_avx512_bf16},
+    {&kKernelsAvx512, has_avx512},
+    {&kKernelsAvxVnni, has_avx_vnni},
+    {&kKernelsAvx2, has_avx2},
 #elif defined(FIRP_AARCH64)
     {&kKernelsNeonI8mm, [] { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }},
     {&kKernelsNeonDotprod, [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},

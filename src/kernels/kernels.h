@@ -148,7 +148,7 @@ struct ExpSum {
 /// whatever rows are beside it, however the work is split over calls and threads, and whether a
 /// position's key and value lie in a page or in a scratch slot (docs/numerics.md).
 struct Kernels {
-  const char* isa;  ///< "avx512_bf16" .. "avx2", "neon_i8mm" .. "neon", "portable"
+  const char* isa;  ///< "avx512_amx" .. "avx2", "neon_i8mm" .. "neon", "portable"
 
   /// y[r][o] = sum_i x[r][i] w[o][i] for the outputs of the task's blocks and all rows of `x`
   /// (inputs() equal). Never writes beyond the matrix's outputs.

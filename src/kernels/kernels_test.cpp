@@ -166,7 +166,7 @@ TEST_P(KernelsTest, ProductOfExtremeCodesIsExact) {
 }
 
 TEST_P(KernelsTest, ProductOfARowDependsOnNothingElse) {
-  constexpr int kMostRows = 33;
+  constexpr int kMostRows = 50;  // more than 3 of the largest tiles
   constexpr int kInputs = 512;
   constexpr int kOutputs = 16 * 13 + 5;
   constexpr int kStride = kOutputs + 3;
@@ -298,21 +298,25 @@ TEST_P(KernelsTest, RmsNorm) {
 }
 
 TEST_P(KernelsTest, MatmulAddsToWhatIsThere) {
-  const RandomTensor random(GGML_TYPE_Q4_0, 53, 128, 1);
-  const PackedMatrix w(random.tensor());
-  const Activations x = activations(7, 128);
-  const std::vector<float> alone = product(w, x);
-  std::vector<float> y = random_values(alone.size(), 9);
-  std::vector<float> expected = y;
-  for (std::size_t i = 0; i < y.size(); ++i) expected[i] += alone[i];
-  kernels_.matmul({.weights = w,
-                   .first_block = 0,
-                   .end_block = w.blocks(),
-                   .y = y.data(),
-                   .y_stride = 53,
-                   .add = true},
-                  x);
-  ASSERT_TRUE(same_bits(y, expected));
+  for (const ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_BF16}) {
+    const RandomTensor random(type, 53, 128, 1);
+    const PackedMatrix w(random.tensor());
+    for (const int rows : {7, 23, 41}) {
+      const Activations x = activations(rows, 128);
+      const std::vector<float> alone = product(w, x);
+      std::vector<float> y = random_values(alone.size(), 9);
+      std::vector<float> expected = y;
+      for (std::size_t i = 0; i < y.size(); ++i) expected[i] += alone[i];
+      kernels_.matmul({.weights = w,
+                       .first_block = 0,
+                       .end_block = w.blocks(),
+                       .y = y.data(),
+                       .y_stride = 53,
+                       .add = true},
+                      x);
+      ASSERT_TRUE(same_bits(y, expected)) << ggml_type_name(type) << ", " << rows << " rows";
+    }
+  }
 }
 
 TEST_P(KernelsTest, PrepareOfAPartIsThatOfTheWhole) {

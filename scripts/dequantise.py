@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Writes a GGUF file's matrices as BF16 or F16: the same model, of a type that it was not quantised to.
+
+usage: dequantise.py IN.gguf OUT.gguf bf16|f16      (needs `pip install gguf`)
+
+Of each weight its nearest BF16 or F16; what lies in the file as F32 stays.
+"""
+import sys
+
+import gguf
+
+source, target, wanted = sys.argv[1:]
+kind = {"bf16": gguf.GGMLQuantizationType.BF16, "f16": gguf.GGMLQuantizationType.F16}[wanted]
+reader = gguf.GGUFReader(source)
+writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+for name, field in reader.fields.items():
+    if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+        continue
+    of_array = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+    writer.add_key_value(name, field.contents(), field.types[0], of_array)
+for tensor in reader.tensors:
+    if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+        writer.add_tensor(tensor.name, tensor.data)
+    else:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
