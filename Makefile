@@ -1,13 +1,16 @@
 # Everything that a fresh Debian machine needs is installed by `make setup`, which the others call.
 FIRP_CACHE ?= $(HOME)/.cache/firp
 export FIRP_CACHE
+# cuda, vulkan, hip, ...: libllama is built with that backend of llama.cpp's, whose tools must be there.
+GPU ?=
+export GPU
 MODEL := $(FIRP_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: help setup build test demo format clean
 
 help:
 	@echo 'make demo    a real model answers with FIRP and without, side by side'
-	@echo 'make build   build/firp'
+	@echo 'make build   build/firp; GPU=cuda (vulkan, hip, ...): for llama.cpp'\''s engine on a GPU'
 	@echo 'make test    all tests'
 	@echo 'make format  clang-format on all sources'
 	@echo 'make clean   removes the build folders; what lies in $(FIRP_CACHE) stays'
@@ -16,7 +19,7 @@ setup:
 	@scripts/setup.sh $(SETUP_FOR)
 
 build: setup
-	@cmake --preset release -DFIRP_CACHE='$(FIRP_CACHE)'
+	@cmake --preset release -DFIRP_CACHE='$(FIRP_CACHE)' -DFIRP_GPU='$(GPU)'
 	@cmake --build --preset release
 
 test: SETUP_FOR := tests

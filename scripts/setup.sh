@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs what FIRP is built and shown with. Safe to run again: what is there is not touched.
 #   - Debian packages: with root or passwordless sudo, else one message that names them
-#   - libllama and ggml, built once into $FIRP_CACHE, unless the system has them
+#   - libllama and ggml, built once into $FIRP_CACHE, unless the system has them. GPU=cuda (vulkan, hip,
+#     ...) adds that backend, built into a folder of its own; LLAMA_OPTIONS are further options for
+#     CMake, as -DCMAKE_CUDA_ARCHITECTURES=90
 #   - the model of the demo and the tests, in $FIRP_CACHE/models
 #   - with the argument `tests`, what scripts/test_neon.sh needs: a compiler for AArch64 and QEMU (68 MB
 #     to fetch, 320 MB installed), ggml's source (77 and 25 MB). Without them that test is skipped.
@@ -10,7 +12,8 @@ set -euo pipefail
 
 cache=${FIRP_CACHE:-$HOME/.cache/firp}
 llama_version=0.3.36 # of PyPI's llama-cpp-python, whose source package carries llama.cpp
-llama_prefix=$cache/llama-$llama_version-rpc
+gpu=${GPU-}
+llama_prefix=$cache/llama-$llama_version-rpc${gpu:+-$gpu}
 llama_source=$cache/llama-source-$llama_version
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
@@ -76,7 +79,10 @@ download_llama() {
 
 # pip would build llama.cpp's multimodal tools too and take twice as long: only its source is taken.
 build_llama() {
-  say "building libllama $llama_version for this machine (some minutes, once)"
+  say "building libllama $llama_version${gpu:+ with $gpu} for this machine (some minutes, once)"
+  local options=()
+  read -r -a options <<< "${LLAMA_OPTIONS-}"
+  [ -z "$gpu" ] || options+=("-DGGML_${gpu^^}=ON")
   download_llama
   tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
   {
@@ -85,7 +91,7 @@ build_llama() {
       -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF \
       -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
       -DCMAKE_INSTALL_PREFIX="$work/llama" -DCMAKE_INSTALL_LIBDIR=lib \
-      -DCMAKE_INSTALL_RPATH="\$ORIGIN" &&
+      -DCMAKE_INSTALL_RPATH="\$ORIGIN" "${options[@]}" &&
       cmake --build "$work/build" &&
       cmake --install "$work/build"
   } > "$work/log" 2>&1 || {
@@ -135,7 +141,7 @@ exec 9> "$cache/.lock"
 flock 9
 work=$(mktemp -d "$cache/setup.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-[ -d "$llama_prefix" ] || system_has_llama || build_llama
+[ -d "$llama_prefix" ] || { [ -z "$gpu" ] && system_has_llama; } || build_llama
 if $for_neon && ! [ -d "$llama_source" ]; then
   (keep_llama_source) || say 'without its source the NEON kernels are not tested'
 fi

@@ -14,17 +14,19 @@ namespace {
 
 // Averages are over about this many steps: short enough to follow a change of subject.
 constexpr double kWeight = 1.0 / 16;
-// Drafting that loses is stopped after so many steps, and tried again after as many as make the
-// trials cost this share of the time: soon where little is lost, seldom where text cannot be
-// predicted.
+// Drafting that loses is stopped after so many steps, and tried again after as many plain ones as
+// make what the trials lose this share of the time: soon where little is lost, seldom where text
+// cannot be predicted.
 constexpr int kTrialSteps = 3;
 constexpr double kTrialShare = 0.01;
 constexpr int kLongestPause = 256;
-// What drafting is held against is a plain pass: where there was none for so long, one is made. It
-// costs half a hundredth of the gain; without it, passes that were measured in a bad moment would
-// make drafting look good forever.
-constexpr int kLongestWithoutPlain = 32;
-constexpr int kFirstPlain = 8;
+// What drafting is held against is a plain pass: where there was none for so long, some are made.
+// That costs a hundredth of the gain; without it, passes that were measured in a bad moment would
+// make drafting look good forever. A plain pass right behind others takes longer than among its
+// like (a quarter, on a Xeon), so it is not the first that counts.
+constexpr int kLongestWithoutPlain = 64;
+constexpr int kFirstPlain = 16;
+constexpr int kPlainRun = 2;
 // The first draft, and one in so many later on, goes as far ahead as can be: of steps that are not
 // drafted nothing is learnt. So few must count for more.
 constexpr int kFarDrafts = 32;
@@ -112,11 +114,17 @@ double Drafting::measure(int steps) const {
   });
 }
 
-/// A pass with more rows takes no less time; where it seems so, the other was disturbed.
+/// A pass with more rows takes no less time; where it seems to, the other one was disturbed.
 void make_ascending(std::map<int, double>& seconds) {
   double least = INFINITY;
   for (auto each = seconds.rbegin(); each != seconds.rend(); ++each) {
     least = each->second = std::min(least, each->second);
+  }
+}
+
+void make_ascending(std::vector<double>& seconds) {
+  for (std::size_t i = seconds.size(); i-- > 1;) {
+    seconds[i - 1] = std::min(seconds[i - 1], seconds[i]);
   }
 }
 
@@ -154,6 +162,7 @@ PassCosts measure_costs(Engine& engine) {
     }
   }
   make_ascending(costs.verify_seconds);
+  make_ascending(costs.draft_seconds);
   if (kLongContext + kContextRows <= room) {
     const int before = engine.length(sequence);
     double far = INFINITY;
@@ -187,9 +196,9 @@ Planner::Planner(PassCosts costs, bool follow) : costs_(std::move(costs)), follo
   for (Drift& drift : drifts_) drift.unseen = kLongestWithoutPlain - kFirstPlain;
 }
 
-/// What was not seen for long counts for more: half, at most.
+/// What was not seen for long counts for more.
 void Planner::Drift::observe(double ratio_now) {
-  const double weight = std::min((unseen + 1) * kWeight, 0.5);
+  const double weight = std::min((unseen + 1) * kWeight, 0.25);
   ratio *= 1 + weight * (std::clamp(ratio_now, 0.5, 2.0) - 1);
   unseen = 0;
 }
@@ -246,7 +255,10 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   const int rows = static_cast<int>(tree.size()) + 1;
   const double tokens = expected_tokens(tree);
   for (Drift& drift : drifts_) ++drift.unseen;
-  if (follow_) drifts_[rows > 1].observe(seconds / verify_seconds(rows, context));
+  plain_run_ = rows == 1 && !drafted_ ? plain_run_ + 1 : 0;
+  if (follow_ && (rows > 1 || plain_run_ >= kPlainRun)) {
+    drifts_[rows > 1].observe(seconds / verify_seconds(rows, context));
+  }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
     for (int range = 0; range < kRanges; ++range) {
@@ -264,12 +276,15 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   // By what was to be expected: what came varies too much from step to step.
   drafted_ = false;
   if (alone_) learn_steps(tree, context);
-  const double rate = tokens / (verify_seconds(rows, context) + draft_seconds());
+  const double step_seconds = verify_seconds(rows, context) + draft_seconds();
+  const double rate = tokens / step_seconds;
   const double weight = std::max(kWeight, 1.0 / ++trial_);
   rate_ += weight * (rate - rate_);
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
-    pause_ = std::clamp(static_cast<int>(kTrialSteps * -profit_ / kTrialShare), 1, kLongestPause);
+    const double lost_seconds = kTrialSteps * step_seconds * -profit_;
+    const double pause = lost_seconds / (kTrialShare * verify_seconds(1, context));
+    pause_ = static_cast<int>(std::clamp(pause, 1.0, double{kLongestPause}));
   }
 }
 

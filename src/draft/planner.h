@@ -90,6 +90,7 @@ class Planner {
   PassCosts costs_;
   bool follow_;
   std::array<Drift, 2> drifts_;  ///< of passes of one row, and of more
+  int plain_run_ = 0;            ///< passes of one row, up to now, that nothing was drafted for
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
   std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next
