@@ -83,6 +83,11 @@ build_llama() {
   local options=()
   read -r -a options <<< "${LLAMA_OPTIONS-}"
   [ -z "$gpu" ] || options+=("-DGGML_${gpu^^}=ON")
+  # g++ takes what ggml writes as the shapes of AMX's tiles for unused, and the first tile is an illegal
+  # instruction (https://github.com/ggml-org/llama.cpp/pull/26954).
+  if grep -qw amx_tile /proc/cpuinfo 2> /dev/null; then
+    options+=("-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse")
+  fi
   download_llama
   tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
   {

@@ -128,7 +128,8 @@ void read_portable(const std::byte* from, std::size_t bytes) {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
     std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
     std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
-  } shapes;
+  } shapes, before;
+  asm volatile("sttilecfg %0" : "=m"(before));
   asm volatile("ldtilecfg %0" ::"m"(shapes));
   asm volatile(
       "tilezero %tmm0\n tilezero %tmm1\n tilezero %tmm2\n tilezero %tmm3\n"
@@ -138,7 +139,7 @@ void read_portable(const std::byte* from, std::size_t bytes) {
         "tdpbf16ps %tmm5, %tmm4, %tmm0\n tdpbf16ps %tmm5, %tmm4, %tmm1\n"
         "tdpbf16ps %tmm5, %tmm4, %tmm2\n tdpbf16ps %tmm5, %tmm4, %tmm3");
   }
-  asm volatile("tilerelease");
+  asm volatile("ldtilecfg %0" ::"m"(before));
   return double{kSteps} * 4 * 16 * 16 * 32;
 }
 #define FIRP_AMX_PEAK

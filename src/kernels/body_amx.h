@@ -30,25 +30,31 @@ inline void tile_dot_bf16() {
 }
 
 /// Tiles of 64 bytes a row, for as long as it lives: 0 to 3 for sums and 4 and 5 for inputs have
-/// `rows` rows, 6 and 7 for weights have 16. Other code of the thread may have shapes of its own,
-/// so each call sets them (a tenth of a microsecond).
+/// `rows` rows, 6 and 7 for weights have 16. Other code of the thread has shapes of its own, which
+/// it may set but once (ggml does): they come back.
 class TileShapes {
  public:
   explicit TileShapes(int rows) {
-    struct alignas(64) {
-      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      std::uint16_t row_bytes[16] = {};
-      std::uint8_t rows[16] = {};
-    } config;
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    Shapes shapes;
+    shapes.palette = 1;
     for (int tile = 0; tile < 8; ++tile) {
-      config.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? rows : 16);
-      config.row_bytes[tile] = 64;
+      shapes.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? rows : 16);
+      shapes.row_bytes[tile] = 64;
     }
-    asm volatile("ldtilecfg %0" ::"m"(config));
+    asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
-  ~TileShapes() { asm volatile("tilerelease"); }
+  ~TileShapes() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
   TileShapes(const TileShapes&) = delete;
   TileShapes& operator=(const TileShapes&) = delete;
+
+ private:
+  struct alignas(64) Shapes {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  Shapes before_;
 };
 
 /// Some rows of the input, at most 16 side by side.

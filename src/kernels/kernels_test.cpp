@@ -201,6 +201,33 @@ TEST_P(KernelsTest, ProductOfARowDependsOnNothingElse) {
   }
 }
 
+#if defined(__x86_64__)
+/// ggml sets the shapes of AMX's tiles once in a thread, and relies on them ever after.
+TEST(Amx, LeavesTheShapesOfTilesAsTheyWere) {
+  if (std::ranges::count(available_isas(), "avx512_amx") == 0) {
+    GTEST_SKIP() << "this machine has no AMX";
+  }
+  struct alignas(64) Shapes {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 32};
+    std::uint8_t rows[16] = {8, 16};
+  };
+  const Shapes before;
+  Shapes after = {};
+  Activations x(3, 64);
+  x.resize(3, 64);
+  const RandomTensor random(GGML_TYPE_BF16, 40, 64, 1);
+  const PackedMatrix w(random.tensor());
+  std::vector<float> y(3 * 40);
+  asm volatile("ldtilecfg %0" ::"m"(before));
+  kernels("avx512_amx")
+      .matmul({.weights = w, .first_block = 0, .end_block = 3, .y = y.data(), .y_stride = 40}, x);
+  asm volatile("sttilecfg %0" : "=m"(after));
+  asm volatile("tilerelease");
+  EXPECT_EQ(std::memcmp(&before, &after, sizeof before), 0);
+}
+#endif
+
 TEST_P(KernelsTest, QuantizedProductIsAtLeastAsGoodAsThatOfGgml) {
   constexpr int kInputs = 2048;
   constexpr int kOutputs = 128;
