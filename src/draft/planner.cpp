@@ -24,8 +24,10 @@ constexpr int kLongestPause = 256;
 // That costs a hundredth of the gain; without it, passes that were measured in a bad moment would
 // make drafting look good forever. A plain pass right behind others takes longer than among its
 // like (a quarter, on a Xeon), so it is not the first that counts.
+// At first, and where it took another time than expected, the next one comes soon.
 constexpr int kLongestWithoutPlain = 64;
-constexpr int kFirstPlain = 16;
+constexpr int kSoon = 16;
+constexpr double kExpectedShare = 0.1;
 constexpr int kPlainRun = 2;
 // The first draft, and one in so many later on, goes as far ahead as can be: of steps that are not
 // drafted nothing is learnt. So few must count for more.
@@ -193,12 +195,12 @@ double PassCosts::verify(int rows, int context) const {
 Planner::Planner(PassCosts costs, bool follow) : costs_(std::move(costs)), follow_(follow) {
   expected_.fill(kPriorTokens);
   accepted_.fill(kPriorTokens);
-  for (Drift& drift : drifts_) drift.unseen = kLongestWithoutPlain - kFirstPlain;
+  until_plain_ = kSoon;
 }
 
 /// What was not seen for long counts for more.
 void Planner::Drift::observe(double ratio_now) {
-  const double weight = std::min((unseen + 1) * kWeight, 0.25);
+  const double weight = std::min((unseen + 1) * kWeight, 0.5);
   ratio *= 1 + weight * (std::clamp(ratio_now, 0.5, 2.0) - 1);
   unseen = 0;
 }
@@ -256,8 +258,12 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   const double tokens = expected_tokens(tree);
   for (Drift& drift : drifts_) ++drift.unseen;
   plain_run_ = rows == 1 && !drafted_ ? plain_run_ + 1 : 0;
+  until_plain_ = std::max(0, until_plain_ - 1);
   if (follow_ && (rows > 1 || plain_run_ >= kPlainRun)) {
-    drifts_[rows > 1].observe(seconds / verify_seconds(rows, context));
+    const double ratio = seconds / verify_seconds(rows, context);
+    drifts_[rows > 1].observe(ratio);
+    if (rows == 1)
+      until_plain_ = std::abs(ratio - 1) < kExpectedShare ? kLongestWithoutPlain : kSoon;
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
@@ -290,7 +296,7 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
 
 bool Planner::drafts(const DraftTree& at_hand, int context) {
   if (pause_ > 0) return false;
-  if (follow_ && at_hand.empty() && drifts_[0].unseen >= kLongestWithoutPlain) return false;
+  if (follow_ && at_hand.empty() && until_plain_ == 0) return false;
   int nodes = 0;
   rate_without_ = best_rate(at_hand, context, 0, &nodes);
   // A long match that promises more than drafting has given lately makes pseudo rows pointless.

@@ -82,7 +82,7 @@ class Planner {
   /// What passes take by now / what they took when they were measured.
   struct Drift {
     double ratio = 1;
-    int unseen = 0;  ///< passes since there was one of this kind
+    int unseen = 0;  ///< passes since one of this kind was looked at
 
     void observe(double ratio_now);
   };
@@ -91,6 +91,7 @@ class Planner {
   bool follow_;
   std::array<Drift, 2> drifts_;  ///< of passes of one row, and of more
   int plain_run_ = 0;            ///< passes of one row, up to now, that nothing was drafted for
+  int until_plain_;              ///< passes until a plain one is due
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
   std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next
