@@ -4,13 +4,14 @@ export FIRP_CACHE
 # cuda, vulkan, hip, ...: libllama is built with that backend of llama.cpp's, whose tools must be there.
 GPU ?=
 export GPU
+BUILD := build$(if $(GPU),-$(GPU))
 MODEL := $(FIRP_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: help setup build test demo format clean
 
 help:
 	@echo 'make demo    a real model answers with FIRP and without, side by side'
-	@echo 'make build   build/firp; GPU=cuda (vulkan, hip, ...): for llama.cpp'\''s engine on a GPU'
+	@echo 'make build   build/firp; with GPU=cuda (vulkan, hip, ...) build-cuda/firp, for llama.cpp'\''s engine'
 	@echo 'make test    all tests'
 	@echo 'make format  clang-format on all sources'
 	@echo 'make clean   removes the build folders; what lies in $(FIRP_CACHE) stays'
@@ -19,15 +20,15 @@ setup:
 	@scripts/setup.sh $(SETUP_FOR)
 
 build: setup
-	@cmake --preset release -DFIRP_CACHE='$(FIRP_CACHE)' -DFIRP_GPU='$(GPU)'
-	@cmake --build --preset release
+	@cmake --preset release -B '$(BUILD)' -DFIRP_CACHE='$(FIRP_CACHE)' -DFIRP_GPU='$(GPU)'
+	@cmake --build '$(BUILD)'
 
 test: SETUP_FOR := tests
 test: build
-	@ctest --preset release -j "$$(nproc)"
+	@ctest --test-dir '$(BUILD)' --output-on-failure --no-tests=error -j "$$(nproc)"
 
 demo: build
-	@build/firp demo -m '$(MODEL)'
+	@$(BUILD)/firp demo -m '$(MODEL)'
 
 format:
 	@find src -name '*.cpp' -o -name '*.h' | xargs clang-format -i

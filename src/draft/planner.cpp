@@ -42,6 +42,7 @@ constexpr int kShortContext = 64, kLongContext = 224;
 constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
 constexpr int kContextRows = 8;  // with which the cost of a position is measured
 constexpr int kRounds = 5;
+constexpr double kLongSeconds = 1;  // after which two rounds must do: a large model
 constexpr double kWarmUpSeconds = 0.05;
 
 double probability_of(const DraftNode& node) { return std::exp(double{node.log_probability}); }
@@ -154,13 +155,18 @@ PassCosts measure_costs(Engine& engine) {
   for (double seconds = 0; seconds < kWarmUpSeconds;) {
     seconds += measure_verifying(engine, sequence, 1);
   }
-  for (int round = 0; round < kRounds; ++round) {
+  double spent = 0;
+  const auto take = [&spent](double& best, double seconds) {
+    best = std::min(best, seconds);
+    spent += seconds;
+  };
+  int rounds = 0;
+  for (; rounds < 2 || (rounds < kRounds && spent < kLongSeconds); ++rounds) {
     for (auto& [count, best] : costs.verify_seconds) {
-      best = std::min(best, measure_verifying(engine, sequence, count));
+      take(best, measure_verifying(engine, sequence, count));
     }
     for (int steps = 1; steps <= std::ssize(costs.draft_seconds); ++steps) {
-      double& best = costs.draft_seconds[steps - 1];
-      best = std::min(best, drafting->measure(steps));
+      take(costs.draft_seconds[steps - 1], drafting->measure(steps));
     }
   }
   make_ascending(costs.verify_seconds);
@@ -169,7 +175,7 @@ PassCosts measure_costs(Engine& engine) {
     const int before = engine.length(sequence);
     double far = INFINITY;
     extend_to(kLongContext);
-    for (int round = 0; round < kRounds; ++round) {
+    for (int round = 0; round < rounds; ++round) {
       far = std::min(far, measure_verifying(engine, sequence, kContextRows));
     }
     const double near = costs.verify_seconds.at(kContextRows);

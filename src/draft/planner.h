@@ -91,7 +91,7 @@ class Planner {
   bool follow_;
   std::array<Drift, 2> drifts_;  ///< of passes of one row, and of more
   int plain_run_ = 0;            ///< passes of one row, up to now, that nothing was drafted for
-  int until_plain_;              ///< passes until a plain one is due
+  int until_plain_ = 0;          ///< passes until a plain one is due
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
   std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next
