@@ -10,6 +10,7 @@
 
 #include "bench/report.h"
 #include "bench/timing.h"
+#include "kernels/amx_shapes.h"
 #include "kernels/kernels.h"
 
 #if defined(__x86_64__)
@@ -124,11 +125,9 @@ void read_portable(const std::byte* from, std::size_t bytes) {
 #if defined(__linux__)
 /// Of 16 x 16 sums and 32 inputs each. That the tiles may be used, available_isas() has found out.
 [[gnu::noinline]] double bf16_amx() {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
-  } shapes, before;
+  AmxShapes before;
+  const AmxShapes shapes = {.row_bytes = {64, 64, 64, 64, 64, 64},
+                            .rows = {16, 16, 16, 16, 16, 16}};
   asm volatile("sttilecfg %0" : "=m"(before));
   asm volatile("ldtilecfg %0" ::"m"(shapes));
   asm volatile(

@@ -268,8 +268,9 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   if (follow_ && (rows > 1 || plain_run_ >= kPlainRun)) {
     const double ratio = seconds / verify_seconds(rows, context);
     drifts_[rows > 1].observe(ratio);
-    if (rows == 1)
+    if (rows == 1) {
       until_plain_ = std::abs(ratio - 1) < kExpectedShare ? kLongestWithoutPlain : kSoon;
+    }
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);

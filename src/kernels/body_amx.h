@@ -36,8 +36,7 @@ class TileShapes {
  public:
   explicit TileShapes(int rows) {
     asm volatile("sttilecfg %0" : "=m"(before_));
-    Shapes shapes;
-    shapes.palette = 1;
+    AmxShapes shapes;
     for (int tile = 0; tile < 8; ++tile) {
       shapes.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? rows : 16);
       shapes.row_bytes[tile] = 64;
@@ -49,12 +48,7 @@ class TileShapes {
   TileShapes& operator=(const TileShapes&) = delete;
 
  private:
-  struct alignas(64) Shapes {
-    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  };
-  Shapes before_;
+  AmxShapes before_;
 };
 
 /// Some rows of the input, at most 16 side by side.
@@ -108,27 +102,12 @@ void amx_tile(const TileTask& task, int rows, const RowChunk* chunks) noexcept {
 }
 
 void amx_matmul(const ProductTask& product, const Activations& x) noexcept {
-  const PackedMatrix& w = product.weights;
   const int rows = x.rows();
   const int chunk_rows = rows < kTileRows ? rows : kTileRows;
   const TileShapes shapes(chunk_rows);
   for (int block = product.first_block; block < product.end_block;) {
     const int blocks = product.end_block - block >= 2 ? 2 : 1;
-    const std::size_t bytes = blocks * w.block_bytes();
-    const bool last = block + blocks == product.end_block;
-    const std::byte* const next = last ? product.next : w.block(block) + bytes;
-    TileTask task = {.weights = w.block(block),
-                     .block_bytes = w.block_bytes(),
-                     .cells = w.cells(),
-                     .next = next,
-                     .next_bytes = next == nullptr ? 0 : bytes,
-                     .x = x,
-                     .first_row = 0,
-                     .y = product.y,
-                     .y_stride = product.y_stride,
-                     .add = product.add,
-                     .first_output = block * kBlockOutputs,
-                     .outputs = w.outputs()};
+    TileTask task = tile_task(product, x, block, blocks);
     for (int row = 0; row < rows;) {
       // What remains behind full chunks is taken as the last 16 rows.
       RowChunk chunks[2];

@@ -25,6 +25,26 @@ struct TileTask {
   bool first_part = true, last_part = true;
 };
 
+/// The tile of all rows and `blocks` blocks from `block` on.
+inline TileTask tile_task(const ProductTask& product, const Activations& x, int block, int blocks) {
+  const PackedMatrix& w = product.weights;
+  const std::size_t bytes = blocks * w.block_bytes();
+  const bool last = block + blocks == product.end_block;
+  const std::byte* const next = last ? product.next : w.block(block) + bytes;
+  return {.weights = w.block(block),
+          .block_bytes = w.block_bytes(),
+          .cells = w.cells(),
+          .next = next,
+          .next_bytes = next == nullptr ? 0 : bytes,
+          .x = x,
+          .first_row = 0,
+          .y = product.y,
+          .y_stride = product.y_stride,
+          .add = product.add,
+          .first_output = block * kBlockOutputs,
+          .outputs = w.outputs()};
+}
+
 /// Fetches a tile's `next` bytes, a few lines with each of its steps: all at once would make the
 /// tile wait, and the memory then idle.
 class Prefetch {
@@ -426,7 +446,6 @@ void matmul(const ProductTask& product, const Activations& x) {
 #endif
   const Tiles& tiles =
       tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
-  const std::size_t block_bytes = w.block_bytes();
   const int rows = x.rows();
   // Few rows of codes: one block at a time keeps the stream of weights sequential and unpacks them
   // once, and the rows alone fill the registers. Floats have one chain of fma an output and need
@@ -439,25 +458,11 @@ void matmul(const ProductTask& product, const Activations& x) {
     const int most_rows = wide ? tiles.wide_rows : tiles.narrow_rows;
     const Tile* const table = wide ? tiles.wide : tiles.narrow;
     const int chunks = (rows + most_rows - 1) / most_rows;
-    const std::size_t group_bytes = blocks * block_bytes;
-    const bool last = block + blocks == product.end_block;
-    const std::byte* const next = last ? product.next : w.block(block) + group_bytes;
-    TileTask task = {.weights = w.block(block),
-                     .block_bytes = block_bytes,
-                     .cells = w.cells(),
-                     .next = next,
-                     .next_bytes = next == nullptr ? 0 : group_bytes / chunks,
-                     .x = x,
-                     .first_row = 0,
-                     .y = product.y,
-                     .y_stride = product.y_stride,
-                     .add = product.add,
-                     .first_output = block * kBlockOutputs,
-                     .outputs = w.outputs()};
+    TileTask task = tile_task(product, x, block, blocks);
     if (many) {
-      task.next_bytes = next == nullptr ? 0 : group_bytes;
       tiles.many(task);
     } else {
+      task.next_bytes /= chunks;
       for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
         const int end_row = rows * (chunk + 1) / chunks;
         table[end_row - task.first_row - 1](task);

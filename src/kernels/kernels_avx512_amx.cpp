@@ -4,21 +4,18 @@
 
 #include <utility>
 
+#include "kernels/amx_shapes.h"
 #include "kernels/isa_tables.h"
 
 namespace firp {
 namespace {
 
-#include "kernels/vectors_avx512.h"
-
-#define FIRP_DOT_BF16
 #define FIRP_AMX
-inline void store_bf16(std::uint16_t* p, F32x16 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
-}
-
+// The second needs the first.
+// clang-format off
+#include "kernels/vectors_avx512.h"
 #include "kernels/kernels_body.h"
+// clang-format on
 
 }  // namespace
 

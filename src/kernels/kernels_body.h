@@ -22,8 +22,8 @@
 //     add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4 activations;
 //     sum(zero * minus_sum) gives the lanes. Codes of 8 bits, stored + 128, count as code +
 //     kDotZero.
-//   if it defines FIRP_DOT_BF16: store_bf16, and dot_bf16(F32x16, Codes, const std::uint16_t*) or
-//     FIRP_AMX
+//   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16; and
+//     FIRP_AMX where tiles take dot_bf16's place
 //   if it defines FIRP_EXPAND_CODES: store_code_bytes(std::byte*, Codes): 64 bytes, aligned
 //   kWideRows, kWideBlocks, kFloatBlocks: the tile for many rows, as large as the registers allow;
 //   kNarrowRows; kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of

@@ -15,6 +15,7 @@
 #include <optional>
 #include <random>
 
+#include "kernels/amx_shapes.h"
 #include "kernels/random_tensor.h"
 #include "model/test_files.h"
 
@@ -207,13 +208,8 @@ TEST(Amx, LeavesTheShapesOfTilesAsTheyWere) {
   if (std::ranges::count(available_isas(), "avx512_amx") == 0) {
     GTEST_SKIP() << "this machine has no AMX";
   }
-  struct alignas(64) Shapes {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {64, 32};
-    std::uint8_t rows[16] = {8, 16};
-  };
-  const Shapes before;
-  Shapes after = {};
+  const AmxShapes before = {.row_bytes = {64, 32}, .rows = {8, 16}};
+  AmxShapes after = {};
   Activations x(3, 64);
   x.resize(3, 64);
   const RandomTensor random(GGML_TYPE_BF16, 40, 64, 1);

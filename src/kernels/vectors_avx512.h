@@ -1,5 +1,5 @@
-// AVX-512 with VNNI: one 512-bit register is 16 lanes. Included by the kernels_avx512*.cpp, inside
-// their anonymous namespaces (kernels_body.h says what for).
+// AVX-512 with VNNI, and BF16 where compiled for it: one 512-bit register is 16 lanes. Included by
+// the kernels_avx512*.cpp, inside their anonymous namespaces (kernels_body.h says what for).
 
 using F32x16 = __m512;
 using I32x16 = __m512i;
@@ -109,6 +109,20 @@ inline F32x16 even_bf16(Codes pairs) { return _mm512_castsi512_ps(_mm512_slli_ep
 inline F32x16 odd_bf16(Codes pairs) {
   return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
 }
+
+#ifdef __AVX512BF16__
+#define FIRP_DOT_BF16
+inline F32x16 dot_bf16(F32x16 sum, Codes pairs, const std::uint16_t* x) {
+  int pair;
+  __builtin_memcpy(&pair, x, 4);
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pairs),
+                          reinterpret_cast<__m512bh>(splat_int(pair)));
+}
+inline void store_bf16(std::uint16_t* p, F32x16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+}
+#endif
 
 template <int kBits>
 class DotSum {
