@@ -245,17 +245,20 @@ std::string forward_table(const ForwardResult& result, const MachinePeaks& peaks
   for (const PassResult& pass : result.passes) {
     const bool plain = pass.token_rows == 1 && pass.pseudo_rows == 0;
     if (pass.peer) compared = &pass;
-    table +=
-        fmt::format("{:>6} {:>6} {:>9.2f} {:>9.2f} {:>6} {:>9.2f} {:>4.0f} % {:>9}\n",
-                    pass.token_rows, pass.pseudo_rows, 1e3 * pass.ours.best, 1e3 * pass.ours.median,
-                    one_row > 0 ? fmt::format("{:.2f}", pass.ours.best / one_row) : "-",
-                    1e3 * pass.limit_seconds, 100 * pass.limit_seconds / pass.ours.best,
-                    plain ? fmt::format("{:.1f}", 1 / pass.ours.best) : "");
+    const std::string limit = pass.limit_seconds > 0
+                                  ? fmt::format("{:>9.2f} {:>4.0f} %", 1e3 * pass.limit_seconds,
+                                                100 * pass.limit_seconds / pass.ours.best)
+                                  : fmt::format("{:>9} {:>6}", "-", "");
+    table += fmt::format("{:>6} {:>6} {:>9.2f} {:>9.2f} {:>6} {} {:>9}\n", pass.token_rows,
+                         pass.pseudo_rows, 1e3 * pass.ours.best, 1e3 * pass.ours.median,
+                         one_row > 0 ? fmt::format("{:.2f}", pass.ours.best / one_row) : "-", limit,
+                         plain ? fmt::format("{:.1f}", 1 / pass.ours.best) : "");
   }
   const auto line = [&](std::string_view what, double tokens, const Timing& ours,
                         const std::optional<Timing>& peer, double limit) {
-    table += fmt::format("{}: {:.1f} tokens/s (median {:.1f}), limit {:.1f}", what,
-                         tokens / ours.best, tokens / ours.median, tokens / limit);
+    table += fmt::format("{}: {:.1f} tokens/s (median {:.1f})", what, tokens / ours.best,
+                         tokens / ours.median);
+    if (limit > 0) table += fmt::format(", limit {:.1f}", tokens / limit);
     if (peer) {
       table += fmt::format("; llama.cpp {:.1f} (median {:.1f}): {:.2f}x", tokens / peer->best,
                            tokens / peer->median, peer->best / ours.best);
@@ -300,7 +303,8 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
                                     {"pseudo_rows", pass.pseudo_rows},
                                     {"best_seconds", pass.ours.best},
                                     {"median_seconds", pass.ours.median},
-                                    {"limit_seconds", pass.limit_seconds}};
+                                    {"limit_seconds", nullptr}};
+    if (pass.limit_seconds > 0) entry["limit_seconds"] = pass.limit_seconds;
     add_peer(entry, pass.peer);
     passes.push_back(std::move(entry));
   }
@@ -314,7 +318,8 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
   nlohmann::ordered_json prefill = {{"tokens", result.prefill.tokens},
                                     {"best_seconds", result.prefill.ours.best},
                                     {"median_seconds", result.prefill.ours.median},
-                                    {"limit_seconds", result.prefill.limit_seconds}};
+                                    {"limit_seconds", nullptr}};
+  if (result.prefill.limit_seconds > 0) prefill["limit_seconds"] = result.prefill.limit_seconds;
   add_peer(prefill, result.prefill.peer);
   return {{"mode", "forward"},
           {"machine", std::move(machine)},

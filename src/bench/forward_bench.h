@@ -29,7 +29,8 @@ struct PassResult {
   int pseudo_rows = 0;
   Timing ours;
   std::optional<Timing> peer;  ///< llama.cpp's pass of one token
-  double limit_seconds = 0;    ///< at the measured peaks, matrix by matrix, and the cache read once
+  /// At the measured peaks, matrix by matrix, and the cache read once; 0: not known.
+  double limit_seconds = 0;
 };
 
 struct PrefillResult {

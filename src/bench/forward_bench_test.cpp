@@ -92,6 +92,7 @@ TEST_F(ForwardBench, TellsOfThePhases) {
                    {.token_rows = 8, .ours = {.best = 0.006, .median = 0.007}}};
   result.prefill = {.tokens = 10, .ours = {.best = 1, .median = 1}, .limit_seconds = 1};
   EXPECT_EQ(forward_table(result, round_peaks()).find("phase"), std::string::npos);
+  EXPECT_TRUE(forward_json({}, result, {})["passes"][0]["limit_seconds"].is_null());  // not known
   result.phases = {{.name = "gate, up", .weight_bytes = 2'000'000, .seconds = {0.0031, 0.0042}}};
   const std::string table = forward_table(result, round_peaks());
   const std::size_t line = table.find("gate, up");

@@ -18,10 +18,12 @@ namespace {
 class OurProducts {
  public:
   OurProducts(const Tensor& matrix, int copies, const Kernels& kernels, ThreadPool& pool)
-      : kernels_(kernels), pool_(pool), memory_(copies * PackedMatrix::packed_bytes(matrix)) {
+      : kernels_(kernels),
+        pool_(pool),
+        memory_(copies * PackedMatrix::packed_bytes(matrix, matrix.type)) {
     std::byte* at = memory_.data();
     for (int i = 0; i < copies; ++i) {
-      at += copies_.emplace_back(matrix, at).bytes();
+      at += copies_.emplace_back(matrix, matrix.type, at).bytes();
     }
     pool_.run([&](int thread) {
       const auto [begin, end] = share(copies_.front().blocks(), thread, pool_.size());

@@ -163,16 +163,25 @@ int run_forward(BenchFlags& flags) {
       std::max(flags.context + 2 * kMostPassRows, ForwardBenchOptions().prefill_tokens);
   if (!flags.synthetic.empty()) {
     const SyntheticModel synthetic(flags.synthetic);
+    const bool on_llama = flags.decode.engine == "llama" || offloads(flags.decode.llama);
+    const EngineOptions options = {
+        .threads = threads, .context = positions, .cache_type = flags.decode.cache_type()};
     std::optional<SyntheticFile> file;
+    if (on_llama || !flags.peer.empty()) file.emplace(synthetic);
     std::optional<LlamaPeer> peer;
     if (!flags.peer.empty()) {
-      file.emplace(synthetic);
       peer.emplace(file->path(), threads, positions, flags.decode.cache_type());
     }
-    NativeEngine engine(
-        synthetic.model(),
-        {.threads = threads, .context = positions, .cache_type = flags.decode.cache_type()});
-    return report_forward(flags, engine, &synthetic.model(), nullptr, {}, peer ? &*peer : nullptr);
+    LlamaPeer* const beside = peer ? &*peer : nullptr;
+    if (on_llama) {
+      flags.decode.engine = "llama";
+      flags.decode.context = positions;
+      const LoadedModel loaded =
+          load_model(flags.decode, std::make_shared<const GgufFile>(file->path()), options);
+      return report_forward(flags, *loaded.engine, nullptr, nullptr, {}, beside);
+    }
+    NativeEngine engine(synthetic.model(), options);
+    return report_forward(flags, engine, &synthetic.model(), nullptr, {}, beside);
   }
   flags.decode.context = positions;
   const int small[] = {1};  // trees are not used here

@@ -25,8 +25,9 @@ std::string stamp(const std::filesystem::path& path) {
 /// All that the costs depend on.
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
-  return fmt::format("3|{}|{}|{} threads|cache {}|{}|{}", cpu_name(), engine.isa(),
-                     engine.options().threads, static_cast<int>(engine.options().cache_type),
+  const EngineOptions& options = engine.options();
+  return fmt::format("4|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
+                     options.threads, static_cast<int>(options.cache_type), options.rough_drafts,
                      stamp(model), stamp(heads));
 }
 

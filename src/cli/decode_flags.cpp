@@ -104,7 +104,8 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
                  {.threads = flags.thread_count(),
                   .context = context,
                   .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
-                  .cache_type = flags.cache_type()});
+                  .cache_type = flags.cache_type(),
+                  .rough_drafts = flags.draft_weights == "rounded"});
   if (heads) loaded.engine->set_heads(*heads);
   return loaded;
 }
@@ -184,6 +185,12 @@ void DecodeFlags::add_decoding_to(CLI::App& app) {
   drafted
       ->add_option("--drafting", drafting, "In a short pass of its own, or in the verifying pass")
       ->check(CLI::IsMember({"deferred", "in-pass"}))
+      ->capture_default_str();
+  drafted
+      ->add_option("--draft-weights", draft_weights,
+                   "What drafting passes read: large weights rounded to 4 bits, which takes memory "
+                   "for a copy, or the model's own")
+      ->check(CLI::IsMember({"rounded", "model"}))
       ->capture_default_str();
 }
 

@@ -29,6 +29,7 @@ struct DecodeFlags {
   int tree = kPlannedTree;
   bool chain = false;
   std::string drafting = "deferred";
+  std::string draft_weights = "rounded";
   std::optional<int> threads;
   std::optional<int> context;
   std::string cache_type_k = "f16", cache_type_v = "f16";

@@ -12,7 +12,6 @@
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
@@ -75,61 +74,80 @@ void inspect_costs(const PassCosts& costs, const std::filesystem::path& heads) {
   }
 }
 
-void inspect_model(const Model& model, int threads) {
-  const ModelConfig& config = model.config();
-  line("model", "{} ({})", one_line(config.name), config.architecture);
-  line("sizes", "{} layers, d {}, {} query and {} KV heads of {}, feed-forward {}", config.layers,
-       config.hidden_size, config.query_heads, config.kv_heads, config.head_size,
-       config.feed_forward_size);
-  line("vocabulary", "{} tokens, {} head", config.vocabulary_size,
-       config.tied_head ? "tied" : "untied");
-  line("context", "{} tokens trained for; {} of KV cache a token", config.trained_context,
-       fmt::format("{:.1f} KiB", config.layers * 2.0 * config.kv_size() * sizeof(Half) / 1024));
-  inspect_tensors(model.file());
-  line("identity", "{}", model.identity().tensor_hash);
+/// What the file says of the model; `native`: whether our own engine knows it.
+void inspect_sizes(const GgufFile& file, const Model* native) {
+  const ModelIdentity sizes = sizes_of(file);
+  line("model", "{} ({})",
+       one_line(file.find_string("general.name").value_or(file.path().stem().string())),
+       one_line(sizes.architecture));
+  if (native != nullptr) {
+    const ModelConfig& config = native->config();
+    line("sizes", "{} layers, d {}, {} query and {} KV heads of {}, feed-forward {}", config.layers,
+         config.hidden_size, config.query_heads, config.kv_heads, config.head_size,
+         config.feed_forward_size);
+    line("vocabulary", "{} tokens, {} head", config.vocabulary_size,
+         config.tied_head ? "tied" : "untied");
+    line("context", "{} tokens trained for; {} of KV cache a token", config.trained_context,
+         fmt::format("{:.1f} KiB", config.layers * 2.0 * config.kv_size() * sizeof(Half) / 1024));
+  } else {
+    line("sizes", "{} layers, d {}, {} tokens", sizes.layers, sizes.hidden_size,
+         sizes.vocabulary_size);
+  }
+  inspect_tensors(file);
+  line("identity", "{}", identify(file).tensor_hash);
+}
 
-  const auto start = std::chrono::steady_clock::now();
-  NativeEngine engine(model, {.threads = threads});
-  const double load_seconds = seconds_since(start);
-  const auto peak = static_cast<double>(peak_resident_bytes());
-  const MachinePeaks peaks = [&] {
-    ThreadPool pool(threads);
-    return measure_peaks(pool, engine.isa());
-  }();
-  const auto bytes = static_cast<double>(engine.weight_bytes());
-  fmt::print("\n");
-  line("processor", "{}, {} threads", cpu_name(), threads);
+void inspect_instructions(const Engine& engine) {
   std::string others;
   for (const std::string& isa : available_isas()) {
     if (isa != engine.isa()) others += (others.empty() ? "" : ", ") + isa;
   }
   line("instruction set", "{}{}", engine.isa(),
        others.empty() ? "" : fmt::format(" (FIRP_ISA can choose: {})", others));
-  line("bytes a pass", "{} of packed weights", size_text(bytes));
-  line("loading", "{:.2f} s, the file being in the system's cache; {} of memory at most",
-       load_seconds, size_text(peak));
+}
+
+void inspect_roofline(const Engine& engine, int threads) {
+  const MachinePeaks peaks = [&] {
+    ThreadPool pool(threads);
+    return measure_peaks(pool, engine.isa());
+  }();
   line("memory", "{:.1f} GB/s read by {} threads, measured now", peaks.bytes_per_second / 1e9,
        threads);
   line("arithmetic", "{:.0f} G 8-bit multiply-adds/s ({}), {:.1f} for each byte read",
        peaks.int8_per_second / 1e9, peaks.instruction, peaks.balance());
   line("roofline", "{:.0f} forward passes/s: no more while all weights come from memory",
-       peaks.bytes_per_second / bytes);
-  const std::optional<std::filesystem::path> heads = find_heads(model.file(), heads_directories());
-  if (heads) engine.set_heads(read_heads(*heads, &model.file()));
-  inspect_costs(measure_costs(engine), heads.value_or(""));
+       peaks.bytes_per_second / static_cast<double>(engine.weight_bytes()));
 }
 
-/// What our own engine does not know, llama.cpp may: `why` not ours.
-void inspect_other(const GgufFile& file, const std::string& why) {
-  const ModelIdentity sizes = sizes_of(file);
-  line("model", "{} ({})",
-       one_line(file.find_string("general.name").value_or(file.path().stem().string())),
-       one_line(sizes.architecture));
-  line("sizes", "{} layers, d {}, {} tokens", sizes.layers, sizes.hidden_size,
-       sizes.vocabulary_size);
-  inspect_tensors(file);
-  line("identity", "{}", identify(file).tensor_hash);
-  line("engine", "llama.cpp's (--engine llama), if it knows the model; not our own: {}", why);
+void inspect_model(const InspectFlags& flags, const std::shared_ptr<const GgufFile>& file) {
+  const int threads = flags.decode.thread_count();
+  std::optional<Model> native;
+  try {
+    native.emplace(file);
+  } catch (const Unsupported&) {  // load_model() tells why
+  }
+  inspect_sizes(*file, native ? &*native : nullptr);
+  fmt::print("\n");
+  flush_output();
+
+  const auto start = std::chrono::steady_clock::now();
+  const LoadedModel loaded = load_model(flags.decode, file, {.threads = threads});
+  const double load_seconds = seconds_since(start);
+  Engine& engine = *loaded.engine;
+  const auto bytes = static_cast<double>(engine.weight_bytes());
+  line("processor", "{}, {} threads", cpu_name(), threads);
+  if (loaded.model) {
+    inspect_instructions(engine);
+  } else {
+    line("engine", "{}", engine.isa());
+  }
+  line("bytes a pass", "{} of weights", size_text(bytes));
+  line("loading", "{:.2f} s, the file being in the system's cache; {} of memory at most",
+       load_seconds, size_text(static_cast<double>(peak_resident_bytes())));
+  if (loaded.model) inspect_roofline(engine, threads);
+  const std::optional<std::filesystem::path> heads = find_heads(*file, heads_directories());
+  if (heads) engine.set_heads(read_heads(*heads, file.get()));
+  inspect_costs(measure_costs(engine), heads.value_or(""));
 }
 
 std::string percent(const std::vector<float>& rates) {
@@ -170,26 +188,19 @@ int inspect_heads(const std::filesystem::path& path, const std::filesystem::path
     line("  top-1 %, ranked", "{}", percent(training.sequence_top1));
   }
   if (model_path.empty()) return 0;
-  const Model model(model_path);
-  const bool fits = model.identity() == base;
+  const bool fits = identify(GgufFile(model_path)) == base;
   line("fits the model", "{}", fits ? "yes" : "no: they were made for another one");
   return fits ? 0 : 1;
 }
 
 int run_inspect(const InspectFlags& flags) {
-  const int threads = flags.decode.thread_count();
   const std::filesystem::path& path = flags.file.empty() ? flags.model : flags.file;
   if (path.empty()) throw Error("name a GGUF file: a model, or heads");
   int status = 0;
   if (GgufFile(path).get_string("general.architecture") == "firp") {
     status = inspect_heads(path, flags.file.empty() ? "" : flags.model);
   } else {
-    const auto file = std::make_shared<const GgufFile>(path);
-    try {
-      inspect_model(Model(file), threads);
-    } catch (const Unsupported& unsupported) {
-      inspect_other(*file, unsupported.what());
-    }
+    inspect_model(flags, std::make_shared<const GgufFile>(path));
   }
   flush_output();
   return status;
@@ -202,16 +213,18 @@ Verb add_inspect(CLI::App& program) {
       program.add_subcommand("inspect", "What is in a file, and how fast it can run here");
   const auto flags = std::make_shared<InspectFlags>();
   app->footer(R"(
-Of a model: its sizes, the types of its weights, and how many forward passes a second this machine's
-memory allows. Of heads: what they were made for, how, and what they showed; with -m, exit status 1
-if they do not fit that model.
+Of a model: its sizes, the types of its weights, how many forward passes a second this machine's
+memory allows, and what drafts must give to pay here. Of heads: what they were made for, how, and
+what they showed; with -m, exit status 1 if they do not fit that model.
 
 Examples:
   firp inspect model.gguf
+  firp inspect model.gguf -ngl 99
   firp inspect model.firp.gguf -m model.gguf)");
   app->add_option("file", flags->file, "A model or heads, a GGUF file");
   app->add_option("-m,--model", flags->model, "The model that heads are checked against");
   app->add_option("-t,--threads", flags->decode.threads, "Threads (default: one per core)");
+  flags->decode.add_engine_to(*app);
   return {app, [flags] { return run_inspect(*flags); }};
 }
 

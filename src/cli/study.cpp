@@ -8,7 +8,6 @@
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "engine/native_engine.h"
 #include "model/error.h"
 #include "study/experiments.h"
 #include "study/texts.h"
@@ -42,8 +41,8 @@ constexpr bool kHasTrain = true;
 #else
 constexpr bool kHasTrain = false;
 /// Stands for that of train/, which is in firp-train alone.
-std::vector<Heads> ridge_heads(Engine&, const Model&, std::span<const Text>, std::span<const int>,
-                               int) {
+std::vector<Heads> ridge_heads(Engine&, const ModelIdentity&, std::span<const Text>,
+                               std::span<const int>, int) {
   return {};
 }
 #endif
@@ -62,27 +61,31 @@ std::vector<int> scanned_layers(int layers) {
   return scanned;
 }
 
-std::vector<std::filesystem::path> heads_of(const StudyFlags& flags, const Model& model) {
+std::vector<std::filesystem::path> heads_of(const StudyFlags& flags, const GgufFile& model) {
   std::vector<std::filesystem::path> paths(flags.files.begin() + 1, flags.files.end());
   paths.insert(paths.end(), flags.heads.begin(), flags.heads.end());
   if (!paths.empty()) return paths;
-  if (const auto found = find_heads(model.file(), heads_directories())) return {*found};
+  if (const auto found = find_heads(model, heads_directories())) return {*found};
   throw Error(fmt::format("there are no heads for {0}; `firp train -m {0}` makes them",
                           flags.files.front().string()));
 }
 
 int run_on_model(const StudyFlags& flags) {
-  const Model model(flags.files.front());
+  const auto file = std::make_shared<const GgufFile>(flags.files.front());
   const bool needs_texts = flags.name != "rows";
   std::vector<NamedHeads> heads;
   std::vector<std::string> prompts;
-  if (needs_texts && flags.name != "layer") heads = name_heads(heads_of(flags, model), model);
+  if (needs_texts && flags.name != "layer") heads = name_heads(heads_of(flags, *file), *file);
   if (!flags.prompts.empty()) prompts = read_prompts(flags.prompts);
   const int most_rows = std::max(std::ranges::max(flags.rows), std::ranges::max(flags.trees) + 1);
-  NativeEngine engine(model, {.threads = flags.decode.thread_count(),
-                              .context = kTextPositions,
-                              .max_rows = std::max(EngineOptions().max_rows, most_rows)});
-  if (flags.wants("rows")) tell(flags.output, "rows", study_rows(engine, model, flags.rows));
+  const LoadedModel loaded =
+      load_model(flags.decode, file,
+                 {.threads = flags.decode.thread_count(),
+                  .context = kTextPositions,
+                  .max_rows = std::max(EngineOptions().max_rows, most_rows)});
+  Engine& engine = *loaded.engine;
+  const Model* const native = loaded.model ? &*loaded.model : nullptr;
+  if (flags.wants("rows")) tell(flags.output, "rows", study_rows(engine, native, flags.rows));
   if (!needs_texts) return 0;
 
   const bool linear = kHasTrain && (flags.wants("layer") || flags.wants("agreement"));
@@ -97,10 +100,10 @@ int run_on_model(const StudyFlags& flags) {
 
   std::vector<Heads> maps;
   if (linear) {
-    const int layers = model.config().layers;
+    const int layers = engine.config().layers;
     const int steps = heads.empty() ? 4 : heads.front().heads.count();
     status.show("Ridge regression");
-    maps = ridge_heads(engine, model, texts.fitted,
+    maps = ridge_heads(engine, identify(*file), texts.fitted,
                        flags.wants("layer") ? scanned_layers(layers) : std::vector<int>{layers},
                        steps);
     status.clear();
@@ -114,10 +117,16 @@ int run_on_model(const StudyFlags& flags) {
   };
   const std::span<const Heads> to_the_end =
       std::span<const Heads>(maps).last(std::min<std::size_t>(maps.size(), 1));
-  study("agreement", [&] { return study_agreement(engine, heads, to_the_end, texts.measured); });
+  study("agreement", [&] {
+    return study_agreement(engine, heads, to_the_end, /*early_exit=*/native != nullptr,
+                           texts.measured);
+  });
   if (!maps.empty()) study("layer", [&] { return study_layer(engine, maps, texts.measured); });
   study("similarity", [&] { return study_similarity(engine, heads.front(), texts.measured); });
-  study("mask", [&] { return study_mask(engine, heads.front(), texts.measured); });
+  // llama.cpp has no such rows: `all` goes without, `mask` alone says so.
+  if (native != nullptr || flags.name == "mask") {
+    study("mask", [&] { return study_mask(engine, heads.front(), texts.measured); });
+  }
   std::vector<Text> decoded;  // a third of them takes long enough
   for (std::size_t i = 0; i < texts.measured.size(); i += 3) decoded.push_back(texts.measured[i]);
   study("tree", [&] { return study_tree(engine, heads.front(), decoded, flags.trees); });
@@ -202,6 +211,7 @@ Examples:
   app->add_option("-t,--threads", flags->decode.threads, "Threads (default: one per core)");
   app->add_option("-s,--seed", flags->seed, "Seed of the model's own prompts")
       ->capture_default_str();
+  flags->decode.add_engine_to(*app);
   return {app, [flags, arguments] { return run_study(*flags, arguments); }};
 }
 

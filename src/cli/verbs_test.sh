@@ -312,6 +312,10 @@ grep -q '^plain decoding: .*llama.cpp' "$scratch/table" || fail "the table of be
 grep -q 'random weights, for speed only' "$scratch/table" || fail "--synthetic does not say so"
 grep -q '"random_weights": true' "$scratch/out.json" || fail "the JSON of --synthetic"
 grep -q '^plain decoding: .*llama.cpp' "$scratch/table" || fail "no peer beside --synthetic"
+"$firp" bench --forward --synthetic smollm2-135m:q4_0 --engine llama --rows 1,2 --context 20 \
+  > "$scratch/table" 2> "$scratch/log" || fail "bench --synthetic --engine llama: $(cat "$scratch/log")"
+grep -q ', llama.cpp, .*random weights' "$scratch/table" && grep -q '^ *2 .* - *$' "$scratch/table" ||
+  fail "the table of --synthetic --engine llama: $(cat "$scratch/table")"
 "$firp" bench --load "$model" --json "$scratch/out.json" > "$scratch/table" 2> "$scratch/log" ||
   fail "bench --load: $(cat "$scratch/log")"
 python3 - "$scratch/out.json" << 'END' || fail "the JSON of bench --load: $(cat "$scratch/table")"
@@ -335,11 +339,20 @@ grep -q 'at step 4' "$scratch/text" || fail "study mask tells nothing: $(cat "$s
 for figure in png svg; do
   [ -s "$scratch/study/mask.$figure" ] || fail "no $figure of study mask"
 done
+llama=("$model" --engine llama -o "$scratch/study" --tokens 60)
+"$firp" study similarity "${llama[@]}" > "$scratch/text" 2> "$scratch/log" &&
+  grep -q 'for step 4' "$scratch/text" || fail "study similarity --engine llama: $(cat "$scratch/log")"
+"$firp" study mask "${llama[@]}" > "$scratch/text" 2> "$scratch/log"
+[ $? -eq 1 ] && grep -q 'needs --engine native' "$scratch/log" ||
+  fail "study mask --engine llama: $(cat "$scratch/log")"
 
 # inspect.
 "$firp" inspect "$model" > "$scratch/text" || fail "inspect"
 grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$scratch/text" &&
   grep -q 'FIRP pays above' "$scratch/text" || fail "inspect: $(cat "$scratch/text")"
+"$firp" inspect "$model" --engine llama > "$scratch/text" 2> "$scratch/log" &&
+  grep -q '^engine .*llama.cpp' "$scratch/text" && grep -q 'FIRP pays above' "$scratch/text" ||
+  fail "inspect --engine llama: $(cat "$scratch/text" "$scratch/log")"
 heads=$(find heads -name '*.gguf' | head -n 1)
 "$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
 

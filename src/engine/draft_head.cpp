@@ -24,9 +24,9 @@ DraftHead::DraftHead(const Tensor& token_embedding, const Tensor& head, const He
   if (!heads.has_sequential_head()) return;
   for (const DraftMap& step : heads.steps) {
     const SequentialHead& from = *step.sequence;
-    sequential_.push_back({.state = pack_f16(from.state, from.rank, d),
-                           .token = pack_f16(from.token, from.rank, d),
-                           .output = pack_f16(from.output, d, from.rank),
+    sequential_.push_back({.state = pack_values(from.state, from.rank, d, GGML_TYPE_F16),
+                           .token = pack_values(from.token, from.rank, d, GGML_TYPE_F16),
+                           .output = pack_values(from.output, d, from.rank, GGML_TYPE_F16),
                            .bias = from.bias});
   }
   candidate_rows_.resize(static_cast<std::size_t>(kRankedCandidates) * d);

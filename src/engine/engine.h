@@ -17,6 +17,8 @@ struct EngineOptions {
   int context = 4096;  ///< positions a sequence may hold
   int max_rows = 256;  ///< rows of one pass
   CacheType cache_type = CacheType::kF16;
+  /// Whether passes that only draft may read rounded weights (engine/weights.h).
+  bool rough_drafts = true;
 };
 
 inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context

@@ -236,7 +236,7 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
 void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool token_input,
                                            HeadsMethod method = HeadsMethod::kFirp) {
   const TinyModel model({.type = GGML_TYPE_Q8_0, .layers = 3});
-  NativeEngine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = !token_input});
   Heads heads = random_heads((*model).config(), layers, 3, token_input);
   heads.method = method;
   engine.set_heads(heads);
@@ -289,6 +289,51 @@ TEST(Engine, DeferredPseudoRowsEqualThoseOfTheSamePass) {
   expect_deferred_rows_of_the_same_pass({3, 3, 3}, false, HeadsMethod::kMedusa);
 }
 
+TEST(Engine, RoundedWeightsAreReadByDraftingPassesAlone) {
+  const TinyModel model({.type = GGML_TYPE_F16, .layers = 3});
+  const Heads heads = random_heads((*model).config(), {1, 2}, 3, /*token_input=*/true);
+  std::vector<std::vector<float>> tokens, drafts, committed;
+  for (const bool rough : {false, true}) {
+    NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = rough});
+    engine.set_heads(heads);
+    std::mt19937 random(6);
+    const int sequence = engine.add_sequence();
+    append(engine, sequence, random_tokens(62, 320, random), 31);
+    engine.forward(std::vector<Row>{{.sequence = sequence, .position = 62, .token = 3}},
+                   engine.draft_layers());
+    const std::span<const float> logits = engine.logits(std::vector<int>{0});
+    tokens.emplace_back(logits.begin(), logits.end());
+    std::vector<std::vector<float>> sources;
+    for (int step = 1; step <= 2; ++step) {
+      const std::span<const float> h = engine.draft_source(0, step);
+      sources.emplace_back(h.begin(), h.end());
+    }
+    engine.commit(sequence, std::vector<int>{0});
+    std::vector<Row> rows;
+    for (int step = 1; step <= 2; ++step) {
+      rows.push_back({.sequence = sequence,
+                      .position = 62 + step,
+                      .parent = step - 2,
+                      .step = step,
+                      .source = sources[step - 1],
+                      .token_behind = 9});
+    }
+    engine.forward(rows);
+    const std::span<const float> state = engine.final_state(1);
+    drafts.emplace_back(state.begin(), state.end());
+    committed.push_back(logits_alone(engine, sequence, 9));
+  }
+  EXPECT_TRUE(bits_equal(tokens[0], tokens[1]));
+  EXPECT_TRUE(bits_equal(committed[0], committed[1]));
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < drafts[0].size(); ++i) {
+    difference += std::pow(drafts[0][i] - drafts[1][i], 2);
+    size += std::pow(drafts[0][i], 2);
+  }
+  EXPECT_GT(difference, 1e-4 * size);
+  EXPECT_LT(difference, 0.1 * size);
+}
+
 TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {
   const TinyModel model({.type = GGML_TYPE_F32});
   const ModelConfig& config = (*model).config();
@@ -296,7 +341,7 @@ TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {
   for (const HeadsMethod method : {HeadsMethod::kFirp, HeadsMethod::kMedusa}) {
     Heads heads = random_heads(config, {config.layers}, 5);
     heads.method = method;
-    NativeEngine engine(*model, {.threads = 2, .context = 100});
+    NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = false});
     engine.set_heads(heads);
     const int sequence = engine.add_sequence();
     engine.forward(std::vector<Row>{{.sequence = sequence, .position = 0, .token = 9},
@@ -511,7 +556,7 @@ TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
                                    .bias = eighths(kRank),
                                    .output = eighths(d * kRank)};
   }
-  NativeEngine engine(*model, {.threads = 2, .context = 100});
+  NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = false});
   engine.set_heads(heads);
   const int sequence = engine.add_sequence();
   engine.forward(std::vector<Row>{

@@ -55,6 +55,7 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
 void ForwardPass::run(const Pass& pass) {
   const std::span<const PassRow> rows = pass.rows;
   rows_ = rows;
+  layers_ = pass.layers;
   maps_ = pass.maps;
   adapters_ = pass.adapters;
   medusa_ = pass.medusa;
@@ -230,7 +231,7 @@ void ForwardPass::adapt_rows(int layer, int thread) {
 }
 
 void ForwardPass::attention(int layer, int thread) {
-  const LayerWeights& w = weights_.layers[layer];
+  const LayerWeights& w = layers_[layer];
   const int active = active_rows_[layer];
   const int head_size = config_.head_size;
   const int group = config_.query_heads / config_.kv_heads;
@@ -322,7 +323,7 @@ void ForwardPass::attention(int layer, int thread) {
 }
 
 void ForwardPass::feed_forward(int layer, int thread) {
-  const LayerWeights& w = weights_.layers[layer];
+  const LayerWeights& w = layers_[layer];
   const std::size_t width = config_.feed_forward_size;
 
   normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
@@ -361,7 +362,7 @@ void ForwardPass::feed_forward(int layer, int thread) {
   }
   barrier(thread, Phase::kGateUp);
   multiply({{&w.down, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, gated_,
-           layer + 1 < config_.layers ? &weights_.layers[layer + 1].query : &weights_.head, thread);
+           layer + 1 < config_.layers ? &layers_[layer + 1].query : &weights_.head, thread);
   barrier(thread, Phase::kDown);
 }
 

@@ -50,6 +50,7 @@ inline constexpr std::int32_t kNoRow = -1;
 /// What one pass is to do. The spans must stay until it has run.
 struct Pass {
   std::span<const PassRow> rows;
+  std::span<const LayerWeights> layers;
   std::span<const PackedMap> maps;  ///< one a step
   std::span<const PackedAdapter> adapters;
   bool medusa = false;                  ///< pseudo rows are made from final states
@@ -152,6 +153,7 @@ class ForwardPass {
 
   // The running pass.
   std::span<const PassRow> rows_;
+  std::span<const LayerWeights> layers_;
   std::span<const PackedMap> maps_;
   std::span<const PackedAdapter> adapters_;
   std::vector<int> capture_layers_;

@@ -14,28 +14,13 @@
 namespace firp {
 namespace {
 
-/// Some rows of a matrix, packed as they are.
-PackedMatrix pack_rows(const Tensor& matrix, std::span<const std::int32_t> rows) {
-  const std::size_t row_bytes = ggml_row_size(matrix.type, matrix.columns());
-  std::vector<std::byte> bytes;
-  bytes.reserve(rows.size() * row_bytes);
-  for (const std::int32_t row : rows) {
-    const auto from = matrix.data.subspan(row * row_bytes, row_bytes);
-    bytes.insert(bytes.end(), from.begin(), from.end());
-  }
-  return PackedMatrix({.name = matrix.name,
-                       .type = matrix.type,
-                       .shape = {matrix.columns(), static_cast<std::int64_t>(rows.size()), 1, 1},
-                       .data = bytes});
-}
-
 /// Heads made ready for an engine.
 struct PackedHeads {
   HeadsMethod method;
   std::vector<PackedMap> maps;
   std::vector<PackedAdapter> adapters;
   std::vector<std::int32_t> vocabulary;  ///< that pseudo rows draft from; empty: all tokens
-  PackedMatrix vocabulary_head;          ///< its rows of the model's head
+  DraftWeights weights;
   DraftHead head;
 };
 
@@ -89,10 +74,13 @@ void NativeEngine::set_heads(const Heads& heads) {
   check_fits(heads);
   const int d = config().hidden_size;
   const auto size = static_cast<std::size_t>(d);
+  State& s = *state_;
+  const bool rough = s.options.rough_drafts;
+  const ggml_type map_type = rough && d % 32 == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
   std::vector<PackedMap> maps;
   for (const DraftMap& map : heads.steps) {
     if (map.token.empty()) {
-      maps.push_back({map.layer, pack_f16(map.weight, d, d), map.bias});
+      maps.push_back({map.layer, pack_values(map.weight, d, d, map_type), map.bias});
       continue;
     }
     std::vector<float> both;  // W and T side by side: one product
@@ -100,22 +88,25 @@ void NativeEngine::set_heads(const Heads& heads) {
       both.insert(both.end(), &map.weight[output * size], &map.weight[output * size] + size);
       both.insert(both.end(), &map.token[output * size], &map.token[output * size] + size);
     }
-    maps.push_back({map.layer, pack_f16(both, d, 2 * d), map.bias});
+    maps.push_back({map.layer, pack_values(both, d, 2 * d, map_type), map.bias});
   }
   std::vector<PackedAdapter> adapters;
   for (const Adapter& adapter : heads.adapters) {
-    adapters.push_back({adapter.layer, pack_f16(adapter.down, adapter.rank, d),
-                        pack_f16(adapter.up, d, adapter.rank)});
+    adapters.push_back({adapter.layer, pack_values(adapter.down, adapter.rank, d, GGML_TYPE_F16),
+                        pack_values(adapter.up, d, adapter.rank, GGML_TYPE_F16)});
   }
-  State& s = *state_;
+  // Rows that may run beside tokens, or may not, must draft the same both ways: in exact layers.
+  int first_layer = config().layers;
+  for (const PackedMap& map : maps) {
+    if (map.reads_token(d)) first_layer = std::min(first_layer, map.layer);
+  }
   s.heads.emplace(PackedHeads{
       .method = heads.method,
       .maps = std::move(maps),
       .adapters = std::move(adapters),
       .vocabulary = heads.draft_vocabulary,
-      .vocabulary_head = heads.draft_vocabulary.empty()
-                             ? PackedMatrix()
-                             : pack_rows(s.model.head(), heads.draft_vocabulary),
+      .weights =
+          DraftWeights(s.model, s.weights, first_layer, heads.draft_vocabulary, rough, s.pool),
       .head = DraftHead(s.model.token_embedding(), s.model.head(), heads, s.kernels, s.pool)});
 }
 
@@ -172,7 +163,10 @@ void NativeEngine::forward(std::span<const Row> rows, std::span<const int> captu
     to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }
+  const bool only_drafts =
+      std::ranges::all_of(rows, &Row::is_pseudo) && !s.heads->weights.layers.empty();
   s.pass.run({.rows = s.pass_rows,
+              .layers = only_drafts ? s.heads->weights.layers : s.weights.layers,
               .maps = s.maps(),
               .adapters = s.heads ? s.heads->adapters : std::span<const PackedAdapter>(),
               .medusa = medusa(),
@@ -219,8 +213,7 @@ void NativeEngine::propose(std::span<const int> pseudo_rows) {
   PackedHeads& heads = *s.heads;
   const std::vector<int> indices = s.decoded(pseudo_rows);
   s.best.resize(indices.size());
-  s.pass.best_of_head(heads.vocabulary.empty() ? s.weights.head : heads.vocabulary_head, indices,
-                      kRankedCandidates, /*sums=*/true, s.best);
+  s.pass.best_of_head(heads.weights.head, indices, kRankedCandidates, /*sums=*/true, s.best);
   std::vector<std::span<const float>> states;
   for (std::size_t i = 0; i < indices.size(); ++i) {
     states.push_back(s.pass.final_state(indices[i]));

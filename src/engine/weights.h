@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include "engine/thread_pool.h"
@@ -29,6 +31,32 @@ struct Weights {
   Weights(const Model& model, ThreadPool& pool);
 
   std::size_t bytes() const { return memory_.size(); }  ///< of all matrices
+
+ private:
+  AlignedBytes memory_;
+};
+
+/// Drafts are verified, so what makes them may be rough; and a drafting pass costs what it reads.
+/// So weights of more than kMostRoughBits are rounded for it (docs/training.md has what that
+/// loses).
+inline constexpr double kMostRoughBits = 6;
+inline constexpr ggml_type kRoughLayerType = GGML_TYPE_Q4_0;
+inline constexpr ggml_type kRoughHeadType = GGML_TYPE_Q5_0;
+
+/// The type that a matrix is rounded to: `rough`; its own, where that is small enough, or where its
+/// rows do not divide into blocks of `rough`.
+ggml_type rough_type(const Tensor& matrix, ggml_type rough);
+
+/// What drafting passes, of pseudo rows alone, read instead of the model's weights.
+struct DraftWeights {
+  std::vector<LayerWeights> layers;  ///< [layers], or none: the model's own
+  PackedMatrix head;                 ///< [draft vocabulary, or all tokens x d]
+
+  /// Layers from `first_layer` on (empty ones below), and the head's rows of `vocabulary` (empty:
+  /// all). A copy of what is rounded, views of the rest in `weights`, which must outlive this.
+  /// Where there is nothing to round, or `rough` is false, there are no layers.
+  DraftWeights(const Model& model, const Weights& weights, int first_layer,
+               std::span<const std::int32_t> vocabulary, bool rough, ThreadPool& pool);
 
  private:
   AlignedBytes memory_;

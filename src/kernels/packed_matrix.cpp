@@ -326,23 +326,24 @@ PackedFormat packed_format(ggml_type type) {
                           ggml_type_name(type), accepted));
 }
 
-std::size_t PackedMatrix::packed_bytes(const Tensor& tensor) {
-  return PackedMatrix(tensor, nullptr).bytes();
+std::size_t PackedMatrix::packed_bytes(const Tensor& tensor, ggml_type type) {
+  return PackedMatrix(tensor, type, nullptr).bytes();
 }
 
-PackedMatrix::PackedMatrix(const Tensor& tensor) : PackedMatrix(tensor, nullptr) {
+PackedMatrix::PackedMatrix(const Tensor& tensor) : PackedMatrix(tensor, tensor.type, nullptr) {
   own_ = AlignedBytes(bytes());
   bytes_ = own_.data();
   pack(tensor, 0, blocks());
 }
 
-PackedMatrix::PackedMatrix(const Tensor& tensor, std::byte* memory)
-    : format_(packed_format(tensor.type)), bytes_(memory) {
+PackedMatrix::PackedMatrix(const Tensor& tensor, ggml_type type, std::byte* memory)
+    : format_(packed_format(type)), bytes_(memory) {
   const std::int64_t columns = tensor.columns();
   const std::int64_t rows = tensor.rows();
   // A tensor of one row is what GGUF makes of a vector.
   if (columns < 1 || rows < 2 || tensor.shape[2] != 1 || tensor.shape[3] != 1 ||
       std::max(columns, rows) > INT_MAX - 256 || columns % ggml_blck_size(tensor.type) != 0 ||
+      columns % ggml_blck_size(type) != 0 ||
       tensor.data.size() / ggml_row_size(tensor.type, columns) < static_cast<std::size_t>(rows)) {
     throw Error(fmt::format("tensor {} cannot be a matrix of {} x {} {}", tensor.name, rows,
                             columns, ggml_type_name(tensor.type)));
@@ -363,13 +364,21 @@ void PackedMatrix::pack(const Tensor& tensor, int begin, int end) {
   }
 }
 
-PackedMatrix pack_f16(std::span<const float> values, int outputs, int inputs) {
-  std::vector<ggml_fp16_t> half(values.size());
-  ggml_fp32_to_fp16_row(values.data(), half.data(), static_cast<std::int64_t>(values.size()));
-  return PackedMatrix({.name = "F16 matrix",
-                       .type = GGML_TYPE_F16,
-                       .shape = {inputs, outputs, 1, 1},
-                       .data = std::as_bytes(std::span(half))});
+PackedMatrix PackedMatrix::view() const {
+  PackedMatrix same;
+  same.format_ = format_;
+  same.outputs_ = outputs_;
+  same.inputs_ = inputs_;
+  same.block_bytes_ = block_bytes_;
+  same.bytes_ = bytes_;
+  return same;
+}
+
+PackedMatrix pack_values(std::span<const float> values, int outputs, int inputs, ggml_type type) {
+  std::vector<std::byte> rounded(outputs * ggml_row_size(type, inputs));
+  ggml_quantize_chunk(type, values.data(), rounded.data(), 0, outputs, inputs, nullptr);
+  return PackedMatrix(
+      {.name = "values", .type = type, .shape = {inputs, outputs, 1, 1}, .data = rounded});
 }
 
 }  // namespace firp

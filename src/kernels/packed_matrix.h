@@ -102,13 +102,13 @@ class PackedMatrix {
   /// Packs `tensor`, [outputs() x inputs()], into memory of its own. An Error where it cannot be a
   /// matrix.
   explicit PackedMatrix(const Tensor& tensor);
-  /// A matrix to be packed, by pack(), into `memory`: packed_bytes(tensor) zero bytes, aligned to
-  /// 64, that outlive it.
-  PackedMatrix(const Tensor& tensor, std::byte* memory);
+  /// A matrix to be packed, by pack(), into `memory`: packed_bytes() zero bytes, aligned to 64,
+  /// that outlive it. With the weights of `tensor`, in `type`.
+  PackedMatrix(const Tensor& tensor, ggml_type type, std::byte* memory);
 
-  static std::size_t packed_bytes(const Tensor& tensor);
+  static std::size_t packed_bytes(const Tensor& tensor, ggml_type type);
 
-  /// Packs the blocks begin .. end - 1, read from the tensor that the matrix was made of. Calls for
+  /// Packs the blocks begin .. end - 1 of a tensor of the matrix's type and shape. Calls for
   /// different blocks may run at once.
   void pack(const Tensor& tensor, int begin, int end);
 
@@ -121,6 +121,9 @@ class PackedMatrix {
   std::size_t bytes() const { return blocks() * block_bytes_; }
   const std::byte* block(int index) const { return bytes_ + index * block_bytes_; }
 
+  /// The same matrix, in this one's memory, which must outlive it.
+  PackedMatrix view() const;
+
  private:
   PackedFormat format_{};
   int outputs_ = 0;
@@ -130,7 +133,7 @@ class PackedMatrix {
   AlignedBytes own_;
 };
 
-/// A matrix [outputs x inputs] of values that F16 holds exactly.
-PackedMatrix pack_f16(std::span<const float> values, int outputs, int inputs);
+/// A matrix [outputs x inputs], rounded to a type whose blocks divide the inputs.
+PackedMatrix pack_values(std::span<const float> values, int outputs, int inputs, ggml_type type);
 
 }  // namespace firp

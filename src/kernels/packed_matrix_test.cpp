@@ -152,8 +152,8 @@ TEST(PackedMatrix, PacksTheSameInParts) {
   for (const ggml_type type : kMatrixTypes) {
     const RandomTensor random(type, 16 * 5 + 3, 512, 1);
     const PackedMatrix whole(random.tensor());
-    AlignedBytes memory(PackedMatrix::packed_bytes(random.tensor()));
-    PackedMatrix parts(random.tensor(), memory.data());
+    AlignedBytes memory(PackedMatrix::packed_bytes(random.tensor(), type));
+    PackedMatrix parts(random.tensor(), type, memory.data());
     for (const auto& [begin, end] : {std::pair{3, 6}, {0, 1}, {1, 3}}) {
       parts.pack(random.tensor(), begin, end);
     }

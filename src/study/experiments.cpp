@@ -67,10 +67,10 @@ std::string positions(const Agreement& agreement) {
 }  // namespace
 
 std::vector<NamedHeads> name_heads(std::span<const std::filesystem::path> paths,
-                                   const Model& model) {
+                                   const GgufFile& model) {
   std::vector<NamedHeads> all;
   for (const std::filesystem::path& path : paths) {
-    Heads heads = read_heads(path, &model.file());
+    Heads heads = read_heads(path, &model);
     const bool paper =
         !heads.has_token_input() && !heads.has_sequential_head() && heads.adapters.empty();
     all.push_back({heads.method == HeadsMethod::kMedusa ? "Medusa"
@@ -87,11 +87,11 @@ std::vector<NamedHeads> name_heads(std::span<const std::filesystem::path> paths,
   return all;
 }
 
-Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& rows) {
+Finding study_rows(Engine& engine, const Model* model, const std::vector<int>& rows) {
   ThreadPool pool(engine.options().threads);
   MachinePeaks peaks = measure_peaks(pool, engine.isa());
   const ForwardBenchOptions options = {.rows = rows};
-  const ForwardResult result = bench_forward(engine, &model, options, pool, peaks, nullptr);
+  const ForwardResult result = bench_forward(engine, model, options, pool, peaks, nullptr);
   peaks.bytes_per_second = result.read_bytes_per_second;
   constexpr double kInfinite = std::numeric_limits<double>::infinity();
   MachinePeaks memory = peaks, arithmetic = peaks;
@@ -101,7 +101,7 @@ Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& r
   Finding finding = {
       .csv = "rows,best_ms,median_ms,memory_limit_ms,arithmetic_limit_ms\n",
       .figure = {.title = fmt::format("Time of a forward pass by its rows ({}, threads: {})",
-                                      model.config().name, engine.options().threads),
+                                      engine.config().name, engine.options().threads),
                  .x_label = "rows (tokens) in the pass",
                  .log_x = true}};
   Line seconds = {.name = "measured"};
@@ -109,39 +109,48 @@ Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& r
   Line of_arithmetic = {.name = "arithmetic limit", .dashed = true};
   int flat_rows = 1;
   for (const PassResult& pass : result.passes) {
-    const std::vector<int> in_layers(model.config().layers, pass.token_rows);
+    const std::vector<int> in_layers(engine.config().layers, pass.token_rows);
     const auto limit_ms = [&](const MachinePeaks& of) {
-      return 1e3 * pass_limit_seconds(model, in_layers, pass.token_rows, options.context,
+      return 1e3 * pass_limit_seconds(*model, in_layers, pass.token_rows, options.context,
                                       engine.options().cache_type, of);
     };
     const double ms = 1e3 * pass.ours.best;
-    finding.csv += fmt::format("{},{:.4f},{:.4f},{:.4f},{:.4f}\n", pass.token_rows, ms,
-                               1e3 * pass.ours.median, limit_ms(memory), limit_ms(arithmetic));
-    if (ms < kFlat * 1e3 * result.passes.front().ours.best) flat_rows = pass.token_rows;
-    for (Line* const line : {&seconds, &of_memory, &of_arithmetic}) {
-      line->x.push_back(pass.token_rows);
+    const auto add = [&](Line& line, double y) {
+      line.x.push_back(pass.token_rows);
+      line.y.push_back(y);
+    };
+    add(seconds, ms);
+    std::string limits = ",";
+    if (model != nullptr) {
+      add(of_memory, limit_ms(memory));
+      add(of_arithmetic, limit_ms(arithmetic));
+      limits = fmt::format("{:.4f},{:.4f}", of_memory.y.back(), of_arithmetic.y.back());
     }
-    seconds.y.push_back(ms);
-    of_memory.y.push_back(limit_ms(memory));
-    of_arithmetic.y.push_back(limit_ms(arithmetic));
+    finding.csv +=
+        fmt::format("{},{:.4f},{:.4f},{}\n", pass.token_rows, ms, 1e3 * pass.ours.median, limits);
+    if (ms < kFlat * 1e3 * result.passes.front().ours.best) flat_rows = pass.token_rows;
     finding.figure.x_ticks.emplace_back(std::to_string(pass.token_rows), pass.token_rows);
   }
   finding.caption = fmt::format(
       "A forward pass of {} row takes {:.2f} ms, one of {} rows less than {} times as long, and "
-      "one "
-      "of {} rows {:.2f} ms ({}, {} threads, {}); reading the weights takes {:.2f} ms at the "
-      "measured {:.1f} GB/s.\n",
+      "one of {} rows {:.2f} ms ({}, {} threads, {})",
       rows.front(), seconds.y.front(), flat_rows, kFlat, rows.back(), seconds.y.back(),
-      model.config().name, engine.options().threads, engine.isa(), of_memory.y.front(),
-      peaks.bytes_per_second / 1e9);
-  finding.figure.panels = {{.y_label = "time of a pass (ms)",
-                            .lines = {seconds, of_memory, of_arithmetic},
-                            .log_y = true}};
+      engine.config().name, engine.options().threads, engine.isa());
+  finding.figure.panels = {{.y_label = "time of a pass (ms)", .lines = {seconds}, .log_y = true}};
+  if (model != nullptr) {
+    finding.caption +=
+        fmt::format("; reading the weights takes {:.2f} ms at the measured {:.1f} GB/s",
+                    of_memory.y.front(), peaks.bytes_per_second / 1e9);
+    finding.figure.panels.front().lines.insert(finding.figure.panels.front().lines.end(),
+                                               {of_memory, of_arithmetic});
+  }
+  finding.caption += ".\n";
   return finding;
 }
 
 Finding study_agreement(Engine& engine, std::span<const NamedHeads> all,
-                        std::span<const Heads> linear, std::span<const Text> texts) {
+                        std::span<const Heads> linear, bool early_exit,
+                        std::span<const Text> texts) {
   Finding finding = {.csv = std::string("method,") + kAgreementFields,
                      .figure = {.title = "How often a draft is the model's own token",
                                 .x_label = "step: tokens ahead",
@@ -171,14 +180,15 @@ Finding study_agreement(Engine& engine, std::span<const NamedHeads> all,
     engine.set_heads(maps);
     add("linear maps", row_agreement(engine, texts));
   }
-  if (layer < engine.config().layers) {
+  std::string where;
+  if (early_exit && layer < engine.config().layers) {
     add("early exit", early_exit_agreement(engine, texts, layer, steps));
+    where = fmt::format(" (early exit after layer {})", layer);
   }
   finding.figure.x_ticks = ticks_of(1, steps);
-  finding.caption = fmt::format(
-      "The first candidate is the model's own token: {} (early exit after layer {}). Measured on "
-      "{}.\n",
-      fmt::join(parts, "; "), layer, measured_on);
+  finding.caption =
+      fmt::format("The first candidate is the model's own token: {}{}. Measured on {}.\n",
+                  fmt::join(parts, "; "), where, measured_on);
   return finding;
 }
 

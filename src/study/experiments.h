@@ -28,16 +28,19 @@ struct NamedHeads {
 /// "FIRP", "the paper's maps" or "Medusa", by what they are; with the file's name behind it where
 /// several would have the same name.
 std::vector<NamedHeads> name_heads(std::span<const std::filesystem::path> paths,
-                                   const Model& model);
+                                   const GgufFile& model);
 
-/// Seconds of a pass by its rows, between the limits of memory and of arithmetic. The engine has no
-/// heads, and room for the rows.
-Finding study_rows(Engine& engine, const Model& model, const std::vector<int>& rows);
+/// Seconds of a pass by its rows, between the limits of memory and of arithmetic (without a
+/// `model`, whose matrices they are summed over, alone). The engine has no heads, and room for the
+/// rows.
+Finding study_rows(Engine& engine, const Model* model, const std::vector<int>& rows);
 
-/// Agreement of each step for all heads, for early exit at the layer where the first ones enter,
-/// and, unless `linear` is empty, for linear maps to the end of the model.
+/// Agreement of each step for all heads; for linear maps to the end of the model, unless `linear`
+/// is empty; and, where the engine can leave out layers, for `early_exit` at the layer where the
+/// first heads enter.
 Finding study_agreement(Engine& engine, std::span<const NamedHeads> all,
-                        std::span<const Heads> linear, std::span<const Text> texts);
+                        std::span<const Heads> linear, bool early_exit,
+                        std::span<const Text> texts);
 
 /// Agreement of each step for maps of which all steps of one enter after the same layer.
 Finding study_layer(Engine& engine, std::span<const Heads> maps, std::span<const Text> texts);

@@ -28,7 +28,7 @@ bool says(const Finding& finding, const std::string& text) {
 
 TEST_F(StudyTest, RowsStandBetweenTheirLimits) {
   NativeEngine engine = this->engine();
-  const Finding finding = study_rows(engine, model_, {1, 4});
+  const Finding finding = study_rows(engine, &model_, {1, 4});
   const auto lines = fields_of(finding.csv);
   ASSERT_EQ(lines.size(), 3u);
   for (int i = 1; i <= 2; ++i) {
@@ -42,6 +42,16 @@ TEST_F(StudyTest, RowsStandBetweenTheirLimits) {
   EXPECT_NEAR(std::stod(lines[2][3]), std::stod(lines[1][3]), 2e-4);
   EXPECT_GT(std::stod(lines[2][4]), 2 * std::stod(lines[1][4]));
   EXPECT_TRUE(says(finding, fmt::format("{:.2f} ms", std::stod(lines[1][1])))) << finding.caption;
+  EXPECT_TRUE(says(finding, "reading the weights takes")) << finding.caption;
+  EXPECT_EQ(finding.figure.panels.front().lines.size(), 3u);
+}
+
+TEST_F(StudyTest, RowsStandAloneWhereTheMatricesAreNotKnown) {
+  NativeEngine engine = this->engine();
+  const Finding finding = study_rows(engine, nullptr, {1});
+  EXPECT_TRUE(fields_of(finding.csv)[1][3].empty()) << finding.csv;
+  EXPECT_EQ(finding.figure.panels.front().lines.size(), 1u);
+  EXPECT_FALSE(says(finding, "reading the weights takes")) << finding.caption;
 }
 
 TEST_F(StudyTest, AgreementHoldsAllMethodsAndWritesTheirFiles) {
@@ -49,7 +59,7 @@ TEST_F(StudyTest, AgreementHoldsAllMethodsAndWritesTheirFiles) {
   const std::vector<Text> texts = greedy_texts(engine, 2);
   const std::vector<NamedHeads> all = {{"FIRP", heads({1, 1}, 0.1f)}, {"Other", heads({2}, 0.1f)}};
   const std::vector<Heads> linear = {heads({3, 3}, 0.1f)};
-  const Finding finding = study_agreement(engine, all, linear, texts);
+  const Finding finding = study_agreement(engine, all, linear, /*early_exit=*/true, texts);
   std::vector<std::string> methods;
   const auto lines = fields_of(finding.csv);
   for (const auto& line : lines) {
@@ -62,6 +72,10 @@ TEST_F(StudyTest, AgreementHoldsAllMethodsAndWritesTheirFiles) {
   EXPECT_TRUE(says(finding, fmt::format("FIRP {:.1f} % at step 1", 100 * std::stod(lines[1][3]))))
       << finding.caption;
   EXPECT_TRUE(says(finding, lines[1][2] + " positions")) << finding.caption;
+  EXPECT_TRUE(says(finding, "early exit after layer 1")) << finding.caption;
+  const Finding without = study_agreement(engine, all, linear, /*early_exit=*/false, texts);
+  EXPECT_EQ(without.csv, finding.csv.substr(0, finding.csv.find("early exit")));
+  EXPECT_FALSE(says(without, "early exit")) << without.caption;
 
   write_finding(directory_.path(), "agreement", finding);
   EXPECT_EQ(read_bytes(directory_ / "agreement.csv"), finding.csv);
@@ -153,7 +167,7 @@ TEST_F(StudyTest, HeadsAreNamedByWhatTheyAre) {
   write_heads(paper, a);
   write_heads(paper, b);
   write_heads(medusa, m);
-  const auto all = name_heads(std::vector<std::filesystem::path>{a, b, m}, model_);
+  const auto all = name_heads(std::vector<std::filesystem::path>{a, b, m}, model_.file());
   EXPECT_EQ(all[0].name, "the paper's maps (a)");
   EXPECT_EQ(all[1].name, "the paper's maps (b)");
   EXPECT_EQ(all[2].name, "Medusa");

@@ -17,7 +17,8 @@ class StudyTest : public ::testing::Test {
       : model_((write_tiny_model(directory_ / "tiny.gguf", {}), directory_ / "tiny.gguf")) {}
 
   NativeEngine engine(int max_rows = 64) const {
-    return NativeEngine(model_, {.threads = 1, .context = 1024, .max_rows = max_rows});
+    return NativeEngine(
+        model_, {.threads = 1, .context = 1024, .max_rows = max_rows, .rough_drafts = false});
   }
 
   /// Maps that enter after `layers`, each with random weights of this size and a random bias.

@@ -32,21 +32,22 @@ std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps, bo
   return layers;
 }
 
-/// Ridge regressions of all `layers` over texts that are not held out, some anchors of them. Empty
-/// where `on_progress` (anchors, of) ended it.
-std::vector<RidgeRegression> regress(Engine& engine, const UpperLayers& upper,
+/// Ridge regressions of all `layers` over texts that are not held out, some anchors of them, with
+/// the token input of `upper` (nullptr: none). Empty where `on_progress` (anchors, of) ended it.
+std::vector<RidgeRegression> regress(Engine& engine, const UpperLayers* upper,
                                      std::span<const Text> texts, std::span<const int> layers,
-                                     int draft_steps, bool token_input,
+                                     int draft_steps,
                                      const std::function<bool(long long, long long)>& on_progress) {
   std::vector<RidgeRegression> regressions;
   // The first texts' states, [text][layer], and the embeddings behind them.
   std::vector<std::vector<torch::Tensor>> sample;
   std::vector<torch::Tensor> sample_embeddings;
   const auto embeddings_behind = [&](const Text& text, std::int64_t rows) {
-    return upper.embeddings(tokens_behind(text.tokens, rows)).cpu();
+    return upper == nullptr ? torch::Tensor()
+                            : upper->embeddings(tokens_behind(text.tokens, rows)).cpu();
   };
   const std::optional<double> token_scale =
-      token_input ? std::optional(upper.embedding_scale()) : std::nullopt;
+      upper == nullptr ? std::nullopt : std::optional(upper->embedding_scale());
   const auto begin_regressions = [&] {
     for (std::size_t i = 0; i < layers.size(); ++i) {
       std::vector<torch::Tensor> states;
@@ -94,15 +95,13 @@ std::vector<RidgeRegression> regress(Engine& engine, const UpperLayers& upper,
 
 }  // namespace
 
-std::vector<Heads> ridge_heads(Engine& engine, const Model& model, std::span<const Text> texts,
-                               std::span<const int> layers, int draft_steps) {
+std::vector<Heads> ridge_heads(Engine& engine, const ModelIdentity& base,
+                               std::span<const Text> texts, std::span<const int> layers,
+                               int draft_steps) {
   at::set_num_threads(engine.options().threads);
-  const torch::Device device = fast_device();
-  const UpperLayers upper(model, model.config().layers, device, fast_type(device));
-  const ModelIdentity base = model.identity();
   std::vector<Heads> all;
   for (const RidgeRegression& regression :
-       regress(engine, upper, texts, layers, draft_steps, /*token_input=*/false,
+       regress(engine, /*upper=*/nullptr, texts, layers, draft_steps,
                [](long long, long long) { return true; })) {
     all.push_back(to_heads(regression.solve(), base));
   }
@@ -118,10 +117,11 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
   }
   const torch::Device device = fast_device();
   const UpperLayers upper(model, layers.front(), device, fast_type(device));
-  const std::vector<RidgeRegression> regressions = regress(
-      engine, upper, texts, layers, draft_steps, token_input, [&](long long anchors, long long of) {
-        return on_progress(static_cast<int>(total / 2 * anchors / of), total);
-      });
+  const std::vector<RidgeRegression> regressions =
+      regress(engine, token_input ? &upper : nullptr, texts, layers, draft_steps,
+              [&](long long anchors, long long of) {
+                return on_progress(static_cast<int>(total / 2 * anchors / of), total);
+              });
   if (regressions.empty()) {
     return 0;
   }

@@ -10,9 +10,10 @@
 namespace firp {
 
 /// Maps by ridge regression alone, without a token input, that enter after each of `layers`: from
-/// texts that are not held out.
-std::vector<Heads> ridge_heads(Engine& engine, const Model& model, std::span<const Text> texts,
-                               std::span<const int> layers, int draft_steps);
+/// texts that are not held out. On any engine, for the model `base`.
+std::vector<Heads> ridge_heads(Engine& engine, const ModelIdentity& base,
+                               std::span<const Text> texts, std::span<const int> layers,
+                               int draft_steps);
 
 /// The layer t at which ridge-regressed maps give most tokens for their cost on held-out text:
 /// those of a chain, over a verifying pass and the share of a pass that pseudo rows run. Candidates

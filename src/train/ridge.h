@@ -19,7 +19,8 @@ class RidgeRegression {
                   std::optional<double> token_scale);
 
   /// Adds all anchors i of one text that have a target for every step; hidden [n, d] are the states
-  /// of consecutive positions, `embeddings` [n, d] those of the tokens behind each.
+  /// of consecutive positions, `embeddings` [n, d] those of the tokens behind each (with a token
+  /// input; else not looked at).
   void add(const torch::Tensor& hidden, const torch::Tensor& embeddings);
   long long anchors() const { return anchors_; }
 

@@ -85,7 +85,8 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
   const TinyFile file(GetParam().options);
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 256});
+  NativeEngine engine(model,
+                      {.threads = 1, .context = 256, .max_rows = 256, .rough_drafts = false});
   Maps maps = random_maps(layer, kSteps, d, GetParam().token_input);
   maps.method = GetParam().method;
   const Heads heads = to_heads(maps, model.identity());
@@ -148,7 +149,7 @@ TEST_P(UpperLayersTest, RealStatesPassLikeRealRows) {
   constexpr int kLayer = 2, kSteps = 5;
   const TinyFile file(GetParam().options);
   const Model model(file.path);
-  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 32});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 32, .rough_drafts = false});
   const Text text{.tokens = random_tokens(60, model.config().vocabulary_size, 5),
                   .answer_begin = 9};
   const UpperLayers upper(model, kLayer, torch::kCPU, torch::kFloat32);
@@ -175,7 +176,7 @@ TEST(UpperLayers, AdaptersChangeTheRowsBeforeEachLayer) {
   const TinyFile file({.architecture = "llama"});
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64, .rough_drafts = false});
   const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
                   .answer_begin = 12};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
@@ -209,7 +210,7 @@ TEST(Drafts, AreOfTheVocabularyAndRankedBehindTheTokenBefore) {
   const TinyFile file({.architecture = "llama"});
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64, .rough_drafts = false});
   const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
                   .answer_begin = 30};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
@@ -268,7 +269,7 @@ TEST(UpperLayers, Gradient) {
   const TinyFile file({.architecture = "qwen3"});
   const Model model(file.path);
   const int d = model.config().hidden_size;
-  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64});
+  NativeEngine engine(model, {.threads = 1, .context = 256, .max_rows = 64, .rough_drafts = false});
   const Text text{.tokens = random_tokens(40, model.config().vocabulary_size, 5),
                   .answer_begin = 12};
   const UpperLayers upper(model, 1, torch::kCPU, torch::kFloat32);
