@@ -120,6 +120,16 @@ ggml_type rough_type(const Tensor& matrix, ggml_type rough) {
   return bits > kMostRoughBits && divides ? rough : matrix.type;
 }
 
+std::size_t layer_bytes(const LayerTensors& layer, bool rough) {
+  std::size_t bytes = 0;
+  for (const LayerMatrix& each : kLayerMatrices) {
+    const Tensor& matrix = *(layer.*each.tensor);
+    const ggml_type type = rough ? rough_type(matrix, kRoughLayerType) : matrix.type;
+    bytes += matrix.rows() * ggml_row_size(type, matrix.columns());
+  }
+  return bytes;
+}
+
 DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first_layer,
                            std::span<const std::int32_t> vocabulary, bool rough, ThreadPool& pool) {
   std::vector<std::byte> row_bytes;

@@ -47,6 +47,9 @@ inline constexpr ggml_type kRoughHeadType = GGML_TYPE_Q5_0;
 /// rows do not divide into blocks of `rough`.
 ggml_type rough_type(const Tensor& matrix, ggml_type rough);
 
+/// Of a layer's matrices, as the file has them or rounded for drafting.
+std::size_t layer_bytes(const LayerTensors& layer, bool rough);
+
 /// What drafting passes, of pseudo rows alone, read instead of the model's weights.
 struct DraftWeights {
   std::vector<LayerWeights> layers;  ///< [layers], or none: the model's own

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/weights.h"
 #include "train/evaluation.h"
 #include "train/ridge.h"
 #include "train/teacher.h"
@@ -30,6 +31,16 @@ std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps, bo
     layers.push_back(layer);
   }
   return layers;
+}
+
+/// What a drafting pass of rows that enter after `layer` reads, over what a verifying pass does.
+double drafting_cost(const Model& model, int layer, bool token_input) {
+  std::size_t drafting = 0, verifying = model.head().data.size();
+  for (int i = 0; i < model.config().layers; ++i) {
+    verifying += layer_bytes(model.layers()[i], /*rough=*/false);
+    if (i >= layer) drafting += layer_bytes(model.layers()[i], /*rough=*/token_input);
+  }
+  return static_cast<double>(drafting) / static_cast<double>(verifying);
 }
 
 /// Ridge regressions of all `layers` over texts that are not held out, some anchors of them, with
@@ -138,9 +149,7 @@ int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts
     const Evaluation result = evaluate(
         upper, regressions[i].solve().to(device), measured,
         [&](const TeacherText& text) -> const torch::Tensor& { return text.extra_hidden[i]; });
-    const double share = static_cast<double>(model.config().layers - layers[i]) /
-                         static_cast<double>(model.config().layers);
-    const double score = result.maps.chain / (1 + share);
+    const double score = result.maps.chain / (1 + drafting_cost(model, layers[i], token_input));
     if (score > best) {
       best = score;
       best_layer = layers[i];

@@ -16,9 +16,9 @@ std::vector<Heads> ridge_heads(Engine& engine, const ModelIdentity& base,
                                int draft_steps);
 
 /// The layer t at which ridge-regressed maps give most tokens for their cost on held-out text:
-/// those of a chain, over a verifying pass and the share of a pass that pseudo rows run. Candidates
-/// are every other layer or so from a third of the depth on. With `token_input` the maps read the
-/// token behind the anchor, too. `on_progress` (candidates done, of) may end it: then 0.
+/// those of a chain, over what a verifying pass and a drafting pass read. Candidates are every
+/// other layer or so from a third of the depth on. With `token_input` the maps read the token
+/// behind the anchor, too. `on_progress` (candidates done, of) may end it: then 0.
 int choose_layer(Engine& engine, const Model& model, std::span<const Text> texts, int draft_steps,
                  bool token_input, const std::function<bool(int, int)>& on_progress);
 
