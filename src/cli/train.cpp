@@ -34,7 +34,10 @@ std::string progress_text(const TrainProgress& progress) {
   std::string text = fmt::format("{} {}: {} of {} {}", bar(progress), phase_name(progress.phase),
                                  progress.done, progress.total, phase_unit(progress.phase));
   if (progress.phase == TrainPhase::kDistillation) {
-    text += fmt::format(", loss {:.3f}, {:.0f} rows/s", progress.loss, progress.rows_per_second);
+    text += fmt::format(", loss {:.3f}", progress.loss);
+    if (progress.rows_per_second > 0) {
+      text += fmt::format(", {:.0f} rows/s", progress.rows_per_second);
+    }
     const float chain = progress.evaluation.best().chain;
     if (chain > 0) text += fmt::format(", held-out chain {:.2f}", chain);
   }
@@ -58,12 +61,13 @@ void print_report(const TrainReport& report, const TrainOptions& options) {
     fmt::print("\n");
   }
   const auto print_rates = [](const char* what, const TokensPerForward& rates) {
+    if (rates.chain == 0) return;
     fmt::print("{}chain {:.2f}, tree of 8 {:.2f}, of 16 {:.2f}, of 32 {:.2f}\n", what, rates.chain,
                rates.tree8, rates.tree16, rates.tree32);
   };
   fmt::print("\ntokens per forward pass:\n");
   print_rates("  maps alone           ", evaluation.maps);
-  if (sequence) print_rates("  with sequential head ", evaluation.sequence);
+  print_rates("  with sequential head ", evaluation.sequence);
   fmt::print(
       "measured on {} of {} texts that the training did not see; maps enter after layer {}\n",
       report.held_out_texts, report.texts, report.layer);

@@ -40,7 +40,7 @@ struct Weights {
 /// So weights of more than kMostRoughBits are rounded for it (docs/training.md has what that
 /// loses).
 inline constexpr double kMostRoughBits = 6;
-inline constexpr ggml_type kRoughLayerType = GGML_TYPE_Q4_0;
+inline constexpr ggml_type kRoughLayerType = GGML_TYPE_Q4_1;
 inline constexpr ggml_type kRoughHeadType = GGML_TYPE_Q5_0;
 
 /// The type that a matrix is rounded to: `rough`; its own, where that is small enough, or where its

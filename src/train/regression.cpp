@@ -384,7 +384,9 @@ TrainReport train_by_regression(const GgufFile& model, Engine& engine, Checkpoin
     Phase phase = begin_phase(TrainPhase::kEvaluation);
     const auto some =
         std::span(held_out).first(std::min<std::size_t>(held_out.size(), kMeasuredTexts));
-    report.evaluation.maps = decode_texts(engine, some, phase, stop);
+    TokensPerForward& decoded =
+        planned.sequence_rank > 0 ? report.evaluation.sequence : report.evaluation.maps;
+    decoded = decode_texts(engine, some, phase, stop);
   }
   std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
   heads.training = training_record(report, options);

@@ -86,11 +86,11 @@ struct Evaluation {
   /// Agreement of each step with the model's own token, 0..1: of the rows, and of the sequential
   /// head's ranking behind the true token (empty without one).
   std::vector<float> top1, top5, sequence_top1;
-  TokensPerForward maps;      ///< the rows alone
+  TokensPerForward maps;      ///< the rows alone; 0 where that was not measured
   TokensPerForward sequence;  ///< with the sequential head; 0 without one
 
   /// Of what will be decoded with.
-  const TokensPerForward& best() const { return sequence_top1.empty() ? maps : sequence; }
+  const TokensPerForward& best() const { return sequence.chain > 0 ? sequence : maps; }
 };
 
 /// Sent some times a second at most, and at the end of each phase (done == total).

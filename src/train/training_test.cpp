@@ -277,8 +277,8 @@ TEST_F(TrainingTest, RegressionOnAnyEngineMakesHeads) {
   EXPECT_EQ(report.layer, 1);
   EXPECT_LT(first_loss, 0.5);  // these texts' states are a map away from each other
   EXPECT_LT(last_loss, 1.1 * first_loss);
-  EXPECT_GE(report.evaluation.maps.tree8, report.evaluation.maps.chain);
-  EXPECT_GE(report.evaluation.maps.chain, 1.0f);
+  EXPECT_GE(report.evaluation.best().tree8, report.evaluation.best().chain);
+  EXPECT_GE(report.evaluation.best().chain, 1.0f);
   const Heads of_llama = heads();
   ASSERT_EQ(of_llama.count(), 2);
   EXPECT_TRUE(of_llama.has_token_input());
