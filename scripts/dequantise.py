@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Writes a GGUF file's matrices as BF16 or F16: the same model, of a type that it was not quantised to.
 
-usage: dequantise.py IN.gguf OUT.gguf bf16|f16      (needs `pip install gguf`)
+usage: dequantise.py IN.gguf OUT.gguf bf16|f16 [NOISE]      (needs `pip install gguf`)
 
-Of each weight its nearest BF16 or F16; what lies in the file as F32 stays.
+Of each weight its nearest BF16 or F16; what lies in the file as F32 stays. NOISE (0.05, say) moves every
+weight at random by about that share of its matrix's RMS: a model of its own, whose weights do not lie on
+the grid of IN's type, so that to round them again loses what it would lose elsewhere.
 """
 import sys
 
 import gguf
+import numpy
 
-source, target, wanted = sys.argv[1:]
+source, target, wanted, *noise = sys.argv[1:]
+random = numpy.random.default_rng(1)
 kind = {"bf16": gguf.GGMLQuantizationType.BF16, "f16": gguf.GGMLQuantizationType.F16}[wanted]
 reader = gguf.GGUFReader(source)
 writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
@@ -23,6 +27,9 @@ for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data)
     else:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        for share in map(float, noise):
+            rms = numpy.sqrt(numpy.mean(values**2))
+            values += (share * rms * random.standard_normal(values.shape)).astype(values.dtype)
         writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
