@@ -119,8 +119,7 @@ double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_la
   for (int layer = 0; layer < config.layers; ++layer) {
     const int rows = rows_of_layer[layer];
     if (rows == 0) continue;
-    const LayerTensors& w = model.layers()[layer];
-    for (const Tensor* matrix : {w.query, w.key, w.value, w.output, w.gate, w.up, w.down}) {
+    for (const Tensor* matrix : model.layers()[layer].matrices()) {
       seconds += least_seconds(*matrix, rows, peaks);
     }
     seconds += cache_bytes / peaks.bytes_per_second;
@@ -297,14 +296,16 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
       entry["llama_cpp_median_seconds"] = peer->median;
     }
   };
+  const auto known = [](double limit_seconds) {
+    return limit_seconds > 0 ? nlohmann::ordered_json(limit_seconds) : nlohmann::ordered_json();
+  };
   nlohmann::ordered_json passes = nlohmann::ordered_json::array();
   for (const PassResult& pass : result.passes) {
     nlohmann::ordered_json entry = {{"token_rows", pass.token_rows},
                                     {"pseudo_rows", pass.pseudo_rows},
                                     {"best_seconds", pass.ours.best},
                                     {"median_seconds", pass.ours.median},
-                                    {"limit_seconds", nullptr}};
-    if (pass.limit_seconds > 0) entry["limit_seconds"] = pass.limit_seconds;
+                                    {"limit_seconds", known(pass.limit_seconds)}};
     add_peer(entry, pass.peer);
     passes.push_back(std::move(entry));
   }
@@ -318,8 +319,7 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
   nlohmann::ordered_json prefill = {{"tokens", result.prefill.tokens},
                                     {"best_seconds", result.prefill.ours.best},
                                     {"median_seconds", result.prefill.ours.median},
-                                    {"limit_seconds", nullptr}};
-  if (result.prefill.limit_seconds > 0) prefill["limit_seconds"] = result.prefill.limit_seconds;
+                                    {"limit_seconds", known(result.prefill.limit_seconds)}};
   add_peer(prefill, result.prefill.peer);
   return {{"mode", "forward"},
           {"machine", std::move(machine)},

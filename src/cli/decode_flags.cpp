@@ -188,8 +188,8 @@ void DecodeFlags::add_decoding_to(CLI::App& app) {
       ->capture_default_str();
   drafted
       ->add_option("--draft-weights", draft_weights,
-                   "What drafting passes read: large weights rounded to 4 bits, which takes memory "
-                   "for a copy, or the model's own")
+                   "What drafting passes read: large weights rounded to some 5 bits, which takes "
+                   "memory for a copy, or the model's own (native engine)")
       ->check(CLI::IsMember({"rounded", "model"}))
       ->capture_default_str();
 }

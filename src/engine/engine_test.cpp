@@ -10,6 +10,7 @@
 
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
+#include "kernels/test_products.h"
 #include "model/error.h"
 #include "model/tiny_model.h"
 
@@ -233,6 +234,21 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
   }
 }
 
+/// A chain of pseudo rows behind the last committed token, whose token behind is 9.
+std::vector<Row> deferred_rows(int sequence, int position,
+                               const std::vector<std::vector<float>>& sources) {
+  std::vector<Row> rows;
+  for (int i = 0; i < std::ssize(sources); ++i) {
+    rows.push_back({.sequence = sequence,
+                    .position = position + i,
+                    .parent = i - 1,
+                    .step = i + 1,
+                    .source = sources[i],
+                    .token_behind = 9});
+  }
+  return rows;
+}
+
 void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool token_input,
                                            HeadsMethod method = HeadsMethod::kFirp) {
   const TinyModel model({.type = GGML_TYPE_Q8_0, .layers = 3});
@@ -263,16 +279,7 @@ void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool 
   }
   engine.commit(sequence, std::vector<int>{0, 1});
 
-  rows.clear();
-  for (int step = 1; step <= 3; ++step) {
-    rows.push_back({.sequence = sequence,
-                    .position = 63 + step,
-                    .parent = step - 2,
-                    .step = step,
-                    .source = sources[step - 1],
-                    .token_behind = 9});
-  }
-  engine.forward(rows);
+  engine.forward(deferred_rows(sequence, 64, sources));
   for (int row = 0; row < 3; ++row) {
     EXPECT_TRUE(bits_equal(engine.final_state(row), expected[row])) << "step " << row + 1;
   }
@@ -309,29 +316,16 @@ TEST(Engine, RoundedWeightsAreReadByDraftingPassesAlone) {
       sources.emplace_back(h.begin(), h.end());
     }
     engine.commit(sequence, std::vector<int>{0});
-    std::vector<Row> rows;
-    for (int step = 1; step <= 2; ++step) {
-      rows.push_back({.sequence = sequence,
-                      .position = 62 + step,
-                      .parent = step - 2,
-                      .step = step,
-                      .source = sources[step - 1],
-                      .token_behind = 9});
-    }
-    engine.forward(rows);
+    engine.forward(deferred_rows(sequence, 63, sources));
     const std::span<const float> state = engine.final_state(1);
     drafts.emplace_back(state.begin(), state.end());
     committed.push_back(logits_alone(engine, sequence, 9));
   }
   EXPECT_TRUE(bits_equal(tokens[0], tokens[1]));
   EXPECT_TRUE(bits_equal(committed[0], committed[1]));
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < drafts[0].size(); ++i) {
-    difference += std::pow(drafts[0][i] - drafts[1][i], 2);
-    size += std::pow(drafts[0][i], 2);
-  }
-  EXPECT_GT(difference, 1e-4 * size);
-  EXPECT_LT(difference, 0.1 * size);
+  const double difference = relative_difference(drafts[1], drafts[0]);
+  EXPECT_GT(difference * difference, 1e-4);
+  EXPECT_LT(difference * difference, 0.1);
 }
 
 TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {

@@ -50,8 +50,8 @@ inline constexpr std::int32_t kNoRow = -1;
 /// What one pass is to do. The spans must stay until it has run.
 struct Pass {
   std::span<const PassRow> rows;
-  std::span<const LayerWeights> layers;
-  std::span<const PackedMap> maps;  ///< one a step
+  std::span<const LayerWeights> layers;  ///< the model's, or those that only draft
+  std::span<const PackedMap> maps;       ///< one a step
   std::span<const PackedAdapter> adapters;
   bool medusa = false;                  ///< pseudo rows are made from final states
   std::span<const int> capture_layers;  ///< after which the rows' residual stream is kept

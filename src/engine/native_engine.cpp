@@ -76,7 +76,8 @@ void NativeEngine::set_heads(const Heads& heads) {
   const auto size = static_cast<std::size_t>(d);
   State& s = *state_;
   const bool rough = s.options.rough_drafts;
-  const ggml_type map_type = rough && d % 32 == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+  const ggml_type map_type =
+      rough && d % ggml_blck_size(kRoughMapType) == 0 ? kRoughMapType : GGML_TYPE_F16;
   std::vector<PackedMap> maps;
   for (const DraftMap& map : heads.steps) {
     if (map.token.empty()) {
@@ -96,10 +97,9 @@ void NativeEngine::set_heads(const Heads& heads) {
                         pack_values(adapter.up, d, adapter.rank, GGML_TYPE_F16)});
   }
   // Rows that may run beside tokens, or may not, must draft the same both ways: in exact layers.
-  int first_layer = config().layers;
-  for (const PackedMap& map : maps) {
-    if (map.reads_token(d)) first_layer = std::min(first_layer, map.layer);
-  }
+  const int first_layer = heads.has_token_input()
+                              ? std::ranges::min_element(maps, {}, &PackedMap::layer)->layer
+                              : config().layers;
   s.heads.emplace(PackedHeads{
       .method = heads.method,
       .maps = std::move(maps),

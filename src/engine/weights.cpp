@@ -9,16 +9,6 @@ namespace {
 /// As much of a file is in memory beside its packed form, for each thread.
 constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
 
-struct LayerMatrix {
-  PackedMatrix LayerWeights::*packed;
-  const Tensor* LayerTensors::*tensor;
-};
-constexpr LayerMatrix kLayerMatrices[] = {
-    {&LayerWeights::query, &LayerTensors::query}, {&LayerWeights::key, &LayerTensors::key},
-    {&LayerWeights::value, &LayerTensors::value}, {&LayerWeights::output, &LayerTensors::output},
-    {&LayerWeights::gate, &LayerTensors::gate},   {&LayerWeights::up, &LayerTensors::up},
-    {&LayerWeights::down, &LayerTensors::down}};
-
 void read_vectors(const LayerTensors& from, LayerWeights& to) {
   const auto read = [](const Tensor* tensor) {
     return tensor != nullptr ? dequantize(*tensor) : std::vector<float>{};
@@ -47,29 +37,37 @@ Tensor rows_of(const Tensor& matrix, std::span<const std::int32_t> rows,
           .data = memory};
 }
 
-/// Packs `tensor` into `packed`, which has its own or another type, on all threads.
-void round_and_pack(const Tensor& tensor, PackedMatrix& packed, ThreadPool& pool) {
+/// Packs this thread's share of a matrix, some rows at a time, and lets go of the file's bytes that
+/// it has read. `rounded`: room for the matrix in the packed type, where that is another one.
+void pack_share(const Model& model, const Tensor& tensor, PackedMatrix& packed,
+                std::span<std::byte> rounded, int thread, int threads) {
   const ggml_type type = packed.format().type;
   const std::int64_t columns = tensor.columns();
-  const std::size_t row_bytes = ggml_row_size(type, columns);
-  std::vector<std::byte> bytes(type == tensor.type ? 0 : tensor.rows() * row_bytes);
-  const Tensor rounded = {.name = tensor.name,
-                          .type = type,
-                          .shape = tensor.shape,
-                          .data = bytes.empty() ? tensor.data : bytes};
-  pool.run([&](int thread) {
-    const auto [begin, end] = share(packed.blocks(), thread, pool.size());
-    if (!bytes.empty()) {
-      std::vector<float> values(columns);
-      const std::int64_t last = std::min<std::int64_t>(end * kBlockOutputs, tensor.rows());
-      for (std::int64_t row = begin * kBlockOutputs; row < last; ++row) {
-        dequantize_row(tensor, row, values);
-        ggml_quantize_chunk(type, values.data(), bytes.data() + row * row_bytes, 0, 1, columns,
-                            nullptr);
-      }
+  const std::size_t row_bytes = ggml_row_size(tensor.type, columns);
+  const std::size_t rounded_row_bytes = ggml_row_size(type, columns);
+  const bool same = type == tensor.type;
+  const Tensor source = {.name = tensor.name,
+                         .type = type,
+                         .shape = tensor.shape,
+                         .data = same ? tensor.data : rounded};
+  std::vector<float> values(same ? 0 : columns);
+  const auto [begin, end] = share(packed.blocks(), thread, threads);
+  const int step =
+      static_cast<int>(std::max<std::size_t>(1, kChunkBytes / (kBlockOutputs * row_bytes)));
+  for (int first = begin; first < end; first += step) {
+    const int last = std::min(first + step, end);
+    const std::int64_t first_row = std::int64_t{first} * kBlockOutputs;
+    const std::int64_t end_row = std::min(std::int64_t{last} * kBlockOutputs, tensor.rows());
+    for (std::int64_t row = first_row; !same && row < end_row; ++row) {
+      dequantize_row(tensor, row, values);
+      ggml_quantize_chunk(type, values.data(), rounded.data() + row * rounded_row_bytes, 0, 1,
+                          columns, nullptr);
     }
-    packed.pack(rounded, begin, end);
-  });
+    packed.pack(source, first, last);
+    if (!model.has_file()) continue;
+    model.file().release(
+        tensor.data.subspan(first_row * row_bytes, (end_row - first_row) * row_bytes));
+  }
 }
 
 }  // namespace
@@ -79,9 +77,9 @@ Weights::Weights(const Model& model, ThreadPool& pool)
   std::vector<std::pair<PackedMatrix*, const Tensor*>> matrices;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     read_vectors(model.layers()[i], layers[i]);
-    for (const LayerMatrix& matrix : kLayerMatrices) {
-      matrices.emplace_back(&(layers[i].*matrix.packed), model.layers()[i].*matrix.tensor);
-    }
+    const auto packed = layers[i].matrices();
+    const auto tensors = model.layers()[i].matrices();
+    for (std::size_t k = 0; k < packed.size(); ++k) matrices.emplace_back(packed[k], tensors[k]);
   }
   matrices.push_back({&head, &model.head()});
 
@@ -97,18 +95,7 @@ Weights::Weights(const Model& model, ThreadPool& pool)
   }
   pool.run([&](int thread) {
     for (const auto& [matrix, tensor] : matrices) {
-      const auto [begin, end] = share(matrix->blocks(), thread, pool.size());
-      const std::size_t block_bytes =
-          kBlockOutputs * ggml_row_size(tensor->type, tensor->columns());
-      const int step = static_cast<int>(std::max<std::size_t>(1, kChunkBytes / block_bytes));
-      for (int first = begin; first < end; first += step) {
-        const int last = std::min(first + step, end);
-        matrix->pack(*tensor, first, last);
-        if (!model.has_file()) continue;
-        const std::size_t from = first * block_bytes;
-        const std::size_t to = std::min(last * block_bytes, tensor->data.size());
-        model.file().release(tensor->data.subspan(from, to - from));
-      }
+      pack_share(model, *tensor, *matrix, {}, thread, pool.size());
     }
   });
 }
@@ -122,10 +109,9 @@ ggml_type rough_type(const Tensor& matrix, ggml_type rough) {
 
 std::size_t layer_bytes(const LayerTensors& layer, bool rough) {
   std::size_t bytes = 0;
-  for (const LayerMatrix& each : kLayerMatrices) {
-    const Tensor& matrix = *(layer.*each.tensor);
-    const ggml_type type = rough ? rough_type(matrix, kRoughLayerType) : matrix.type;
-    bytes += matrix.rows() * ggml_row_size(type, matrix.columns());
+  for (const Tensor* const matrix : layer.matrices()) {
+    const ggml_type type = rough ? rough_type(*matrix, kRoughLayerType) : matrix->type;
+    bytes += matrix->rows() * ggml_row_size(type, matrix->columns());
   }
   return bytes;
 }
@@ -153,9 +139,11 @@ DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first
   layers.resize(model.layers().size());
   for (std::size_t i = first_layer; i < layers.size(); ++i) {
     read_vectors(model.layers()[i], layers[i]);
-    for (const LayerMatrix& matrix : kLayerMatrices) {
-      take(*(model.layers()[i].*matrix.tensor), kRoughLayerType,
-           &(weights.layers[i].*matrix.packed), layers[i].*matrix.packed);
+    const auto packed = layers[i].matrices();
+    const auto exact = weights.layers[i].matrices();
+    const auto tensors = model.layers()[i].matrices();
+    for (std::size_t k = 0; k < packed.size(); ++k) {
+      take(*tensors[k], kRoughLayerType, exact[k], *packed[k]);
     }
   }
   if (copies.empty()) layers.clear();
@@ -168,7 +156,12 @@ DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first
   for (const Copy& copy : copies) {
     *copy.packed = PackedMatrix(*copy.tensor, copy.type, at);
     at += copy.packed->bytes();
-    round_and_pack(*copy.tensor, *copy.packed, pool);
+    const bool same = copy.type == copy.tensor->type;
+    std::vector<std::byte> rounded(
+        same ? 0 : copy.tensor->rows() * ggml_row_size(copy.type, copy.tensor->columns()));
+    pool.run([&](int thread) {
+      pack_share(model, *copy.tensor, *copy.packed, rounded, thread, pool.size());
+    });
   }
 }
 

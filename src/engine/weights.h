@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -19,6 +20,14 @@ struct LayerWeights {
   std::vector<float> query_norm, key_norm;
   std::vector<float> feed_forward_norm;
   PackedMatrix gate, up, down;
+
+  /// As LayerTensors::matrices().
+  std::array<PackedMatrix*, 7> matrices() {
+    return {&query, &key, &value, &output, &gate, &up, &down};
+  }
+  std::array<const PackedMatrix*, 7> matrices() const {
+    return {&query, &key, &value, &output, &gate, &up, &down};
+  }
 };
 
 struct Weights {
@@ -42,6 +51,8 @@ struct Weights {
 inline constexpr double kMostRoughBits = 6;
 inline constexpr ggml_type kRoughLayerType = GGML_TYPE_Q4_1;
 inline constexpr ggml_type kRoughHeadType = GGML_TYPE_Q5_0;
+inline constexpr ggml_type kRoughMapType =
+    GGML_TYPE_Q8_0;  ///< of draft maps, which files have in F16
 
 /// The type that a matrix is rounded to: `rough`; its own, where that is small enough, or where its
 /// rows do not divide into blocks of `rough`.

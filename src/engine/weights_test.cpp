@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/kernels.h"
+#include "kernels/test_products.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -31,24 +32,7 @@ std::vector<float> product(const PackedMatrix& w, int rows) {
     for (int i = 0; i < w.inputs(); ++i) x.values(row)[i] = std::sin(0.7f * i + 1.3f * row);
     kernels.prepare(x, row, 0, x.group_count(), kernels.form(w.format().kind));
   }
-  std::vector<float> y(static_cast<std::size_t>(rows) * w.outputs());
-  kernels.matmul({.weights = w,
-                  .first_block = 0,
-                  .end_block = w.blocks(),
-                  .y = y.data(),
-                  .y_stride = static_cast<std::size_t>(w.outputs())},
-                 x);
-  return y;
-}
-
-/// RMS of a - b, over that of b.
-double relative_difference(std::span<const float> a, std::span<const float> b) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(a[i] - b[i], 2);
-    size += std::pow(b[i], 2);
-  }
-  return std::sqrt(difference / size);
+  return product(kernels, w, x);
 }
 
 TEST_F(DraftWeightsTest, LargeOnesAreRoundedAndTheOthersAreNotCopied) {

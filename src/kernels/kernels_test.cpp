@@ -17,6 +17,7 @@
 
 #include "kernels/amx_shapes.h"
 #include "kernels/random_tensor.h"
+#include "kernels/test_products.h"
 #include "model/test_files.h"
 
 namespace firp {
@@ -88,14 +89,7 @@ class KernelsTest : public testing::TestWithParam<std::string> {
   }
 
   std::vector<float> product(const PackedMatrix& w, const Activations& x) const {
-    std::vector<float> y(static_cast<std::size_t>(x.rows()) * w.outputs(), kNan);
-    kernels_.matmul({.weights = w,
-                     .first_block = 0,
-                     .end_block = w.blocks(),
-                     .y = y.data(),
-                     .y_stride = static_cast<std::size_t>(w.outputs())},
-                    x);
-    return y;
+    return firp::product(kernels_, w, x);
   }
 };
 

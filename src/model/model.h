@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -28,6 +29,11 @@ struct LayerTensors {
   const Tensor* gate;  ///< [feed_forward_size x d]
   const Tensor* up;    ///< [feed_forward_size x d]
   const Tensor* down;  ///< [d x feed_forward_size]
+
+  /// In the order in which a pass reads them.
+  std::array<const Tensor*, 7> matrices() const {
+    return {query, key, value, output, gate, up, down};
+  }
 };
 
 /// All tensors of a model; one tensor may serve in several places.
