@@ -76,16 +76,6 @@ BenchResult sum_of(std::span<const BenchRecord> records, const std::string& cate
   return result;
 }
 
-/// The different values of a field, in the order in which they come first.
-std::vector<std::string> values_of(std::span<const BenchRecord> records,
-                                   std::string BenchRecord::*field) {
-  std::vector<std::string> values;
-  for (const BenchRecord& record : records) {
-    if (std::ranges::count(values, record.*field) == 0) values.push_back(record.*field);
-  }
-  return values;
-}
-
 }  // namespace
 
 DraftPlan& DraftPlan::operator+=(const DraftPlan& other) {

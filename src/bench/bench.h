@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <optional>
@@ -109,6 +110,16 @@ std::vector<BenchRecord> run_bench(const std::vector<BenchPrompt>& prompts,
                                    int repeats,
                                    const std::function<void(int done, int total)>& on_progress,
                                    const std::atomic<bool>& stop);
+
+/// The different values of a field, in the order in which they come first.
+template <typename Record>
+std::vector<std::string> values_of(std::span<const Record> records, std::string Record::*field) {
+  std::vector<std::string> values;
+  for (const Record& record : records) {
+    if (std::ranges::count(values, record.*field) == 0) values.push_back(record.*field);
+  }
+  return values;
+}
 
 /// By category in the order of the records, then kAllCategories; in each the methods in theirs.
 std::vector<BenchResult> sum_up(std::span<const BenchRecord> records);

@@ -63,6 +63,12 @@ td.best { background: var(--best-back); }
 td.best b { color: var(--best); font-weight: 700; }
 td b { font-weight: inherit; }
 td small.other { color: var(--bad); }
+.bars { display: grid; grid-template-columns: max-content 1fr; gap: .45rem 1rem; }
+.bars span { text-align: right; }
+.bar { display: flex; align-items: center; gap: .6rem; font-variant-numeric: tabular-nums; }
+.bar::before { content: ""; width: var(--share); height: 1.1rem; background: var(--soft); border-radius: .2rem; }
+.bar.best::before { background: var(--best); }
+.bar b { white-space: nowrap; }
 .note { color: var(--soft); font-size: .875rem; max-width: 60rem; margin: 0 0 1.5rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1.25rem; margin: 0; font-size: .875rem; }
@@ -186,6 +192,23 @@ std::string lead(std::span<const BenchResult> results) {
   return text;
 }
 
+/// A bar for each method, as long as it is fast over all prompts.
+std::string bars(std::span<const BenchResult> results) {
+  constexpr double kLongest = 75;  // percent: beside it stands the figure
+  const BenchResult& best = best_of(results, kAllCategories);
+  std::string html = "<div class=\"card bars\">\n";
+  for (const BenchResult& result : results) {
+    if (result.category != kAllCategories) continue;
+    const double share = kLongest * result.tokens_per_second() / best.tokens_per_second();
+    html += fmt::format(
+        "<span>{}</span><div class=\"bar{}\" style=\"--share:{:.1f}%\"><b>{:.0f} tokens/s</b>"
+        "</div>\n",
+        escape_html(result.method), &result == &best ? " best" : "", share,
+        result.tokens_per_second());
+  }
+  return html + "</div>\n";
+}
+
 std::string cell(const BenchResult& result, bool best) {
   const bool compared = result.speedup_over_plain > 0 && result.method != kPlain;
   std::string html = fmt::format("<td{}>", best ? " class=\"best\"" : "");
@@ -201,16 +224,11 @@ std::string cell(const BenchResult& result, bool best) {
 }
 
 std::string table(std::span<const BenchResult> results) {
-  std::vector<std::string> methods;
-  std::vector<std::string> categories;
-  for (const BenchResult& result : results) {
-    if (std::ranges::count(methods, result.method) == 0) methods.push_back(result.method);
-    if (std::ranges::count(categories, result.category) == 0) categories.push_back(result.category);
-  }
+  const std::vector<std::string> methods = values_of(results, &BenchResult::method);
   std::string html = "<div class=\"card wide\"><table>\n<thead><tr><th></th>";
   for (const std::string& method : methods) html += fmt::format("<th>{}</th>", escape_html(method));
   html += "</tr></thead>\n<tbody>\n";
-  for (const std::string& category : categories) {
+  for (const std::string& category : values_of(results, &BenchResult::category)) {
     const BenchResult& best = best_of(results, category);
     html += fmt::format("<tr{}><th>{}<small>{} prompt{}</small></th>\n",
                         category == kAllCategories ? " class=\"sum\"" : "", escape_html(category),
@@ -287,7 +305,7 @@ std::string html_report(std::span<const BenchReport> reports,
     const std::vector<BenchResult> results = sum_up(report.records);
     html += fmt::format("<section>\n<h2>{}</h2>\n<p class=\"lead\">{}</p>\n", title(report),
                         lead(results));
-    html += table(results);
+    html += bars(results) + table(results);
     html += fmt::format("<p class=\"note\">{}</p>\n<div class=\"pair\">\n", kNote);
     html += list_html("Machine", report.machine) + list_html("Settings", report.settings);
     html += "</div>\n</section>\n";

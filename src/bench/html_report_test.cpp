@@ -63,6 +63,17 @@ TEST(HtmlReport, SaysTheResultAndMarksTheBestOfEachRow) {
   EXPECT_TRUE(has(page, "<dt>tree</dt><dd>0, 8</dd>")) << page;
 }
 
+TEST(HtmlReport, DrawsABarForEachMethodAsLongAsItIsFast) {
+  const std::string page = page_of(report());
+  // All prompts: firp 200 tokens in 3.5 seconds, plain in 4, llama.cpp in 8.
+  for (const char* const bar :
+       {"<span>firp</span><div class=\"bar best\" style=\"--share:75.0%\">",
+        "<span>plain</span><div class=\"bar\" style=\"--share:65.6%\">",
+        "<span>llama.cpp</span><div class=\"bar\" style=\"--share:32.8%\">"}) {
+    EXPECT_TRUE(has(page, bar)) << bar << '\n' << page;
+  }
+}
+
 TEST(HtmlReport, SaysWhereTextsDifferAndWhereDraftsDoNotPay) {
   BenchReport other = report();
   other.records[1].identical_to_plain = false;

@@ -42,7 +42,7 @@ LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int contex
   parameters.n_ctx = static_cast<std::uint32_t>(context);
   parameters.n_threads = threads;
   parameters.n_threads_batch = threads;
-  parameters.type_k = cache_type == CacheType::kQ8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+  parameters.type_k = ggml_type_of(cache_type);
   parameters.type_v = parameters.type_k;
   state_->context.reset(llama_init_from_model(state_->model.get(), parameters));
   // A pool that lives as long as the context, as llama.cpp's own programs have it: without one,

@@ -256,7 +256,10 @@ int run_prompts(BenchFlags& flags) {
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, flags.turns);
 
   Decoder decoder(flags.decode, flags.method.trees);
-  std::vector<BenchMethod> methods = make_methods(flags.method, decoder);
+  StatusLine status;
+  std::vector<BenchMethod> methods =
+      make_methods(flags.method, decoder,
+                   [&](const std::string& name) { status.show("preparing " + name); });
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(
@@ -277,7 +280,6 @@ int run_prompts(BenchFlags& flags) {
   }
 
   catch_interrupts();
-  StatusLine status;
   const OtherLoad load;
   const auto start = std::chrono::steady_clock::now();
   report.records = run_bench(

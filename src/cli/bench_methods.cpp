@@ -21,12 +21,12 @@ const std::vector<std::string> kMethods = {
     "draft-model"};
 
 /// A heads file that takes the place of the engine's for the runs of a method.
-struct NamedHeads {
+struct Rival {
   std::string name;
   std::filesystem::path path;
 };
 
-NamedHeads parse_rival(const std::string& text) {
+Rival parse_rival(const std::string& text) {
   const std::size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
     throw Error(fmt::format("--rivals needs NAME=FILE, not '{}'", text));
@@ -107,7 +107,7 @@ class MethodMaker {
     add_trees(name, options, costs, firp ? own_heads_ : nullptr, keeps, note);
   }
 
-  void add_rival(const NamedHeads& rival) {
+  void add_rival(const Rival& rival) {
     const auto heads = std::make_shared<Heads>(read_heads(rival.path, decoder_.file.get()));
     decoder_.engine.set_heads(*heads);
     DecodeOptions options = decoder_.options;
@@ -218,10 +218,18 @@ std::string MethodFlags::draft() const {
   return names.size() > 1 || !names.contains(kPlain) ? "ngram" : "none";
 }
 
-std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder) {
+std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder,
+                                      const std::function<void(const std::string&)>& on_method) {
   MethodMaker maker(flags, decoder);
-  for (const std::string& name : flags.methods) maker.add(name);
-  for (const std::string& rival : flags.rivals) maker.add_rival(parse_rival(rival));
+  for (const std::string& name : flags.methods) {
+    on_method(name);
+    maker.add(name);
+  }
+  for (const std::string& text : flags.rivals) {
+    const Rival rival = parse_rival(text);
+    on_method(rival.name);
+    maker.add_rival(rival);
+  }
   return std::move(maker.methods);
 }
 

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,9 @@ struct MethodFlags {
 };
 
 /// The methods, ready to run on the decoder's engine one at a time. `decoder` outlives them. Those
-/// that must choose what they leave out of the model do it here, which takes a while.
-std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder);
+/// that must choose what they leave out of the model do it here, which takes a while: `on_method` is
+/// told the name of each before.
+std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder,
+                                      const std::function<void(const std::string&)>& on_method);
 
 }  // namespace firp

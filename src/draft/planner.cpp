@@ -12,7 +12,8 @@
 namespace firp {
 namespace {
 
-// Averages are over about this many steps: short enough to follow a change of subject.
+// Averages are over about this many steps, those of times over half as many: short enough to follow
+// a change of subject.
 constexpr double kWeight = 1.0 / 16;
 // Drafting that loses is stopped after so many steps, and tried again after as many plain ones as
 // make what the trials lose this share of the time: soon where little is lost, seldom where text

@@ -56,6 +56,7 @@ void ForwardPass::run(const Pass& pass) {
   const std::span<const PassRow> rows = pass.rows;
   rows_ = rows;
   layers_ = pass.layers;
+  next_head_ = &pass.head;
   maps_ = pass.maps;
   adapters_ = pass.adapters;
   medusa_ = pass.medusa;
@@ -362,7 +363,7 @@ void ForwardPass::feed_forward(int layer, int thread) {
   }
   barrier(thread, Phase::kGateUp);
   multiply({{&w.down, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, gated_,
-           layer + 1 < config_.layers ? &layers_[layer + 1].query : &weights_.head, thread);
+           layer + 1 < config_.layers ? &layers_[layer + 1].query : next_head_, thread);
   barrier(thread, Phase::kDown);
 }
 

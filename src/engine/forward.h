@@ -51,7 +51,8 @@ inline constexpr std::int32_t kNoRow = -1;
 struct Pass {
   std::span<const PassRow> rows;
   std::span<const LayerWeights> layers;  ///< the model's, or those that only draft
-  std::span<const PackedMap> maps;       ///< one a step
+  const PackedMatrix& head;         ///< reads the rows afterwards: prefetched by the last layer
+  std::span<const PackedMap> maps;  ///< one a step
   std::span<const PackedAdapter> adapters;
   bool medusa = false;                  ///< pseudo rows are made from final states
   std::span<const int> capture_layers;  ///< after which the rows' residual stream is kept
@@ -154,6 +155,7 @@ class ForwardPass {
   // The running pass.
   std::span<const PassRow> rows_;
   std::span<const LayerWeights> layers_;
+  const PackedMatrix* next_head_ = nullptr;
   std::span<const PackedMap> maps_;
   std::span<const PackedAdapter> adapters_;
   std::vector<int> capture_layers_;

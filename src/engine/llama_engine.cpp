@@ -255,7 +255,7 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   parameters.swa_full = true;  // or the context of a rejected path could be gone
   parameters.n_threads = options.threads;
   parameters.n_threads_batch = options.threads;
-  parameters.type_k = options.cache_type == CacheType::kQ8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+  parameters.type_k = ggml_type_of(options.cache_type);
   parameters.type_v = parameters.type_k;
   parameters.flash_attn_type = static_cast<llama_flash_attn_type>(llama.flash_attention);
   parameters.cb_eval = &State::on_tensor;

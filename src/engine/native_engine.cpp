@@ -163,10 +163,11 @@ void NativeEngine::forward(std::span<const Row> rows, std::span<const int> captu
     to.path.push_back(s.index_of[i]);
     if (row.is_pseudo() && to.source == nullptr) to.source_row = *(to.path.end() - 1 - row.step);
   }
-  const bool only_drafts =
-      std::ranges::all_of(rows, &Row::is_pseudo) && !s.heads->weights.layers.empty();
+  const bool only_drafts = std::ranges::all_of(rows, &Row::is_pseudo);
+  const bool rough = only_drafts && !s.heads->weights.layers.empty();
   s.pass.run({.rows = s.pass_rows,
-              .layers = only_drafts ? s.heads->weights.layers : s.weights.layers,
+              .layers = rough ? s.heads->weights.layers : s.weights.layers,
+              .head = only_drafts ? s.heads->weights.head : s.weights.head,
               .maps = s.maps(),
               .adapters = s.heads ? s.heads->adapters : std::span<const PackedAdapter>(),
               .medusa = medusa(),

@@ -81,6 +81,9 @@ struct ProductTask {
 /// What keys and values are kept as: F16, or codes of 8 bits with a scale (F32) for each 32
 /// elements of a head.
 enum class CacheType { kF16, kQ8_0 };
+constexpr ggml_type ggml_type_of(CacheType type) {
+  return type == CacheType::kQ8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+}
 
 /// A page's part: keys and values of 64 positions, for one layer and KV head.
 ///   F16   keys [head_size][64], values [64][head_size]
