@@ -21,15 +21,18 @@ constexpr double kWeight = 1.0 / 16;
 constexpr int kTrialSteps = 3;
 constexpr double kTrialShare = 0.01;
 constexpr int kLongestPause = 256;
-// What drafting is held against is a plain pass: where there was none for so long, some are made.
-// That costs a hundredth of the gain; without it, passes that were measured in a bad moment would
-// make drafting look good forever. A plain pass right behind others takes longer than among its
-// like (a quarter, on a Xeon), so it is not the first that counts.
-// At first, and where it took another time than expected, the next one comes soon.
-constexpr int kLongestWithoutPlain = 64;
-constexpr int kSoon = 16;
+// Passes of one kind disturb those of another: behind drafting, a plain pass of a small model on a
+// Xeon takes 4.4 ms where it takes 3.3 among its like, and it is over ten passes until the weights
+// are back in the cache. So drafting is held against plain passes that have settled, and what those
+// before them take longer is counted as lost by the trial.
+constexpr int kSettling = 16;
+// Where nothing was seen of them for so long, some are made. That costs a hundredth of the gain;
+// without it, passes that were measured in a bad moment would make drafting look good forever. At
+// first, and where they took another time than expected, the next ones come soon.
+constexpr int kSeen = 4;
+constexpr int kLongestWithoutPlain = 512;
+constexpr int kSoon = 64;
 constexpr double kExpectedShare = 0.1;
-constexpr int kPlainRun = 2;
 // The first draft, and one in so many later on, goes as far ahead as can be: of steps that are not
 // drafted nothing is learnt. So few must count for more.
 constexpr int kFarDrafts = 32;
@@ -44,7 +47,7 @@ constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
 constexpr int kContextRows = 8;  // with which the cost of a position is measured
 constexpr int kRounds = 5;
 constexpr double kLongSeconds = 1;  // after which two rounds must do: a large model
-constexpr double kWarmUpSeconds = 0.05;
+constexpr double kSettlingSeconds = 0.05;
 
 double probability_of(const DraftNode& node) { return std::exp(double{node.log_probability}); }
 
@@ -75,6 +78,18 @@ double measure_verifying(Engine& engine, int sequence, int count) {
     engine.forward(rows);
     engine.best_tokens(first_rows(count), 1);
   });
+}
+
+/// A plain pass among its like.
+double measure_plain(Engine& engine, int sequence) {
+  for (double seconds = 0; seconds < kSettlingSeconds;) {
+    seconds += measure_verifying(engine, sequence, 1);
+  }
+  double best = INFINITY;
+  for (int round = 0; round < kRounds; ++round) {
+    best = std::min(best, measure_verifying(engine, sequence, 1));
+  }
+  return best;
 }
 
 /// Where pseudo rows draft from: one more token, committed. They are one for each step.
@@ -148,14 +163,14 @@ PassCosts measure_costs(Engine& engine) {
     drafting.emplace(engine, sequence);
     costs.draft_seconds.assign(engine.draft_steps(), INFINITY);
   }
+  const double plain = measure_plain(engine, sequence);
   for (const int count : kMeasuredRows) {
-    if (engine.length(sequence) + count <= room) costs.verify_seconds[count] = INFINITY;
+    if (count > 1 && engine.length(sequence) + count <= room) {
+      costs.verify_seconds[count] = INFINITY;
+    }
   }
-  // Threads wake up and clocks rise; and since the machine's neighbours come and go, all is
-  // measured in turn, several times, and the best counts.
-  for (double seconds = 0; seconds < kWarmUpSeconds;) {
-    seconds += measure_verifying(engine, sequence, 1);
-  }
+  // The machine's neighbours come and go: all is measured in turn, several times, and the best
+  // counts.
   double spent = 0;
   const auto take = [&spent](double& best, double seconds) {
     best = std::min(best, seconds);
@@ -170,6 +185,7 @@ PassCosts measure_costs(Engine& engine) {
       take(costs.draft_seconds[steps - 1], drafting->measure(steps));
     }
   }
+  costs.verify_seconds[1] = std::min(plain, measure_plain(engine, sequence));
   make_ascending(costs.verify_seconds);
   make_ascending(costs.draft_seconds);
   if (kLongContext + kContextRows <= room) {
@@ -236,15 +252,15 @@ double Planner::expected_tokens(const DraftTree& tree) const {
   return tokens;
 }
 
-/// Of the prefix of `tree` that gives most tokens a second, with `draft_seconds` on top of its
-/// pass.
-double Planner::best_rate(const DraftTree& tree, int context, double draft_seconds,
+/// Of the prefix of `tree` that gives most tokens a second, in a pass that pseudo rows draft for or
+/// not, with `draft_seconds` on top.
+double Planner::best_rate(const DraftTree& tree, int context, bool drafted, double draft_seconds,
                           int* nodes) const {
   double best = 0;
   double tokens = 1;
   for (int count = 0; count <= std::ssize(tree); ++count) {
     if (count > 0) tokens += expected_tokens(tree[count - 1]);
-    const double rate = tokens / (verify_seconds(count + 1, context) + draft_seconds);
+    const double rate = tokens / (verify_seconds(count + 1, context, drafted) + draft_seconds);
     if (rate > best) {
       best = rate;
       *nodes = count;
@@ -255,7 +271,7 @@ double Planner::best_rate(const DraftTree& tree, int context, double draft_secon
 
 int Planner::nodes_worth_verifying(const DraftTree& tree, int context) const {
   int nodes = 0;
-  best_rate(tree, context, pause_ == 0 ? draft_seconds() : 0, &nodes);
+  best_rate(tree, context, drafted_, pause_ == 0 ? draft_seconds() : 0, &nodes);
   return nodes;
 }
 
@@ -263,15 +279,21 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
                            int context) {
   const int rows = static_cast<int>(tree.size()) + 1;
   const double tokens = expected_tokens(tree);
-  for (Drift& drift : drifts_) ++drift.unseen;
-  plain_run_ = rows == 1 && !drafted_ ? plain_run_ + 1 : 0;
+  for (auto& of_kind : drifts_) {
+    for (Drift& drift : of_kind) ++drift.unseen;
+  }
+  undrafted_run_ = drafted_ ? 0 : undrafted_run_ + 1;
   until_plain_ = std::max(0, until_plain_ - 1);
-  if (follow_ && (rows > 1 || plain_run_ >= kPlainRun)) {
+  if (follow_ && (drafted_ || undrafted_run_ > kSettling)) {
     const double ratio = seconds / verify_seconds(rows, context);
-    drifts_[rows > 1].observe(ratio);
-    if (rows == 1) {
+    drifts_[drafted_][rows > 1].observe(ratio);
+    if (!drafted_ && rows == 1 && undrafted_run_ >= kSettling + kSeen) {
       until_plain_ = std::abs(ratio - 1) < kExpectedShare ? kLongestWithoutPlain : kSoon;
     }
+  }
+  if (follow_ && pause_ > 0 && undrafted_run_ <= kSettling) {
+    lost_seconds_ += seconds - verify_seconds(rows, context);
+    if (undrafted_run_ == kSettling) pause_ = pause_for(lost_seconds_, context) - kSettling;
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
@@ -290,23 +312,28 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   // By what was to be expected: what came varies too much from step to step.
   drafted_ = false;
   if (alone_) learn_steps(tree, context);
-  const double step_seconds = verify_seconds(rows, context) + draft_seconds();
+  const double step_seconds = verify_seconds(rows, context, true) + draft_seconds();
   const double rate = tokens / step_seconds;
   const double weight = std::max(kWeight, 1.0 / ++trial_);
   rate_ += weight * (rate - rate_);
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
-    const double lost_seconds = kTrialSteps * step_seconds * -profit_;
-    const double pause = lost_seconds / (kTrialShare * verify_seconds(1, context));
-    pause_ = static_cast<int>(std::clamp(pause, 1.0, double{kLongestPause}));
+    lost_seconds_ = kTrialSteps * step_seconds * -profit_;
+    pause_ = pause_for(lost_seconds_, context);
   }
+}
+
+/// Steps until the next trial, if this one lost so much.
+int Planner::pause_for(double lost_seconds, int context) const {
+  const double steps = lost_seconds / (kTrialShare * verify_seconds(1, context, false));
+  return static_cast<int>(std::clamp<double>(steps, kSettling + kSeen, kLongestPause));
 }
 
 bool Planner::drafts(const DraftTree& at_hand, int context) {
   if (pause_ > 0) return false;
-  if (follow_ && at_hand.empty() && until_plain_ == 0) return false;
+  if (follow_ && until_plain_ == 0) return false;
   int nodes = 0;
-  rate_without_ = best_rate(at_hand, context, 0, &nodes);
+  rate_without_ = best_rate(at_hand, context, false, 0, &nodes);
   // A long match that promises more than drafting has given lately makes pseudo rows pointless.
   drafted_ = nodes == 0 || rate_ == 0 || rate_without_ <= rate_;
   if (drafted_) {
@@ -337,7 +364,7 @@ void Planner::learn_steps(const DraftTree& tree, int context) {
       if (node.depth <= steps) shallow.push_back(node);
     }
     int nodes = 0;
-    const double rate = best_rate(shallow, context, costs_.draft_seconds[steps - 1], &nodes);
+    const double rate = best_rate(shallow, context, true, costs_.draft_seconds[steps - 1], &nodes);
     double& average = step_rates_[steps - 1];
     average += (average == 0 ? 1 : steps_ == 0 ? kFarWeight : kWeight) * (rate - average);
   }

@@ -60,8 +60,9 @@ class Planner {
   /// They did.
   void observe_drafting(double seconds);
 
+  /// Of the pass that comes next.
   double verify_seconds(int rows, int context) const {
-    return drifts_[rows > 1].ratio * costs_.verify(rows, context);
+    return verify_seconds(rows, context, drafted_);
   }
   const PassCosts& costs() const { return costs_; }
   /// Of as many steps as drafts() chose.
@@ -75,9 +76,14 @@ class Planner {
   static int range_of(double probability, bool from_text);
   static int range_of(const DraftNode& node);
   double expected_tokens(const DraftNode& node) const;  ///< 0 .. 1
-  double best_rate(const DraftTree& tree, int context, double draft_seconds, int* nodes) const;
+  double verify_seconds(int rows, int context, bool drafted) const {
+    return drifts_[drafted][rows > 1].ratio * costs_.verify(rows, context);
+  }
+  double best_rate(const DraftTree& tree, int context, bool drafted, double draft_seconds,
+                   int* nodes) const;
   void learn_steps(const DraftTree& tree, int context);
   int best_steps() const;
+  int pause_for(double lost_seconds, int context) const;
 
   /// What passes take by now / what they took when they were measured.
   struct Drift {
@@ -89,9 +95,11 @@ class Planner {
 
   PassCosts costs_;
   bool follow_;
-  std::array<Drift, 2> drifts_;  ///< of passes of one row, and of more
-  int plain_run_ = 0;            ///< passes of one row, up to now, that nothing was drafted for
-  int until_plain_ = 0;          ///< passes until a plain one is due
+  /// Of passes that pseudo rows did not draft for, and of those that they did; of one row, and of
+  /// more.
+  std::array<std::array<Drift, 2>, 2> drifts_;
+  int undrafted_run_ = 0;  ///< passes, up to now, that pseudo rows did not draft for
+  int until_plain_ = 0;    ///< passes until a run of plain ones is due
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
   std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next
@@ -101,11 +109,12 @@ class Planner {
   /// Tokens a second of passes that are drafted for so many steps ahead: [steps - 1]; of those that
   /// had nothing else at hand.
   std::vector<double> step_rates_;
-  int steps_ = 0;       ///< for the pass that comes next; 0: as many as there are
-  bool alone_ = false;  ///< nothing else was at hand
-  int drafts_ = 0;      ///< passes that were drafted for
-  int trial_ = 0;       ///< drafted steps since the last pause
-  int pause_ = 0;       ///< steps until the next trial
+  int steps_ = 0;            ///< for the pass that comes next; 0: as many as there are
+  bool alone_ = false;       ///< nothing else was at hand
+  int drafts_ = 0;           ///< passes that were drafted for
+  int trial_ = 0;            ///< drafted steps since the last pause
+  int pause_ = 0;            ///< steps until the next trial
+  double lost_seconds_ = 0;  ///< by the last one
 };
 
 }  // namespace firp

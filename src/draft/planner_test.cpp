@@ -91,7 +91,7 @@ TEST(Planner, StopsDraftingThatLosesAndTriesAgainSeldom) {
 
 TEST(Planner, GoesOnDraftingThatPays) {
   Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
-  EXPECT_GT(drafted_steps(planner, 500, 1.0), 480) << "a plain pass now and then, no more";
+  EXPECT_GT(drafted_steps(planner, 2000, 1.0), 1900) << "a plain pass now and then, no more";
 }
 
 /// Passes of a machine where plain ones take 1 second, others 1.1 and drafting 0.4; how many of the
@@ -107,6 +107,28 @@ TEST(Planner, FindsOutThatPlainPassesTakeLessThanWasMeasured) {
   EXPECT_LT(drafted_share(right), 0.1);
   EXPECT_LT(drafted_share(wrong), 0.1);
   EXPECT_NEAR(wrong.verify_seconds(1, kShort), 1.0, 0.05);
+}
+
+/// A machine where a plain pass takes 1 second among its like, but 1.4 behind drafting, and then
+/// less from pass to pass. Drafting gives 1.8 tokens in 1.6 seconds.
+TEST(Planner, HoldsDraftingAgainstPlainPassesThatHaveSettled) {
+  Planner planner(costs({{1, 1.0}, {5, 1.2}, {32, 2.0}}, 0.4));
+  const auto pays = [&](double tokens) {
+    int drafted = 0;
+    double disturbed = 0;
+    for (int step = 0; step < 2000; ++step) {
+      const bool drafts = planner.drafts({}, kShort);
+      if (drafts) planner.observe_drafting(0.4);
+      const DraftTree tree = drafts ? siblings(4, tokens / 4) : DraftTree();
+      planner.observe_pass(tree, accepted_of(tree, tokens, step), drafts ? 1.2 : 1.0 + disturbed,
+                           kShort);
+      disturbed = drafts ? 0.4 : 0.8 * disturbed;
+      drafted += drafts;
+    }
+    return drafted / 2000.0;
+  };
+  EXPECT_GT(pays(0.8), 0.9);
+  EXPECT_LT(pays(0.5), 0.1) << "1.5 tokens in 1.6 seconds";
 }
 
 TEST(Planner, FindsOutThatPlainPassesTakeMoreThanWasMeasured) {
@@ -165,7 +187,7 @@ TEST(Planner, StopsDraftingWhereMatchesDoAsWell) {
 TEST(Planner, TriesDraftingThatAlmostPaysMoreOften) {
   Planner bad(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   Planner almost(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
-  EXPECT_LT(3 * drafted_steps(bad, 2000, 0.1), drafted_steps(almost, 2000, 0.45));
+  EXPECT_LT(1.4 * drafted_steps(bad, 2000, 0.1), drafted_steps(almost, 2000, 0.45));
 }
 
 TEST(Planner, LearnsHowTrueTheProbabilitiesAre) {

@@ -67,7 +67,10 @@ void ForwardPass::run(const Pass& pass) {
   token_rows_ = static_cast<int>(
       std::ranges::count_if(rows, [](const PassRow& row) { return row.step == 0; }));
   first_layer_ = rows.front().entry_layer;
-  first_slot_ = cache_.length(rows.front().sequence) % kPagePositions;
+  const int sequence = rows.front().sequence;
+  first_slot_ = cache_.begin_pass(
+      sequence, std::ranges::all_of(
+                    rows, [sequence](const PassRow& row) { return row.sequence == sequence; }));
   for (int layer = 0, active = 0; layer <= config_.layers; ++layer) {
     while (active < count && rows[active].entry_layer <= layer) ++active;
     active_rows_[layer] = active;

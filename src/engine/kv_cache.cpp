@@ -1,6 +1,7 @@
 #include "engine/kv_cache.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace firp {
 namespace {
@@ -37,7 +38,10 @@ KvCache::KvCache(const ModelConfig& config, CacheType type, int scratch_slots)
       kv_heads_(config.kv_heads),
       part_{.type = type, .head_size = config.head_size},
       slab_pages_(std::max<std::size_t>(1, kSlabBytes / page_bytes())) {
-  for (int slot = 0; slot < scratch_slots; slot += kPagePositions) scratch_.push_back(take_page());
+  for (int slot = 0; slot < scratch_slots; slot += kPagePositions) {
+    own_scratch_.push_back(take_page());
+  }
+  scratch_ = own_scratch_;
 }
 
 int KvCache::add_sequence() {
@@ -68,15 +72,31 @@ void KvCache::truncate(int sequence, int length) {
   }
 }
 
+int KvCache::begin_pass(int sequence, bool alone) {
+  for (std::byte*& page : own_scratch_) {
+    if (page == nullptr) page = take_page();
+  }
+  scratch_ = own_scratch_;
+  alone_ = alone;
+  const int first_slot = length(sequence) % kPagePositions;
+  if (alone && first_slot > 0) scratch_.front() = sequences_[sequence].pages.back();
+  return first_slot;
+}
+
 void KvCache::commit(int sequence, std::span<const int> slots) {
   Sequence& s = sequences_[sequence];
   for (const int slot : slots) {
     const int to = s.length % kPagePositions;
     const int from = slot % kPagePositions;
-    if (to == 0) s.pages.push_back(take_page());
+    std::byte* const scratch = scratch_page(slot);
+    if (to == 0) {
+      std::byte*& own = own_scratch_[slot / kPagePositions];
+      const bool keeps = alone_ && from == 0 && own == scratch;
+      s.pages.push_back(keeps ? std::exchange(own, nullptr) : take_page());
+    }
     std::byte* const page = s.pages.back();
-    const std::byte* const scratch = scratch_page(slot);
-    for (int part = 0; part < layers_ * kv_heads_; ++part) {
+    // Within a page rows move down, over rows that were left out.
+    for (int part = 0; (page != scratch || from != to) && part < layers_ * kv_heads_; ++part) {
       const std::size_t at = offset(part / kv_heads_, part % kv_heads_);
       copy_position(part_, scratch + at, from, page + at, to);
     }

@@ -14,8 +14,9 @@ namespace firp {
 /// A page holds 64 positions, aligned to absolute position: a PagePart of every layer and KV head.
 /// Pages belong to a pool; a sequence has a page table. Pages are taken from slabs, in which a
 /// layer's and head's parts of all pages lie side by side: attention reads them one after the
-/// other. The rows of the running pass have scratch slots in pages of the same form, whatever their
-/// sequence; committing moves accepted rows from there to the sequence's pages.
+/// other. The rows of the running pass have scratch slots in pages of the same form; committing
+/// moves accepted rows from there to the sequence's pages. Where a pass is one sequence's, its last
+/// page is the first scratch page, and a row that was accepted where it belongs need not be moved.
 class KvCache {
  public:
   KvCache(const ModelConfig& config, CacheType type, int scratch_slots);
@@ -26,7 +27,12 @@ class KvCache {
   int length(int sequence) const { return sequences_[sequence].length; }
   void truncate(int sequence, int length);
 
-  /// Appends the scratch slots' keys and values, in this order, to the sequence.
+  /// Makes the scratch slots ready for a pass whose first row is of `sequence`, `alone` if all are.
+  /// Gives the slot of the first row; those of the others follow it.
+  int begin_pass(int sequence, bool alone);
+
+  /// Appends the scratch slots' keys and values, in this order, to the sequence. In a pass of it
+  /// alone, the slots ascend.
   void commit(int sequence, std::span<const int> slots);
 
   const PagePart& part() const { return part_; }
@@ -55,7 +61,9 @@ class KvCache {
   std::size_t slab_pages_;
   std::vector<AlignedBytes> memory_;
   std::vector<std::byte*> free_pages_;
-  std::vector<std::byte*> scratch_;
+  std::vector<std::byte*> scratch_;      ///< of this pass
+  std::vector<std::byte*> own_scratch_;  ///< nullptr where a sequence has kept the page
+  bool alone_ = false;                   ///< this pass is one sequence's
   std::vector<Sequence> sequences_;
 };
 

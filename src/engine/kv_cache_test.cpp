@@ -33,8 +33,9 @@ void expect_row(const KvCache& cache, int sequence, int position, int row) {
     const auto* const keys = reinterpret_cast<const Half*>(page + cache.offset(part / 3, part % 3));
     const Half* const values = keys + 8 * kPagePositions;
     for (int i = 0; i < 8; ++i) {
-      ASSERT_EQ(keys[i * kPagePositions + position % kPagePositions], row * 100 + part * 10 + i);
-      ASSERT_EQ(values[position % kPagePositions * 8 + i], row * 100 + part * 10 + i + 30000);
+      const auto key = static_cast<Half>(row * 100 + part * 10 + i);
+      ASSERT_EQ(keys[i * kPagePositions + position % kPagePositions], key);
+      ASSERT_EQ(values[position % kPagePositions * 8 + i], static_cast<Half>(key + 30000));
     }
   }
 }
@@ -57,6 +58,56 @@ TEST(KvCache, CommitMovesSlotsInOrderAcrossPages) {
   for (int i = 0; i < 70; ++i) expect_row(cache, a, i, i);
   for (int i = 0; i < 10; ++i) expect_row(cache, b, i, 70 + i);
   for (int i = 0; i < 20; ++i) expect_row(cache, a, 70 + i, 80 + i);
+}
+
+/// Passes of ten rows, of which some are kept; now and then behind ten of another sequence.
+TEST(KvCache, PassesOfOneSequenceWriteWhereItsRowsBelong) {
+  KvCache cache(small_config(), CacheType::kF16, 130);
+  const int other = cache.add_sequence();
+  const int sequence = cache.add_sequence();
+  const std::vector<std::vector<int>> kept = {{0}, {0, 1, 2}, {0, 3, 7}, {0, 1, 2, 3, 9}, {0, 4}};
+  std::vector<int> rows;  // at each position of the sequence
+  for (int pass = 0; pass < 60; ++pass) {
+    const bool alone = pass % 7 != 3;
+    const int first = cache.begin_pass(alone ? sequence : other, alone);
+    EXPECT_EQ(first, cache.length(alone ? sequence : other) % kPagePositions);
+    const int own = alone ? 0 : 10;  // behind ten rows of the other one
+    for (int row = 0; row < 10; ++row) {
+      if (!alone) fill(cache, first + row, row);
+      fill(cache, first + own + row, pass * 10 + row);
+    }
+    std::vector<int> slots;
+    for (const int row : kept[pass % kept.size()]) {
+      slots.push_back(first + own + row);
+      rows.push_back(pass * 10 + row);
+    }
+    cache.commit(sequence, slots);
+    if (!alone) cache.commit(other, std::vector<int>{first, first + 1});
+  }
+  ASSERT_GT(cache.length(sequence), 2 * kPagePositions);
+  for (int i = 0; i < cache.length(sequence); ++i) expect_row(cache, sequence, i, rows[i]);
+  for (int i = 0; i < cache.length(other); ++i) expect_row(cache, other, i, i % 2);
+}
+
+TEST(KvCache, AChunkOfOneSequenceIsNotMoved) {
+  KvCache cache(small_config(), CacheType::kF16, 200);
+  const int sequence = cache.add_sequence();
+  for (int i = 0; i < 3; ++i) {
+    const int first = cache.begin_pass(sequence, /*alone=*/true);
+    std::vector<int> slots;
+    std::vector<const std::byte*> pages;
+    for (int row = 0; row < 100; ++row) {
+      slots.push_back(first + row);
+      fill(cache, first + row, row);
+      pages.push_back(cache.scratch_page(first + row));
+    }
+    cache.commit(sequence, slots);
+    for (int row = 0; row < 100; ++row) {
+      const int position = 100 * i + row;
+      EXPECT_EQ(cache.pages(sequence)[position / kPagePositions], pages[row]);
+      expect_row(cache, sequence, position, row);
+    }
+  }
 }
 
 TEST(KvCache, TruncateKeepsTheBeginningAndFreesPages) {
