@@ -463,7 +463,11 @@ LlamaEngine::~LlamaEngine() = default;
 const ModelConfig& LlamaEngine::config() const { return state_->config; }
 const EngineOptions& LlamaEngine::options() const { return state_->options; }
 const char* LlamaEngine::isa() const { return state_->isa.c_str(); }
-std::size_t LlamaEngine::weight_bytes() const { return llama_model_size(state_->model.get()); }
+std::size_t LlamaEngine::weight_bytes() const {
+  // Of an embedding that is not the head, too, a pass reads a row a token.
+  const std::size_t unread = state_->config.tied_head ? 0 : state_->token_embedding().data.size();
+  return llama_model_size(state_->model.get()) - unread;
+}
 
 void LlamaEngine::set_heads(const Heads& heads) {
   State& s = *state_;

@@ -253,6 +253,22 @@ INSTANTIATE_TEST_SUITE_P(Architectures, LlamaEngines,
 
 class BothEngines : public LlamaEngines {};
 
+TEST_P(BothEngines, CountTheWeightsThatAPassReads) {
+  const GgufFile file(path_);
+  std::size_t vectors = 0, embedding = 0;
+  std::size_t all = 0;
+  for (const Tensor& tensor : file.tensors()) {
+    all += tensor.data.size();
+    if (tensor.rows() == 1) vectors += tensor.data.size();
+    if (tensor.name == "token_embd.weight") embedding = tensor.data.size();
+  }
+  ASSERT_NE(file.find_tensor("output.weight"), nullptr);
+  EXPECT_EQ(engine()->weight_bytes(), all - embedding);
+  const NativeEngine native(Model(path_), kOptions);
+  EXPECT_NEAR(static_cast<double>(native.weight_bytes()),
+              static_cast<double>(all - embedding - vectors), 0.1 * static_cast<double>(all));
+}
+
 TEST_P(BothEngines, PseudoRowsAreTheSame) {
   const auto llama = this->engine();
   const Model model(path_);
