@@ -295,6 +295,11 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
     lost_seconds_ += seconds - verify_seconds(rows, context);
     if (undrafted_run_ == kSettling) pause_ = pause_for(lost_seconds_, context) - kSettling;
   }
+  // The trial was held against a time that has turned out to be too short: it would have paid.
+  const double plain_drift = drifts_[false][false].ratio / trial_plain_ratio_;
+  if (pause_ > 1 && undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1) {
+    pause_ = 1;
+  }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
     for (int range = 0; range < kRanges; ++range) {
@@ -318,6 +323,7 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   rate_ += weight * (rate - rate_);
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
+    trial_plain_ratio_ = drifts_[false][false].ratio;
     lost_seconds_ = kTrialSteps * step_seconds * -profit_;
     pause_ = pause_for(lost_seconds_, context);
   }

@@ -109,12 +109,13 @@ class Planner {
   /// Tokens a second of passes that are drafted for so many steps ahead: [steps - 1]; of those that
   /// had nothing else at hand.
   std::vector<double> step_rates_;
-  int steps_ = 0;            ///< for the pass that comes next; 0: as many as there are
-  bool alone_ = false;       ///< nothing else was at hand
-  int drafts_ = 0;           ///< passes that were drafted for
-  int trial_ = 0;            ///< drafted steps since the last pause
-  int pause_ = 0;            ///< steps until the next trial
-  double lost_seconds_ = 0;  ///< by the last one
+  int steps_ = 0;                 ///< for the pass that comes next; 0: as many as there are
+  bool alone_ = false;            ///< nothing else was at hand
+  int drafts_ = 0;                ///< passes that were drafted for
+  int trial_ = 0;                 ///< drafted steps since the last pause
+  int pause_ = 0;                 ///< steps until the next trial
+  double lost_seconds_ = 0;       ///< by the last one
+  double trial_plain_ratio_ = 1;  ///< what it was held against: the drift of plain passes
 };
 
 }  // namespace firp

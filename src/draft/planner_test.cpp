@@ -109,6 +109,11 @@ TEST(Planner, FindsOutThatPlainPassesTakeLessThanWasMeasured) {
   EXPECT_NEAR(wrong.verify_seconds(1, kShort), 1.0, 0.05);
 }
 
+TEST(Planner, FindsOutSoonThatAllTakesLongerThanWasMeasured) {
+  Planner busy(costs({{1, 0.5}, {5, 0.55}, {32, 1.0}}, 0.2));
+  EXPECT_GT(drafted_steps(busy, 100, 1.0), 70);
+}
+
 /// A machine where a plain pass takes 1 second among its like, but 1.4 behind drafting, and then
 /// less from pass to pass. Drafting gives 1.8 tokens in 1.6 seconds.
 TEST(Planner, HoldsDraftingAgainstPlainPassesThatHaveSettled) {
