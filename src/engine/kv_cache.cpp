@@ -96,7 +96,8 @@ void KvCache::commit(int sequence, std::span<const int> slots) {
     }
     std::byte* const page = s.pages.back();
     // Within a page rows move down, over rows that were left out.
-    for (int part = 0; (page != scratch || from != to) && part < layers_ * kv_heads_; ++part) {
+    const bool in_place = page == scratch && from == to;
+    for (int part = 0; !in_place && part < layers_ * kv_heads_; ++part) {
       const std::size_t at = offset(part / kv_heads_, part % kv_heads_);
       copy_position(part_, scratch + at, from, page + at, to);
     }
