@@ -292,6 +292,10 @@ void expanded_block(const TileTask& whole) {
 }
 #endif
 
+/// Bytes by which a tile of floats fetches each of its blocks ahead: a whole tile ahead, as for
+/// codes, they would have left the cache again.
+constexpr int kFloatsAhead = 1024;
+
 /// The same for weights that are floats: one chain of fma an output, in ascending order of inputs.
 template <WeightKind kKind, int kRows, int kBlocks>
 void float_tile(const TileTask& task) {
@@ -306,9 +310,7 @@ void float_tile(const TileTask& task) {
   }
   const std::byte* weights = task.weights;
   const int inputs = 64 * task.cells;
-  Prefetch prefetch(task, inputs / 4);
   for (int i = 0; i < inputs;) {
-    prefetch.step();
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; ++pair, i += 2, weights += kPairBytes) {
 #pragma GCC unroll 2
@@ -316,6 +318,9 @@ void float_tile(const TileTask& task) {
 #pragma GCC unroll 16
         for (int b = 0; b < kBlocks; ++b) {
           const std::byte* const at = weights + b * task.block_bytes;
+          if (k == 0 || kKind == WeightKind::kF32) {  // a line each
+            __builtin_prefetch(at + 64 * k + kFloatsAhead, 0, 3);
+          }
           F32x16 w;
           if constexpr (kKind == WeightKind::kF32) {
             w = load(reinterpret_cast<const float*>(at) + k * kBlockOutputs);
