@@ -8,7 +8,8 @@ struct TileTask {
   const std::byte* weights;  ///< the first block
   std::size_t block_bytes;   ///< from a block to the next
   int cells;                 ///< of a block
-  /// Bytes that the tile prefetches while it runs: its part of the weights that come next.
+  /// Bytes that the tile prefetches while it runs: its part of the weights that come next, and
+  /// before that, of its own, what was not fetched before it.
   const std::byte* next;
   std::size_t next_bytes;
   const Activations& x;
@@ -17,6 +18,8 @@ struct TileTask {
   std::size_t y_stride;
   bool add;
   int first_output, outputs;
+  const std::byte* ahead = nullptr;
+  std::size_t ahead_bytes = 0;
   /// Where a block is taken in parts (kExpanded): the part's codes, a byte each; its place in a row
   /// of activations; and the tile's sums so far, if other parts stand before or behind it.
   const std::byte* codes = nullptr;
@@ -45,20 +48,28 @@ inline TileTask tile_task(const ProductTask& product, const Activations& x, int 
           .outputs = w.outputs()};
 }
 
-/// Fetches a tile's `next` bytes, a few lines with each of its steps: all at once would make the
-/// tile wait, and the memory then idle.
+/// Fetches a tile's `ahead` and `next` bytes, a few lines with each of its steps: all at once would
+/// make the tile wait, and the memory then idle.
 class Prefetch {
  public:
   Prefetch(const TileTask& task, int steps)
-      : at_(task.next), due_(task.next), step_bytes_(task.next_bytes / steps) {}
+      : ahead_(task.ahead),
+        ahead_bytes_(task.ahead_bytes),
+        next_(task.next),
+        step_bytes_((task.ahead_bytes + task.next_bytes) / steps) {}
   void step() {
-    for (due_ += step_bytes_; at_ < due_; at_ += 64) __builtin_prefetch(at_, 0, 3);
+    for (due_ += step_bytes_; done_ < due_; done_ += 64) {
+      __builtin_prefetch(done_ < ahead_bytes_ ? ahead_ + done_ : next_ + (done_ - ahead_bytes_), 0,
+                         3);
+    }
   }
 
  private:
-  const std::byte* at_;
-  const std::byte* due_;
+  const std::byte* ahead_;
+  std::size_t ahead_bytes_;
+  const std::byte* next_;
   std::size_t step_bytes_;
+  std::size_t done_ = 0, due_ = 0;
 };
 
 /// Stores 16 outputs from `first` on, of which there are `outputs`; or adds them to what is there.
@@ -231,6 +242,10 @@ void codes_tile(const TileTask& task) {
 }
 
 constexpr int kManyRows = 4;
+
+/// A tile of one block fetches so far ahead of itself at most: much further, and the first-level
+/// cache has lost it again.
+constexpr std::size_t kFarthestAhead = 8 << 10;
 
 #ifdef FIRP_EXPAND_CODES
 // Small tiles put the bits of a code together for few rows. With many rows that is done once for
@@ -464,6 +479,11 @@ void matmul(const ProductTask& product, const Activations& x) {
     const Tile* const table = wide ? tiles.wide : tiles.narrow;
     const int chunks = (rows + most_rows - 1) / most_rows;
     TileTask task = tile_task(product, x, block, blocks);
+    if (narrow && !many && w.block_bytes() > kFarthestAhead) {
+      task.ahead = task.weights + kFarthestAhead;
+      task.ahead_bytes = w.block_bytes() - kFarthestAhead;
+      if (task.next_bytes > 0) task.next_bytes = kFarthestAhead;
+    }
     if (many) {
       tiles.many(task);
     } else {
