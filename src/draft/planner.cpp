@@ -26,9 +26,10 @@ constexpr int kLongestPause = 256;
 // are back in the cache. So drafting is held against plain passes that have settled, and what those
 // before them take longer is counted as lost by the trial.
 constexpr int kSettling = 16;
-// Where nothing was seen of them for so long, some are made. That costs a hundredth of the gain;
-// without it, passes that were measured in a bad moment would make drafting look good forever. At
-// first, and where they took another time than expected, the next ones come soon.
+// Where nothing was seen of them for so long, they are made until so many were seen. That costs
+// some hundredths of the gain; without it, passes that were measured in a bad moment would make
+// drafting look good forever. At first, and where they took another time than expected, the next
+// ones come soon.
 constexpr int kSeen = 4;
 constexpr int kLongestWithoutPlain = 512;
 constexpr int kSoon = 64;
@@ -43,7 +44,7 @@ constexpr double kHalfLifePasses = 64;
 constexpr double kPriorTokens = 2;
 
 constexpr int kShortContext = 64, kLongContext = 224;
-constexpr int kMeasuredRows[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
+constexpr int kMeasuredRows[] = {2, 3, 4, 6, 8, 12, 16, 24, 32};  // beside 1
 constexpr int kContextRows = 8;  // with which the cost of a position is measured
 constexpr int kRounds = 5;
 constexpr double kLongSeconds = 1;  // after which two rounds must do: a large model
@@ -80,14 +81,19 @@ double measure_verifying(Engine& engine, int sequence, int count) {
   });
 }
 
+bool needs_round(int rounds, double spent_seconds) {
+  return rounds < 2 || (rounds < kRounds && spent_seconds < kLongSeconds);
+}
+
 /// A plain pass among its like.
 double measure_plain(Engine& engine, int sequence) {
-  for (double seconds = 0; seconds < kSettlingSeconds;) {
-    seconds += measure_verifying(engine, sequence, 1);
-  }
+  double spent = 0;
+  while (spent < kSettlingSeconds) spent += measure_verifying(engine, sequence, 1);
   double best = INFINITY;
-  for (int round = 0; round < kRounds; ++round) {
-    best = std::min(best, measure_verifying(engine, sequence, 1));
+  for (int rounds = 0; needs_round(rounds, spent); ++rounds) {
+    const double seconds = measure_verifying(engine, sequence, 1);
+    best = std::min(best, seconds);
+    spent += seconds;
   }
   return best;
 }
@@ -165,9 +171,7 @@ PassCosts measure_costs(Engine& engine) {
   }
   const double plain = measure_plain(engine, sequence);
   for (const int count : kMeasuredRows) {
-    if (count > 1 && engine.length(sequence) + count <= room) {
-      costs.verify_seconds[count] = INFINITY;
-    }
+    if (engine.length(sequence) + count <= room) costs.verify_seconds[count] = INFINITY;
   }
   // The machine's neighbours come and go: all is measured in turn, several times, and the best
   // counts.
@@ -177,7 +181,7 @@ PassCosts measure_costs(Engine& engine) {
     spent += seconds;
   };
   int rounds = 0;
-  for (; rounds < 2 || (rounds < kRounds && spent < kLongSeconds); ++rounds) {
+  for (; needs_round(rounds, spent); ++rounds) {
     for (auto& [count, best] : costs.verify_seconds) {
       take(best, measure_verifying(engine, sequence, count));
     }
@@ -291,15 +295,6 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
       until_plain_ = std::abs(ratio - 1) < kExpectedShare ? kLongestWithoutPlain : kSoon;
     }
   }
-  if (follow_ && pause_ > 0 && undrafted_run_ <= kSettling) {
-    lost_seconds_ += seconds - verify_seconds(rows, context);
-    if (undrafted_run_ == kSettling) pause_ = pause_for(lost_seconds_, context) - kSettling;
-  }
-  // The trial was held against a time that has turned out to be too short: it would have paid.
-  const double plain_drift = drifts_[false][false].ratio / trial_plain_ratio_;
-  if (pause_ > 1 && undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1) {
-    pause_ = 1;
-  }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
     for (int range = 0; range < kRanges; ++range) {
@@ -311,7 +306,16 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
     }
     for (const int node : accepted) accepted_[range_of(tree[node])] += 1;
   }
-  if (pause_ > 0 && --pause_ == 0) trial_ = 0;
+  if (pause_ > 0) {
+    if (follow_ && undrafted_run_ <= kSettling) {
+      lost_seconds_ += seconds - verify_seconds(rows, context);
+      pause_ = pause_for(lost_seconds_, context);
+    }
+    // Held against a time that has turned out to be too short, the trial may have paid after all.
+    const double plain_drift = drifts_[false][false].ratio / trial_plain_ratio_;
+    const bool paid = undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1;
+    if (paid || undrafted_run_ >= pause_) pause_ = trial_ = 0;
+  }
   if (!drafted_) return;
 
   // By what was to be expected: what came varies too much from step to step.
@@ -329,7 +333,7 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   }
 }
 
-/// Steps until the next trial, if this one lost so much.
+/// Steps from a trial that lost so much to the next.
 int Planner::pause_for(double lost_seconds, int context) const {
   const double steps = lost_seconds / (kTrialShare * verify_seconds(1, context, false));
   return static_cast<int>(std::clamp<double>(steps, kSettling + kSeen, kLongestPause));

@@ -113,7 +113,7 @@ class Planner {
   bool alone_ = false;            ///< nothing else was at hand
   int drafts_ = 0;                ///< passes that were drafted for
   int trial_ = 0;                 ///< drafted steps since the last pause
-  int pause_ = 0;                 ///< steps until the next trial
+  int pause_ = 0;                 ///< undrafted_run_ at the next trial; 0: drafting goes on
   double lost_seconds_ = 0;       ///< by the last one
   double trial_plain_ratio_ = 1;  ///< what it was held against: the drift of plain passes
 };
