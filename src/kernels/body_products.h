@@ -12,14 +12,14 @@ struct TileTask {
   /// before that, of its own, what was not fetched before it.
   const std::byte* next;
   std::size_t next_bytes;
+  const std::byte* ahead = nullptr;
+  std::size_t ahead_bytes = 0;
   const Activations& x;
   int first_row;
   float* y;
   std::size_t y_stride;
   bool add;
   int first_output, outputs;
-  const std::byte* ahead = nullptr;
-  std::size_t ahead_bytes = 0;
   /// Where a block is taken in parts (kExpanded): the part's codes, a byte each; its place in a row
   /// of activations; and the tile's sums so far, if other parts stand before or behind it.
   const std::byte* codes = nullptr;
