@@ -7,8 +7,8 @@
 // order of its own, the same for every row and number of rows: so one row takes it, too. The
 // compiler knows no tile registers: it cannot move or spill them, and nothing else here has any.
 
-constexpr int kTileRows = 16;
-constexpr int kTileInputs = 32;
+constexpr int kAmxRows = 16;
+constexpr int kAmxInputs = 32;
 
 template <int kTile>
 inline void tile_load(const void* from, std::size_t stride_bytes) {
@@ -69,11 +69,11 @@ void amx_tile(const TileTask& task, int rows, const RowChunk* chunks) noexcept {
   const auto x_stride = reinterpret_cast<const std::byte*>(task.x.bf16(1)) -
                         reinterpret_cast<const std::byte*>(task.x.bf16(0));
   const std::byte* weights = task.weights;
-  const int steps = 64 * task.cells / kTileInputs;
-  Prefetch prefetch(task, steps);
-  for (int step = 0; step < steps; ++step, weights += kTileInputs * kBlockOutputs * 2) {
+  const int steps = 64 * task.cells / kAmxInputs;
+  Prefetch<kBlocks> prefetch(task, steps);
+  for (int step = 0; step < steps; ++step, weights += kAmxInputs * kBlockOutputs * 2) {
     prefetch.step();
-    tile_load<4>(x0 + kTileInputs * step, x_stride);
+    tile_load<4>(x0 + kAmxInputs * step, x_stride);
     tile_load<6>(weights, 64);
     tile_dot_bf16<0, 4, 6>();
     if constexpr (kBlocks > 1) {
@@ -81,12 +81,12 @@ void amx_tile(const TileTask& task, int rows, const RowChunk* chunks) noexcept {
       tile_dot_bf16<1, 4, 7>();
     }
     if constexpr (kChunks > 1) {
-      tile_load<5>(x1 + kTileInputs * step, x_stride);
+      tile_load<5>(x1 + kAmxInputs * step, x_stride);
       tile_dot_bf16<2, 5, 6>();
       if constexpr (kBlocks > 1) tile_dot_bf16<3, 5, 7>();
     }
   }
-  alignas(64) float sums[2][2][kTileRows][kBlockOutputs];
+  alignas(64) float sums[2][2][kAmxRows][kBlockOutputs];
   tile_store<0>(sums[0][0], 64);
   if constexpr (kBlocks > 1) tile_store<1>(sums[0][1], 64);
   if constexpr (kChunks > 1) tile_store<2>(sums[1][0], 64);
@@ -103,16 +103,16 @@ void amx_tile(const TileTask& task, int rows, const RowChunk* chunks) noexcept {
 
 void amx_matmul(const ProductTask& product, const Activations& x) noexcept {
   const int rows = x.rows();
-  const int chunk_rows = rows < kTileRows ? rows : kTileRows;
+  const int chunk_rows = rows < kAmxRows ? rows : kAmxRows;
   const TileShapes shapes(chunk_rows);
   for (int block = product.first_block; block < product.end_block;) {
     const int blocks = product.end_block - block >= 2 ? 2 : 1;
-    TileTask task = tile_task(product, x, block, blocks);
+    TileTask task = tile_task(product, x, block, blocks, kWholeBlock);
     for (int row = 0; row < rows;) {
       // What remains behind full chunks is taken as the last 16 rows.
       RowChunk chunks[2];
       int count = 0;
-      for (; count < 2 && row < rows; ++count, row += kTileRows) {
+      for (; count < 2 && row < rows; ++count, row += kAmxRows) {
         chunks[count] = {row + chunk_rows <= rows ? row : rows - chunk_rows, row};
       }
       if (blocks == 2) {
@@ -120,7 +120,7 @@ void amx_matmul(const ProductTask& product, const Activations& x) noexcept {
       } else {
         (count == 2 ? amx_tile<1, 2> : amx_tile<1, 1>)(task, chunk_rows, chunks);
       }
-      task.next_bytes = 0;  // once for all rows
+      task.fetch_begin = task.fetch_end;  // once for all rows
     }
     block += blocks;
   }

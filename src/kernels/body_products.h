@@ -3,17 +3,23 @@
 // An output's operations and their order depend on the matrix's inputs alone: never on the number
 // of rows, the tile, or the range of blocks.
 
+// With few rows a tile waits for memory. It fetches its blocks some KB ahead: nearer, and it waits
+// for them; further, and the first-level cache has lost them again (docs/performance.md). With more
+// rows it is several tiles after another that read a block, and fetch the next one meanwhile.
+constexpr std::size_t kCodesAhead = kFewBlocks == 1 ? 8 << 10 : 4 << 10;
+constexpr std::size_t kFloatsAhead = 2 << 10;
+constexpr std::size_t kBf16Ahead = 4 << 10;
+constexpr std::size_t kWholeBlock = SIZE_MAX;
+
 /// What a tile reads and writes.
 struct TileTask {
   const std::byte* weights;  ///< the first block
   std::size_t block_bytes;   ///< from a block to the next
   int cells;                 ///< of a block
-  /// Bytes that the tile prefetches while it runs: its part of the weights that come next, and
-  /// before that, of its own, what was not fetched before it.
+  /// What the tile prefetches while it runs, of each of its blocks: bytes fetch_begin .. fetch_end
+  /// - 1, where behind the end of the block stands that of the next tile, which begins at `next`.
   const std::byte* next;
-  std::size_t next_bytes;
-  const std::byte* ahead = nullptr;
-  std::size_t ahead_bytes = 0;
+  std::size_t fetch_begin, fetch_end;
   const Activations& x;
   int first_row;
   float* y;
@@ -28,17 +34,21 @@ struct TileTask {
   bool first_part = true, last_part = true;
 };
 
-/// The tile of all rows and `blocks` blocks from `block` on.
-inline TileTask tile_task(const ProductTask& product, const Activations& x, int block, int blocks) {
+/// The tile of all rows and `blocks` blocks from `block` on, which fetches each block `ahead` bytes
+/// before it reads them, or a whole block before.
+inline TileTask tile_task(const ProductTask& product, const Activations& x, int block, int blocks,
+                          std::size_t ahead) {
   const PackedMatrix& w = product.weights;
-  const std::size_t bytes = blocks * w.block_bytes();
+  const std::size_t bytes = w.block_bytes();
   const bool last = block + blocks == product.end_block;
-  const std::byte* const next = last ? product.next : w.block(block) + bytes;
+  const std::byte* const next = last ? product.next : w.block(block + blocks);
+  const std::size_t begin = ahead < bytes ? ahead : bytes;
   return {.weights = w.block(block),
-          .block_bytes = w.block_bytes(),
+          .block_bytes = bytes,
           .cells = w.cells(),
           .next = next,
-          .next_bytes = next == nullptr ? 0 : bytes,
+          .fetch_begin = begin,
+          .fetch_end = next == nullptr ? bytes : begin + bytes,
           .x = x,
           .first_row = 0,
           .y = product.y,
@@ -48,28 +58,33 @@ inline TileTask tile_task(const ProductTask& product, const Activations& x, int 
           .outputs = w.outputs()};
 }
 
-/// Fetches a tile's `ahead` and `next` bytes, a few lines with each of its steps: all at once would
-/// make the tile wait, and the memory then idle.
+/// Fetches what a tile of kBlocks blocks is to fetch, a few lines with each of its steps: all at
+/// once would make the tile wait, and the memory then idle.
+template <int kBlocks>
 class Prefetch {
  public:
   Prefetch(const TileTask& task, int steps)
-      : ahead_(task.ahead),
-        ahead_bytes_(task.ahead_bytes),
+      : weights_(task.weights),
         next_(task.next),
-        step_bytes_((task.ahead_bytes + task.next_bytes) / steps) {}
+        block_bytes_(task.block_bytes),
+        step_bytes_((task.fetch_end - task.fetch_begin) / steps),
+        done_(task.fetch_begin),
+        due_(task.fetch_begin) {}
   void step() {
     for (due_ += step_bytes_; done_ < due_; done_ += 64) {
-      __builtin_prefetch(done_ < ahead_bytes_ ? ahead_ + done_ : next_ + (done_ - ahead_bytes_), 0,
-                         3);
+      const std::byte* const line =
+          done_ < block_bytes_ ? weights_ + done_ : next_ + (done_ - block_bytes_);
+#pragma GCC unroll 16
+      for (int b = 0; b < kBlocks; ++b) __builtin_prefetch(line + b * block_bytes_, 0, 3);
     }
   }
 
  private:
-  const std::byte* ahead_;
-  std::size_t ahead_bytes_;
+  const std::byte* weights_;
   const std::byte* next_;
+  std::size_t block_bytes_;
   std::size_t step_bytes_;
-  std::size_t done_ = 0, due_ = 0;
+  std::size_t done_, due_;
 };
 
 /// Stores 16 outputs from `first` on, of which there are `outputs`; or adds them to what is there.
@@ -142,7 +157,7 @@ void codes_tile(const TileTask& task) {
     }
   }
 
-  Prefetch prefetch(task, 2 * kQuarters * task.cells);
+  Prefetch<kBlocks> prefetch(task, 2 * kQuarters * task.cells);
   [[maybe_unused]] const std::byte* expanded = task.codes;
   const std::byte* cell = task.weights;
   for (int c = 0; c < task.cells; ++c, cell += kFormat.cell_bytes()) {
@@ -243,10 +258,6 @@ void codes_tile(const TileTask& task) {
 
 constexpr int kManyRows = 4;
 
-/// A tile of one block fetches so far ahead of itself at most: much further, and the first-level
-/// cache has lost it again.
-constexpr std::size_t kFarthestAhead = 8 << 10;
-
 #ifdef FIRP_EXPAND_CODES
 // Small tiles put the bits of a code together for few rows. With many rows that is done once for
 // all of them, for a part of a block whose codes, a byte each, stay in the first-level cache.
@@ -278,14 +289,16 @@ void expanded_block(const TileTask& whole) {
   constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   constexpr int kCellCodes = kBlockOutputs * kFormat.cell_inputs();
   constexpr int kMostCells = kExpandedBytes / kCellCodes;
-  static_assert(kWideRows == 2);
+  static_assert(kTileRows == 2);
   alignas(64) std::byte codes[kMostCells * kCellCodes];
   alignas(64) float sums[kExpandedRows * kBlockOutputs];
   TileTask task = whole;
   task.codes = codes;
   const int rows = task.x.rows();
   const int parts = (whole.cells + kMostCells - 1) / kMostCells;
-  task.next_bytes /= static_cast<std::size_t>(parts) * ((rows + 1) / 2);
+  const std::size_t fetched =
+      (whole.fetch_end - whole.fetch_begin) / (static_cast<std::size_t>(parts) * ((rows + 1) / 2));
+  task.fetch_end = task.fetch_begin + fetched;
   for (int begin = 0; begin < rows; begin += kExpandedRows) {
     const int end = begin + kExpandedRows < rows ? begin + kExpandedRows : rows;
     for (int first = 0; first < whole.cells; first += kMostCells) {
@@ -300,16 +313,13 @@ void expanded_block(const TileTask& whole) {
         task.sums = sums + (task.first_row - begin) * kBlockOutputs;
         const bool two = task.first_row + 2 <= end;
         (two ? codes_tile<kType, 2, 1, true> : codes_tile<kType, 1, 1, true>)(task);
-        if (task.next != nullptr) task.next += task.next_bytes;
+        task.fetch_begin += fetched;
+        task.fetch_end += fetched;
       }
     }
   }
 }
 #endif
-
-/// Bytes by which a tile of floats fetches each of its blocks ahead: a whole tile ahead, as for
-/// codes, they would have left the cache again.
-constexpr int kFloatsAhead = 1024;
 
 /// The same for weights that are floats: one chain of fma an output, in ascending order of inputs.
 template <WeightKind kKind, int kRows, int kBlocks>
@@ -325,7 +335,9 @@ void float_tile(const TileTask& task) {
   }
   const std::byte* weights = task.weights;
   const int inputs = 64 * task.cells;
+  Prefetch<kBlocks> prefetch(task, inputs / 4);
   for (int i = 0; i < inputs;) {
+    prefetch.step();
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; ++pair, i += 2, weights += kPairBytes) {
 #pragma GCC unroll 2
@@ -333,9 +345,6 @@ void float_tile(const TileTask& task) {
 #pragma GCC unroll 16
         for (int b = 0; b < kBlocks; ++b) {
           const std::byte* const at = weights + b * task.block_bytes;
-          if (k == 0 || kKind == WeightKind::kF32) {  // a line each
-            __builtin_prefetch(at + 64 * k + kFloatsAhead, 0, 3);
-          }
           F32x16 w;
           if constexpr (kKind == WeightKind::kF32) {
             w = load(reinterpret_cast<const float*>(at) + k * kBlockOutputs);
@@ -371,7 +380,7 @@ void bf16_tile(const TileTask& task) {
   }
   const std::byte* weights = task.weights;
   const int inputs = 64 * task.cells;
-  Prefetch prefetch(task, inputs / 8);
+  Prefetch<kBlocks> prefetch(task, inputs / 8);
   for (int i = 0; i < inputs;) {
     prefetch.step();
 #pragma GCC unroll 4
@@ -390,23 +399,27 @@ void bf16_tile(const TileTask& task) {
 
 using Tile = void (*)(const TileTask&);
 
-/// Tiles of one block, and of several: of 1 .. kRows rows each.
+/// Tiles of 1 .. `rows` rows each.
 struct Tiles {
   static constexpr int kMostRows = 8;
-  Tile narrow[kMostRows];
-  int narrow_rows;
-  Tile wide[kMostRows];
-  int wide_rows, wide_blocks;
+  int rows;
+  Tile single[kMostRows];  ///< of one block
+  Tile few[kMostRows];     ///< of few_blocks, for as many rows as one tile has
+  int few_blocks;
+  std::size_t few_ahead;  ///< bytes by which each block is then fetched ahead
+  Tile wide[kMostRows];   ///< of wide_blocks, for more rows
+  int wide_blocks;
   Tile many = nullptr;  ///< a block times many rows; none where wide tiles do as well
 };
 
-template <ggml_type kType, int... kNarrow, int... kWide>
-constexpr Tiles codes_tiles(std::integer_sequence<int, kNarrow...>,
-                            std::integer_sequence<int, kWide...>) {
-  Tiles tiles = {{codes_tile<kType, kNarrow + 1, 1>...},
-                 sizeof...(kNarrow),
-                 {codes_tile<kType, kWide + 1, kWideBlocks>...},
-                 sizeof...(kWide),
+template <ggml_type kType, int... kRows>
+constexpr Tiles codes_tiles(std::integer_sequence<int, kRows...>) {
+  Tiles tiles = {sizeof...(kRows),
+                 {codes_tile<kType, kRows + 1, 1>...},
+                 {codes_tile<kType, kRows + 1, kFewBlocks>...},
+                 kFewBlocks,
+                 kCodesAhead,
+                 {codes_tile<kType, kRows + 1, kWideBlocks>...},
                  kWideBlocks};
 #ifdef FIRP_EXPAND_CODES
   if constexpr (kPackedFormats[format_index(kType)].bits != 8) tiles.many = expanded_block<kType>;
@@ -416,31 +429,34 @@ constexpr Tiles codes_tiles(std::integer_sequence<int, kNarrow...>,
 
 template <WeightKind kKind, int... kRows>
 constexpr Tiles float_tiles(std::integer_sequence<int, kRows...>) {
-  return {{float_tile<kKind, kRows + 1, 1>...},
-          sizeof...(kRows),
-          {float_tile<kKind, kRows + 1, kFloatBlocks>...},
-          sizeof...(kRows),
-          kFloatBlocks};
+  return {sizeof...(kRows),
+          {float_tile<kKind, kRows + 1, 1>...},
+          {float_tile<kKind, kRows + 1, kFewFloatBlocks>...},
+          kFewFloatBlocks,
+          kFloatsAhead,
+          {float_tile<kKind, kRows + 1, kWideFloatBlocks>...},
+          kWideFloatBlocks};
 }
 
 #if defined(FIRP_DOT_BF16) && !defined(FIRP_AMX)
 template <int... kRows>
 constexpr Tiles bf16_tiles(std::integer_sequence<int, kRows...>) {
-  return {{bf16_tile<kRows + 1, 1>...},
-          sizeof...(kRows),
+  return {sizeof...(kRows),
+          {bf16_tile<kRows + 1, 1>...},
           {bf16_tile<kRows + 1, 2>...},
-          sizeof...(kRows),
+          2,
+          kBf16Ahead,
+          {bf16_tile<kRows + 1, 2>...},
           2};
 }
 #endif
 
 template <ggml_type kType>
 inline constexpr Tiles kTiles = [] {
-  constexpr std::make_integer_sequence<int, kNarrowRows> kNarrow;
-  constexpr std::make_integer_sequence<int, kWideRows> kWide;
+  constexpr std::make_integer_sequence<int, kTileRows> kRows;
   constexpr WeightKind kKind = kPackedFormats[format_index(kType)].kind;
   if constexpr (kKind == WeightKind::kCodes) {
-    return codes_tiles<kType>(kNarrow, kWide);
+    return codes_tiles<kType>(kRows);
 #if defined(FIRP_AMX)
   } else if constexpr (kKind == WeightKind::kBF16) {
     return Tiles{};  // amx_matmul
@@ -449,7 +465,7 @@ inline constexpr Tiles kTiles = [] {
     return bf16_tiles(std::make_integer_sequence<int, 8>());
 #endif
   } else {
-    return float_tiles<kKind>(kWide);
+    return float_tiles<kKind>(kRows);
   }
 }();
 
@@ -467,32 +483,24 @@ void matmul(const ProductTask& product, const Activations& x) {
   const Tiles& tiles =
       tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
   const int rows = x.rows();
-  // Few rows of codes: one block at a time keeps the stream of weights sequential and unpacks them
-  // once, and the rows alone fill the registers. Floats have one chain of fma an output and need
-  // several outputs to hide its latency.
-  const bool narrow = w.format().kind == WeightKind::kCodes && rows <= tiles.narrow_rows;
+  const int chunks = (rows + tiles.rows - 1) / tiles.rows;
   const bool many = tiles.many != nullptr && rows >= kManyRows;
+  const bool few = chunks == 1;
+  const int most_blocks = many ? 1 : few ? tiles.few_blocks : tiles.wide_blocks;
   for (int block = product.first_block; block < product.end_block;) {
-    const bool wide = !narrow && product.end_block - block >= tiles.wide_blocks;
-    const int blocks = wide ? tiles.wide_blocks : 1;
-    const int most_rows = wide ? tiles.wide_rows : tiles.narrow_rows;
-    const Tile* const table = wide ? tiles.wide : tiles.narrow;
-    const int chunks = (rows + most_rows - 1) / most_rows;
-    TileTask task = tile_task(product, x, block, blocks);
-    if (narrow && !many && w.block_bytes() > kFarthestAhead) {
-      task.ahead = task.weights + kFarthestAhead;
-      task.ahead_bytes = w.block_bytes() - kFarthestAhead;
-      if (task.next_bytes > 0) task.next_bytes = kFarthestAhead;
-    }
+    const int blocks = product.end_block - block >= most_blocks ? most_blocks : 1;
+    TileTask task = tile_task(product, x, block, blocks, few ? tiles.few_ahead : kWholeBlock);
     if (many) {
       tiles.many(task);
     } else {
-      task.next_bytes /= chunks;
+      const Tile* const table = blocks == 1 ? tiles.single : few ? tiles.few : tiles.wide;
+      const std::size_t fetched = (task.fetch_end - task.fetch_begin) / chunks;
       for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
         const int end_row = rows * (chunk + 1) / chunks;
+        task.fetch_end = task.fetch_begin + fetched;
         table[end_row - task.first_row - 1](task);
         task.first_row = end_row;
-        if (task.next != nullptr) task.next += task.next_bytes;
+        task.fetch_begin = task.fetch_end;
       }
     }
     block += blocks;

@@ -74,8 +74,7 @@ struct ProductTask {
   float* y;  ///< [rows][y_stride], indexed by output from the matrix's output 0
   std::size_t y_stride;
   bool add = false;  ///< y += instead of y =
-  /// What this thread reads after this product: fetched to the cache in passing, but by F16 and
-  /// F32. nullptr: nothing.
+  /// What this thread reads after this product: fetched to the cache in passing. nullptr: nothing.
   const std::byte* next = nullptr;
 };
 

@@ -11,9 +11,9 @@ namespace {
 
 #include "kernels/vectors_avx2.h"
 
-constexpr int kWideRows = 2;
+constexpr int kTileRows = 2;
+constexpr int kFewBlocks = 1;
 constexpr int kWideBlocks = 1;
-constexpr int kNarrowRows = 2;
 constexpr int kDotZero = 0;
 
 inline __m256i pairs_to_lanes(__m256i pairs) {

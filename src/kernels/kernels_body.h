@@ -25,9 +25,10 @@
 //   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16; and
 //     FIRP_AMX where tiles take dot_bf16's place
 //   if it defines FIRP_EXPAND_CODES: store_code_bytes(std::byte*, Codes): 64 bytes, aligned
-//   kWideRows, kWideBlocks, kFloatBlocks: the tile for many rows, as large as the registers allow;
-//   kNarrowRows; kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of
-//   a head's elements) at a time
+//   kTileRows: rows of a tile at most; kFewBlocks, kFewFloatBlocks: blocks of a tile that has all
+//   rows; kWideBlocks, kWideFloatBlocks: where several tiles have, as large as the registers allow
+//   kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of a head's
+//   elements) at a time
 
 // Attention uses what stands before it, so the order matters.
 // clang-format off

@@ -11,9 +11,9 @@ namespace {
 
 #include "kernels/vectors_neon.h"
 
-constexpr int kWideRows = 2;
+constexpr int kTileRows = 2;
+constexpr int kFewBlocks = 1;
 constexpr int kWideBlocks = 1;
-constexpr int kNarrowRows = 2;
 constexpr int kDotZero = 0;
 
 /// Codes of up to 6 bits: the products of a whole group fit into 16 bits, one of every four inputs

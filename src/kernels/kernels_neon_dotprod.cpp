@@ -11,9 +11,9 @@ namespace {
 
 #include "kernels/vectors_neon.h"
 
-constexpr int kWideRows = 3;
+constexpr int kTileRows = 3;
+constexpr int kFewBlocks = 1;
 constexpr int kWideBlocks = 1;
-constexpr int kNarrowRows = 3;
 constexpr int kDotZero = 0;
 
 template <int kBits>

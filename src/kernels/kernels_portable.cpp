@@ -19,10 +19,11 @@ struct Codes {
   std::uint8_t byte[64];
 };
 
-constexpr int kWideRows = 1;
+constexpr int kTileRows = 1;
+constexpr int kFewBlocks = 1;
 constexpr int kWideBlocks = 1;
-constexpr int kFloatBlocks = 1;
-constexpr int kNarrowRows = 1;
+constexpr int kFewFloatBlocks = 1;
+constexpr int kWideFloatBlocks = 1;
 constexpr int kAttentionHeads = 2;
 constexpr int kAttentionVectors = 1;
 constexpr int kDotZero = 128;

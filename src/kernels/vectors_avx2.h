@@ -10,7 +10,8 @@ struct I32x16 {
 using Codes = I32x16;
 #define FIRP_EXPAND_CODES
 
-constexpr int kFloatBlocks = 2;
+constexpr int kFewFloatBlocks = 2;
+constexpr int kWideFloatBlocks = 2;
 constexpr int kAttentionHeads = 6;
 constexpr int kAttentionVectors = 1;
 

@@ -5,10 +5,15 @@ using F32x16 = __m512;
 using I32x16 = __m512i;
 using Codes = __m512i;
 
-constexpr int kWideRows = 6;
+constexpr int kTileRows = 6;
+#ifdef FIRP_AMX
+constexpr int kFewBlocks = 2;  // Intel's memory gives more to two streams of a thread,
+#else
+constexpr int kFewBlocks = 1;  // AMD's to one
+#endif
 constexpr int kWideBlocks = 2;
-constexpr int kFloatBlocks = 4;
-constexpr int kNarrowRows = 6;
+constexpr int kFewFloatBlocks = 4;
+constexpr int kWideFloatBlocks = 2;
 constexpr int kAttentionHeads = 6;
 constexpr int kAttentionVectors = 4;
 constexpr int kDotZero = 128;

@@ -11,7 +11,8 @@ struct Codes {
   uint8x16_t part[4];
 };
 
-constexpr int kFloatBlocks = 2;
+constexpr int kFewFloatBlocks = 2;
+constexpr int kWideFloatBlocks = 2;
 constexpr int kAttentionHeads = 6;
 constexpr int kAttentionVectors = 1;
 
