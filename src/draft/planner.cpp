@@ -225,11 +225,17 @@ Planner::Planner(PassCosts costs, bool follow) : costs_(std::move(costs)), follo
   until_plain_ = kSoon;
 }
 
-/// What was not seen for long counts for more.
-void Planner::Drift::observe(double ratio_now) {
-  const double weight = std::min((unseen + 1) * kWeight, 0.5);
-  ratio *= 1 + weight * (std::clamp(ratio_now, 0.5, 2.0) - 1);
-  unseen = 0;
+/// What was not seen for long counts for more. A pass tells something of those with about as many
+/// rows, but a plain one nothing of others: the model's memory alone decides what that takes.
+void Planner::Drift::observe(int rows, double ratio_now) {
+  const double change = std::clamp(ratio_now / ratios_[rows], 0.5, 2.0) - 1;
+  for (int other = 1; other < std::ssize(ratios_); ++other) {
+    if (other != rows && (other == 1 || rows == 1)) continue;
+    const double quotient = static_cast<double>(std::min(rows, other)) / std::max(rows, other);
+    const double nearness = quotient * quotient;
+    ratios_[other] *= 1 + nearness * std::min((unseen_[other] + 1) * kWeight, 0.5) * change;
+    unseen_[other] *= 1 - nearness;
+  }
 }
 
 int Planner::range_of(double probability, bool from_text) {
@@ -283,17 +289,15 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
                            int context) {
   const int rows = static_cast<int>(tree.size()) + 1;
   const double tokens = expected_tokens(tree);
-  for (auto& of_kind : drifts_) {
-    for (Drift& drift : of_kind) ++drift.unseen;
-  }
+  for (Drift& drift : drifts_) drift.pass();
   undrafted_run_ = drafted_ ? 0 : undrafted_run_ + 1;
   until_plain_ = std::max(0, until_plain_ - 1);
   if (follow_ && (drafted_ || undrafted_run_ > kSettling)) {
-    const double ratio = seconds / verify_seconds(rows, context);
-    drifts_[drafted_][rows > 1].observe(ratio);
     if (!drafted_ && rows == 1 && undrafted_run_ >= kSettling + kSeen) {
-      until_plain_ = std::abs(ratio - 1) < kExpectedShare ? kLongestWithoutPlain : kSoon;
+      const bool expected = std::abs(seconds / verify_seconds(rows, context) - 1) < kExpectedShare;
+      until_plain_ = expected ? kLongestWithoutPlain : kSoon;
     }
+    drifts_[drafted_].observe(rows, seconds / costs_.verify(rows, context));
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
@@ -312,7 +316,7 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
       pause_ = pause_for(lost_seconds_, context);
     }
     // Held against a time that has turned out to be too short, the trial may have paid after all.
-    const double plain_drift = drifts_[false][false].ratio / trial_plain_ratio_;
+    const double plain_drift = drifts_[false].ratio(1) / trial_plain_ratio_;
     const bool paid = undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1;
     if (paid || undrafted_run_ >= pause_) pause_ = trial_ = 0;
   }
@@ -327,7 +331,7 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   rate_ += weight * (rate - rate_);
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
-    trial_plain_ratio_ = drifts_[false][false].ratio;
+    trial_plain_ratio_ = drifts_[false].ratio(1);
     lost_seconds_ = kTrialSteps * step_seconds * -profit_;
     pause_ = pause_for(lost_seconds_, context);
   }

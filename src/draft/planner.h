@@ -77,7 +77,7 @@ class Planner {
   static int range_of(const DraftNode& node);
   double expected_tokens(const DraftNode& node) const;  ///< 0 .. 1
   double verify_seconds(int rows, int context, bool drafted) const {
-    return drifts_[drafted][rows > 1].ratio * costs_.verify(rows, context);
+    return drifts_[drafted].ratio(rows) * costs_.verify(rows, context);
   }
   double best_rate(const DraftTree& tree, int context, bool drafted, double draft_seconds,
                    int* nodes) const;
@@ -85,19 +85,26 @@ class Planner {
   int best_steps() const;
   int pause_for(double lost_seconds, int context) const;
 
-  /// What passes take by now / what they took when they were measured.
-  struct Drift {
-    double ratio = 1;
-    int unseen = 0;  ///< passes since one of this kind was looked at
+  /// What passes take by now / what they took when they were measured, by their rows: when memory
+  /// is slow, say, those of few rows take longer, and those of many what they took.
+  class Drift {
+   public:
+    Drift() { ratios_.fill(1); }
+    double ratio(int rows) const { return ratios_[rows]; }
+    void pass() {
+      for (double& passes : unseen_) ++passes;
+    }
+    void observe(int rows, double ratio_now);
 
-    void observe(double ratio_now);
+   private:
+    std::array<double, kMostNodes + 2> ratios_;
+    std::array<double, kMostNodes + 2> unseen_{};  ///< passes since one of about as many rows
   };
 
   PassCosts costs_;
   bool follow_;
-  /// Of passes that pseudo rows did not draft for, and of those that they did; of one row, and of
-  /// more.
-  std::array<std::array<Drift, 2>, 2> drifts_;
+  /// Of passes that pseudo rows did not draft for, and of those that they did.
+  std::array<Drift, 2> drifts_;
   int undrafted_run_ = 0;  ///< passes, up to now, that pseudo rows did not draft for
   int until_plain_ = 0;    ///< passes until a run of plain ones is due
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
