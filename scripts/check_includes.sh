@@ -10,10 +10,11 @@ kernels: model
 engine: kernels model
 draft: engine kernels model
 decode: draft engine model
+serve: decode draft engine model
 train: decode draft engine model
 bench: decode draft engine kernels model
 study: bench train decode draft engine kernels model
-cli: study bench train decode draft engine kernels model
+cli: study bench train serve decode draft engine kernels model
 '
 
 status=0

@@ -257,9 +257,8 @@ int run_prompts(BenchFlags& flags) {
 
   Decoder decoder(flags.decode, flags.method.trees);
   StatusLine status;
-  std::vector<BenchMethod> methods =
-      make_methods(flags.method, decoder,
-                   [&](const std::string& name) { status.show("preparing " + name); });
+  std::vector<BenchMethod> methods = make_methods(
+      flags.method, decoder, [&](const std::string& name) { status.show("preparing " + name); });
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
     peer.emplace(

@@ -27,8 +27,8 @@ struct MethodFlags {
 };
 
 /// The methods, ready to run on the decoder's engine one at a time. `decoder` outlives them. Those
-/// that must choose what they leave out of the model do it here, which takes a while: `on_method` is
-/// told the name of each before.
+/// that must choose what they leave out of the model do it here, which takes a while: `on_method`
+/// is told the name of each before.
 std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder,
                                       const std::function<void(const std::string&)>& on_method);
 

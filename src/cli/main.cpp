@@ -53,9 +53,9 @@ firp VERB --help tells about a verb. Start here:
   firp chat model.gguf
   firp train model.gguf)");
   const std::vector<firp::Verb> verbs = {
-      firp::add_generate(program),    firp::add_chat(program),      firp::add_demo(program),
-      firp::add_train(program, argv), firp::add_bench(program),     firp::add_inspect(program),
-      firp::add_study(program, argv), firp::add_rpc_server(program)};
+      firp::add_generate(program), firp::add_chat(program),        firp::add_serve(program),
+      firp::add_demo(program),     firp::add_train(program, argv), firp::add_bench(program),
+      firp::add_inspect(program),  firp::add_study(program, argv), firp::add_rpc_server(program)};
   const auto is_named = [&](const firp::Verb& verb) { return verb.app->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(verbs, is_named)) {
     fmt::print(stderr, "firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));
@@ -88,7 +88,7 @@ int main(int argc, char** argv) {
   static char names[][2][20] = {{"-ctk", "--cache-type-k"}, {"-ctv", "--cache-type-v"},
                                 {"-md", "--model-draft"},   {"-ngl", "--gpu-layers"},
                                 {"-dev", "--device"},       {"-ts", "--tensor-split"},
-                                {"-fa", "--flash-attn"}};
+                                {"-fa", "--flash-attn"},    {"-np", "--parallel"}};
   for (int i = 1; i < argc; ++i) {
     for (auto& [short_name, long_name] : names) {
       if (argv[i] == std::string_view(short_name)) argv[i] = long_name;

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "model/error.h"
+#include "model/vocabulary.h"
 
 namespace firp {
 
@@ -38,18 +39,6 @@ void flush_output() {
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
     throw Error(fmt::format("cannot write the output: {}", std::strerror(errno)));
   }
-}
-
-std::size_t unfinished_utf8(std::string_view text) {
-  for (std::size_t back = 1; back <= 3 && back <= text.size(); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if (byte < 0x80) return 0;
-    if (byte >= 0xc0) {
-      const std::size_t length = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : 2;
-      return length > back ? back : 0;
-    }
-  }
-  return 0;
 }
 
 void TextPrinter::print(std::string_view bytes, bool drafted) {

@@ -38,9 +38,6 @@ class TextPrinter {
   char last_ = '\n';
 };
 
-/// Bytes at the end of `text` that begin a UTF-8 character and do not end it (0 to 3).
-std::size_t unfinished_utf8(std::string_view text);
-
 /// A line about work under way, on standard error: on a terminal one line that is rewritten,
 /// elsewhere a new one every half a minute.
 class StatusLine {

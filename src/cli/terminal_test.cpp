@@ -5,27 +5,6 @@
 namespace firp {
 namespace {
 
-TEST(UnfinishedUtf8, HoldsTheBytesThatBeginACharacter) {
-  EXPECT_EQ(unfinished_utf8(""), 0u);
-  EXPECT_EQ(unfinished_utf8("abc"), 0u);
-  const std::string two = "\xc3\xa9";
-  const std::string three = "\xe2\x82\xac";
-  const std::string four = "\xf0\x9f\x98\x80";
-  for (const std::string& character : {two, three, four}) {
-    EXPECT_EQ(unfinished_utf8(character), 0u);
-    for (std::size_t cut = 1; cut < character.size(); ++cut) {
-      EXPECT_EQ(unfinished_utf8(two + character.substr(0, cut)), cut);
-      EXPECT_EQ(unfinished_utf8(character.substr(0, cut)), cut);
-    }
-  }
-}
-
-TEST(UnfinishedUtf8, NeverWaitsForWhatCannotBecomeACharacter) {
-  EXPECT_EQ(unfinished_utf8("\x80"), 0u);
-  EXPECT_EQ(unfinished_utf8("\x80\x80\x80\x80"), 0u);
-  EXPECT_EQ(unfinished_utf8("\xc3\xa9\x80"), 0u);
-}
-
 TEST(TextPrinter, WritesWholeCharactersAndOneLineBreak) {
   testing::internal::CaptureStdout();
   TextPrinter printer(/*colour=*/false);

@@ -16,6 +16,7 @@ inline constexpr int kExitInterrupted = 130;  ///< as shells have it for Ctrl-C
 
 Verb add_generate(CLI::App& program);
 Verb add_chat(CLI::App& program);
+Verb add_serve(CLI::App& program);
 Verb add_demo(CLI::App& program);
 /// `arguments`: the program's own, ended by nullptr.
 Verb add_train(CLI::App& program, char** arguments);

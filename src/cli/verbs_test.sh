@@ -356,7 +356,26 @@ grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$
 heads=$(find heads -name '*.gguf' | head -n 1)
 "$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
 
-for verb in '' generate chat demo train bench inspect study; do
+# serve: the text of generate, and an end by Ctrl-C.
+"$firp" serve "$model" --port 0 -n 40 > /dev/null 2> "$scratch/serve" &
+server=$!
+for _ in $(seq 600); do
+  grep -q 'Ctrl-C' "$scratch/serve" && break
+  sleep 0.1
+done
+"$firp" generate "$model" -p "$question" -n 40 2> /dev/null > "$scratch/plain"
+python3 - "$scratch/serve" "$question" > "$scratch/served" 2> "$scratch/log" << 'END' || fail "serve: $(cat "$scratch/log" "$scratch/serve")"
+import json, re, sys, urllib.request
+base = re.search(r"http://\S+", open(sys.argv[1]).read()).group(0)
+body = json.dumps({"messages": [{"role": "user", "content": sys.argv[2]}]}).encode()
+reply = json.load(urllib.request.urlopen(base + "/chat/completions", body))
+print(reply["choices"][0]["message"]["content"])
+END
+cmp -s "$scratch/plain" "$scratch/served" || fail "serve gives another text: $(cat "$scratch/served")"
+kill -INT $server
+wait $server || fail "serve ends with $?: $(cat "$scratch/serve")"
+
+for verb in '' generate chat serve demo train bench inspect study; do
   # shellcheck disable=SC2086
   "$firp" $verb --help | grep 'firp' > /dev/null || fail "$verb --help"
 done

@@ -17,6 +17,9 @@
 namespace firp {
 namespace {
 
+constexpr int kPrefillRows = 128;  ///< of a pass beside which other sessions wait
+constexpr int kStream = 0;         ///< of random numbers: the same for every session
+
 class Stopwatch {
  public:
   double seconds() const {
@@ -48,7 +51,7 @@ std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& op
 
 struct Session::State {
   Engine& engine;
-  const DecodeOptions options;
+  DecodeOptions options;
   const std::unique_ptr<DraftSource> source;
   const int sequence;
   /// All tokens of the sequence; the first engine.length() of them are in its context.
@@ -60,7 +63,7 @@ struct Session::State {
   DecodeStats stats;
 
   int unseen() const { return static_cast<int>(tokens.size()) - engine.length(sequence); }
-  void prefill();
+  void prefill(int most_tokens);
   std::vector<Row> rows_of(const DraftTree& draft_tree) const;
   std::vector<int> walk(std::span<const Row> rows, int token_rows);
   int most_nodes() const { return options.planner ? Planner::kMostNodes : options.tree_nodes; }
@@ -114,13 +117,23 @@ void Session::truncate(int length) {
   s.alone = false;
 }
 
-/// Runs all tokens but the last, which is the root of the next pass.
-void Session::State::prefill() {
+/// Runs tokens that were given, but not the last, which is the root of the next pass.
+void Session::State::prefill(int most_tokens) {
   const Stopwatch watch;
   const std::span<const Token> all(tokens);
-  append_tokens(engine, sequence, all.first(all.size() - 1).subspan(engine.length(sequence)));
+  const int count = std::min(unseen() - 1, most_tokens);
+  append_tokens(engine, sequence, all.subspan(engine.length(sequence), count));
   stats.prefill_seconds += watch.seconds();
 }
+
+bool Session::prefill_pass() {
+  State& s = *state_;
+  if (s.unseen() <= 1) return false;
+  s.prefill(kPrefillRows);
+  return s.unseen() > 1;
+}
+
+void Session::set_sampling(const SamplingOptions& sampling) { state_->options.sampling = sampling; }
 
 /// Row 0 is the root, the last token; rows 1 .. N are the nodes of the tree.
 std::vector<Row> Session::State::rows_of(const DraftTree& draft_tree) const {
@@ -168,9 +181,9 @@ std::vector<int> Session::State::walk(std::span<const Row> rows, int token_rows)
     path.push_back(row);
     const int position = static_cast<int>(tokens.size());
     const Token token = enough > 0
-                            ? sample_token(best[row].tokens, sequence, position, options.sampling)
+                            ? sample_token(best[row].tokens, kStream, position, options.sampling)
                             : sample_token(logits.subspan(row * vocabulary, vocabulary), tokens,
-                                           sequence, position, options.sampling);
+                                           kStream, position, options.sampling);
     tokens.push_back(token);
     next = -1;
     for (int child = row + 1; child < token_rows; ++child) {
@@ -185,7 +198,7 @@ std::span<const DecodedToken> Session::step() {
   State& s = *state_;
   if (s.tokens.empty()) throw Error("there is nothing to continue: the prompt is empty");
   if (s.unseen() == 0) s.engine.truncate(s.sequence, static_cast<int>(s.tokens.size()) - 1);
-  s.prefill();
+  s.prefill(INT_MAX);
   const Stopwatch watch;
   const int root_position = s.engine.length(s.sequence);
   Planner* const planner = s.options.planner;

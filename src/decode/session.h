@@ -68,8 +68,16 @@ class Session {
   /// is asked for. Error when they pass the context (names the limit).
   void append(std::span<const Token> tokens);
 
+  /// Runs some of the tokens that were given, as step() would all of them, so that other sessions
+  /// of the engine have a turn in between. Whether any are left.
+  bool prefill_pass();
+
   /// Runs one pass and gives the tokens that it decoded: at least one. They belong to the sequence.
   std::span<const DecodedToken> step();
+
+  /// Of the tokens that come. Those drawn depend on the seed, their positions and what stands
+  /// before them, and on no other session.
+  void set_sampling(const SamplingOptions& sampling);
 
   /// Forgets the tokens from `length` on (for an answer that was cut at an end token).
   void truncate(int length);

@@ -48,4 +48,7 @@ class Vocabulary {
 /// Throws an Error that names the byte offset where `text` stops being UTF-8.
 void require_utf8(std::string_view text, std::string_view what);
 
+/// Bytes at the end of `text` that begin a UTF-8 character and do not end it (0 to 3).
+std::size_t unfinished_utf8(std::string_view text);
+
 }  // namespace firp

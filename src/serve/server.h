@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "decode/session.h"
+#include "engine/engine.h"
+#include "model/vocabulary.h"
+
+namespace firp {
+
+struct ServerOptions {
+  std::string host = "127.0.0.1";
+  int port = 8080;  ///< 0: any free one
+  int slots = 4;    ///< requests that are answered at once
+  std::string model_name;
+  std::string api_key;  ///< empty: none is asked for
+  int max_tokens;       ///< of an answer
+  bool log = true;      ///< a line for each request, on standard error
+};
+
+/// An HTTP server with OpenAI's endpoints (docs/serve.md lists them).
+class Server {
+ public:
+  /// `engine` and `vocabulary` must outlive the server, which uses the engine alone.
+  Server(Engine& engine, const Vocabulary& vocabulary, const DecodeOptions& decoding,
+         ServerOptions options);
+  ~Server();
+
+  /// Opens the port, which it returns. An Error where that cannot be had.
+  int bind();
+  /// Answers requests until stop().
+  void run();
+  /// Running answers end with what they have. Any thread may call it, once run() was called.
+  void stop();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace firp
