@@ -59,6 +59,7 @@ refuses 1 '--top-p must be between' generate "${prompt[@]}" --top-p 1.5
 refuses 1 '--tree must be at least 1' generate "${prompt[@]}" --tree -1
 refuses 2 'engine' generate "${prompt[@]}" --engine gpu
 refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --temp 1
+refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --repeat-penalty 1.1
 refuses 1 'there is no CUDA7 \(there are: none, ' generate "${prompt[@]}" --device CUDA7
 refuses 1 'llama.cpp cannot go on: Failed to connect to 127.0.0.1:1$' generate "${prompt[@]}" --rpc 127.0.0.1:1
 refuses 1 '--port must be' rpc-server --port 0

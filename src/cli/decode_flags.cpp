@@ -61,8 +61,8 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   if (largest_tree > kLargestTree) {
     throw Error(fmt::format("--tree must be at most {}", kLargestTree));
   }
-  if (flags.exact && flags.sampling.temperature > 0) {
-    throw Error("--exact is for greedy decoding: it goes without --temp");
+  if (flags.exact && tokens_to_sample_from(flags.sampling) != 1) {
+    throw Error("--exact is for greedy decoding: it goes without --temp and --repeat-penalty");
   }
   SamplingOptions sampling = flags.sampling;
   constexpr float kAnyPositive = 1e30f;

@@ -38,8 +38,8 @@ int run_serve(const ServeFlags& flags) {
   catch_interrupts();
   Server server(decoder.engine, decoder.vocabulary, decoder.options, options);
   const int port = server.bind();
-  fmt::print(stderr, "firp: {} at http://{}:{}/v1 ; Ctrl-C ends it\n", options.model_name,
-             options.host, port);
+  fmt::print(stderr, "firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n",
+             options.model_name, options.host, port);
   const std::jthread watch([&server](const std::stop_token& ended) {
     while (!ended.stop_requested()) {
       if (interrupted) return server.stop();
@@ -57,10 +57,11 @@ Verb add_serve(CLI::App& program) {
       program.add_subcommand("serve", "Answer requests over HTTP, as OpenAI's API does");
   const auto flags = std::make_shared<ServeFlags>();
   app->footer(R"(
-Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health. Several
-requests are answered at once, pass by pass in turn. What a request does not say (temperature, top_k,
-...) is as the flags have it. Drafts never change the text: with temperature 0, or with a seed, a
-request has the same answer every time, whatever else is being answered.
+Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health; at / there is
+a page to chat with the model. Several requests are answered at once, pass by pass in turn. What a
+request does not say (temperature, top_k, ...) is as the flags have it. Drafts never change the text:
+with temperature 0, or with a seed, a request has the same answer every time, whatever else is being
+answered.
 
 Examples:
   firp serve model.gguf

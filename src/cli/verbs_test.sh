@@ -368,7 +368,7 @@ python3 - "$scratch/serve" "$question" > "$scratch/served" 2> "$scratch/log" << 
 import json, re, sys, urllib.request
 base = re.search(r"http://\S+", open(sys.argv[1]).read()).group(0)
 body = json.dumps({"messages": [{"role": "user", "content": sys.argv[2]}]}).encode()
-reply = json.load(urllib.request.urlopen(base + "/chat/completions", body))
+reply = json.load(urllib.request.urlopen(base + "/v1/chat/completions", body))
 print(reply["choices"][0]["message"]["content"])
 END
 cmp -s "$scratch/plain" "$scratch/served" || fail "serve gives another text: $(cat "$scratch/served")"

@@ -158,7 +158,7 @@ std::vector<int> Session::State::walk(std::span<const Row> rows, int token_rows)
   const std::vector<int> all = first_rows(token_rows);
   const int enough = tokens_to_sample_from(options.sampling);
   const std::size_t vocabulary = engine.config().vocabulary_size;
-  const bool ties_matter = options.tie_margin > 0 && rows.size() > 1;
+  const bool ties_matter = options.tie_margin > 0 && enough == 1 && rows.size() > 1;
   std::span<const BestTokens> best;
   std::span<const float> logits;
   if (enough > 0) {

@@ -30,7 +30,7 @@ struct DecodeOptions {
   Planner* planner = nullptr;
   /// For engines whose rows depend on their batch within rounding: a token whose logit leads the
   /// next by less than this beside other rows is decided by a pass of its row alone. 0: never.
-  /// Greedy decoding only.
+  /// Only where decoding is greedy and nothing is penalised.
   float tie_margin = 0;
 };
 

@@ -267,5 +267,57 @@ TEST_F(Sessions, MistakesAreNamed) {
   EXPECT_EQ(engine_->add_sequence(), 1) << "a failed session must give its sequence back";
 }
 
+/// For engines whose rows depend on what is beside them: here every row is too near a tie.
+TEST_F(Sessions, NearTiesAreDecidedAlone) {
+  const Text plain = run({.method = DraftMethod::kNone});
+  const Text alone = run({.tree_nodes = 8, .tie_margin = 1e30f});
+  EXPECT_EQ(alone.tokens, plain.tokens);
+  EXPECT_GE(alone.stats.tie_passes, alone.stats.tokens - 1);
+  // Where more than the best token decides, no tie is looked for.
+  for (const SamplingOptions& sampling :
+       {SamplingOptions{.repeat_penalty = 1.1f}, SamplingOptions{.temperature = 0.8f, .seed = 3}}) {
+    const Text sampled = run({.sampling = sampling, .tree_nodes = 8, .tie_margin = 1e30f});
+    EXPECT_EQ(sampled.tokens, run({.sampling = sampling, .method = DraftMethod::kNone}).tokens);
+    EXPECT_EQ(sampled.stats.tie_passes, 0);
+  }
+}
+
+TEST_F(Sessions, ALongPromptCanBeRunInParts) {
+  std::vector<Token> prompt;
+  for (int i = 0; i < 150; ++i) prompt.push_back(i * i % 7);
+  const auto text_of = [&](bool in_parts) {
+    Session session(*engine_, {.tree_nodes = 4});
+    EXPECT_FALSE(session.prefill_pass()) << "nothing to run";
+    session.append(prompt);
+    int parts = 0;
+    while (in_parts && session.prefill_pass()) ++parts;
+    EXPECT_EQ(parts, in_parts ? 1 : 0);
+    std::vector<Token> text;
+    while (text.size() < 6) {
+      for (const DecodedToken& each : session.step()) text.push_back(each.token);
+    }
+    text.resize(6);
+    return text;
+  };
+  EXPECT_EQ(text_of(true), text_of(false));
+}
+
+/// As an answer that follows another one in the same session.
+TEST_F(Sessions, SamplingMayChangeBetweenAnswers) {
+  const SamplingOptions hot = {.temperature = 1.5f, .seed = 9};
+  const std::vector<Token> expected = run({.sampling = hot}, 30).tokens;
+  Session session(*engine_, {.tree_nodes = 4});
+  session.append(kPrompt);
+  for (int i = 0; i < 5; ++i) session.step();
+  session.truncate(static_cast<int>(kPrompt.size()));
+  session.set_sampling(hot);
+  std::vector<Token> text;
+  while (text.size() < 30) {
+    for (const DecodedToken& each : session.step()) text.push_back(each.token);
+  }
+  text.resize(30);
+  EXPECT_EQ(text, expected);
+}
+
 }  // namespace
 }  // namespace firp

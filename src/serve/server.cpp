@@ -13,6 +13,7 @@
 
 #include "model/error.h"
 #include "serve/api.h"
+#include "serve/page.h"
 #include "serve/slots.h"
 
 namespace firp {
@@ -73,10 +74,10 @@ struct Server::State {
   void route();
   void complete(CompletionKind kind, const httplib::Request& request, httplib::Response& response);
   std::vector<Token> prompt_of(const CompletionRequest& request) const;
-  void log(const httplib::Request& request, const std::string& what) const {
-    if (options.log) fmt::print(stderr, "{} {}: {}\n", request.method, request.path, what);
+  void log(const std::string& path, const std::string& what) const {
+    if (options.log) fmt::print(stderr, "{}: {}\n", path, what);
   }
-  void log(const httplib::Request& request, const Usage& usage) const;
+  void log(const std::string& path, const Usage& usage) const;
 
   Engine& engine;
   const Vocabulary& vocabulary;
@@ -87,14 +88,14 @@ struct Server::State {
   std::atomic<bool> stopping = false;
 };
 
-void Server::State::log(const httplib::Request& request, const Usage& usage) const {
+void Server::State::log(const std::string& path, const Usage& usage) const {
   const DecodeStats& stats = usage.stats;
-  log(request, fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass; prompt: {} "
-                           "tokens, {} of them held, {:.2f} s",
-                           stats.tokens,
-                           stats.decode_seconds > 0 ? stats.tokens / stats.decode_seconds : 0.0,
-                           stats.forwards > 0 ? double(stats.tokens) / stats.forwards : 0.0,
-                           usage.prompt_tokens, usage.cached_tokens, stats.prefill_seconds));
+  log(path, fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass; prompt: {} "
+                        "tokens, {} of them held, {:.2f} s",
+                        stats.tokens,
+                        stats.decode_seconds > 0 ? stats.tokens / stats.decode_seconds : 0.0,
+                        stats.forwards > 0 ? double(stats.tokens) / stats.forwards : 0.0,
+                        usage.prompt_tokens, usage.cached_tokens, stats.prefill_seconds));
 }
 
 std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
@@ -127,6 +128,7 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
       parse_request(http_request.body, kind, decoding.sampling, options.max_tokens);
   std::vector<Token> prompt = prompt_of(request);
   const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind};
+  const std::string path = http_request.path;
   if (!request.stream) {
     std::string text;
     const Slots::Answer answer = slots.complete(
@@ -136,12 +138,12 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
           return true;
         },
         stopping);
-    log(http_request, answer.usage);
+    log(path, answer.usage);
     return reply(response, whole_reply(head, text, answer.finish, answer.usage));
   }
   response.set_chunked_content_provider(
       "text/event-stream", [this, request = std::move(request), prompt = std::move(prompt), head,
-                            http_request](std::size_t, httplib::DataSink& sink) {
+                            path](std::size_t, httplib::DataSink& sink) {
         try {
           bool listening =
               request.kind == CompletionKind::kText || send_event(sink, first_chunk(head));
@@ -152,13 +154,13 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
                 return listening;
               },
               stopping);
-          log(http_request, answer.usage);
+          log(path, answer.usage);
           if (!listening) return false;
           send_event(sink, last_chunk(head, answer.finish, answer.usage));
           if (request.stream_usage) send_event(sink, usage_chunk(head, answer.usage));
           send_data(sink, "[DONE]");
         } catch (const std::exception& error) {
-          log(http_request, error.what());
+          log(path, error.what());
           send_event(sink, error_reply(500, error.what()));
         }
         sink.done();
@@ -167,6 +169,9 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
 }
 
 void Server::State::route() {
+  http.Get("/", [](const httplib::Request&, httplib::Response& response) {
+    response.set_content(kPage.data(), kPage.size(), "text/html; charset=utf-8");
+  });
   http.Get("/health", [](const httplib::Request&, httplib::Response& response) {
     reply(response, {{"status", "ok"}});
   });
@@ -197,7 +202,9 @@ void Server::State::route() {
   http.set_pre_routing_handler(
       [this](const httplib::Request& request, httplib::Response& response) {
         using Handled = httplib::Server::HandlerResponse;
-        if (options.api_key.empty() || request.path == "/health" || request.method == "OPTIONS") {
+        // The page asks for the key itself.
+        const bool open = request.path == "/" || request.path == "/health";
+        if (options.api_key.empty() || open || request.method == "OPTIONS") {
           return Handled::Unhandled;
         }
         const std::string given = request.get_header_value("Authorization");
@@ -220,7 +227,7 @@ void Server::State::route() {
     } catch (const std::exception& error) {
       message = error.what();
     }
-    log(request, fmt::format("{}, {}", status, message));
+    log(request.path, fmt::format("{}, {}", status, message));
     reply(response, error_reply(status, message), status);
   });
   http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {

@@ -250,6 +250,7 @@ TEST_F(ServerTest, AsksForItsKey) {
   start({.api_key = "secret"});
   httplib::Client client("127.0.0.1", port_);
   EXPECT_EQ(client.Get("/health")->status, 200);
+  EXPECT_THAT(client.Get("/")->body, HasSubstr("</html>"));
   EXPECT_EQ(client.Get("/v1/models")->status, 401);
   EXPECT_EQ(client.Get("/v1/models", {{"Authorization", "Bearer wrong"}})->status, 401);
   const httplib::Result models = client.Get("/v1/models", {{"Authorization", "Bearer secret"}});
