@@ -312,12 +312,13 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   }
   if (pause_ > 0) {
     if (follow_ && undrafted_run_ <= kSettling) {
-      lost_seconds_ += seconds - verify_seconds(rows, context);
-      pause_ = pause_for(lost_seconds_, context);
+      settling_seconds_ += seconds - verify_seconds(rows, context);
+      pause_ = pause_for(lost_seconds_ + std::max(0.0, settling_seconds_), context);
     }
     // Held against a time that has turned out to be too short, the trial may have paid after all.
     const double plain_drift = drifts_[false].ratio(1) / trial_plain_ratio_;
-    const bool paid = undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1;
+    const bool paid =
+        undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1 + kExpectedShare;
     if (paid || undrafted_run_ >= pause_) pause_ = trial_ = 0;
   }
   if (!drafted_) return;
@@ -333,6 +334,7 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   if (trial_ >= kTrialSteps && profit_ < 0) {
     trial_plain_ratio_ = drifts_[false].ratio(1);
     lost_seconds_ = kTrialSteps * step_seconds * -profit_;
+    settling_seconds_ = 0;
     pause_ = pause_for(lost_seconds_, context);
   }
 }

@@ -122,6 +122,7 @@ class Planner {
   int trial_ = 0;                 ///< drafted steps since the last pause
   int pause_ = 0;                 ///< undrafted_run_ at the next trial; 0: drafting goes on
   double lost_seconds_ = 0;       ///< by the last one
+  double settling_seconds_ = 0;   ///< and by the passes behind it, until they had settled
   double trial_plain_ratio_ = 1;  ///< what it was held against: the drift of plain passes
 };
 
