@@ -43,7 +43,7 @@ struct TrainOptions {
   /// `minutes` by the speed measured in its first updates. Only the first kind gives the same
   /// result on every run with the same seed, threads and machine.
   int updates = 0;
-  double minutes = 6;
+  double minutes = 4;
   float learning_rate = 2e-3f;  ///< at its peak; cosine decay to a hundredth
 
   int threads = 0;  ///< 0: one per core
