@@ -18,6 +18,7 @@ inline constexpr std::string_view kPage = R"html(<!doctype html>
            border-bottom: 1px solid var(--line); }
   header b { flex: 1; overflow-wrap: anywhere; }
   main { flex: 1; padding: 1rem 0; }
+  main > * { scroll-margin-bottom: 7rem; }
   .message { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 1rem; }
   .user { background: var(--mine); border-radius: .75rem; padding: .5rem .75rem; margin-left: 15%; }
   .took { color: #888; font-size: .8rem; margin: -.75rem 0 1rem; }
@@ -98,7 +99,7 @@ async function answer(question) {
       text += event.choices[0]?.delta.content ?? '';
       box.textContent = text;
       took = event.timings ?? took;
-      at('form').scrollIntoView({block: 'end'});
+      box.scrollIntoView({block: 'end'});
     }
   } catch (error) {
     if (error.name !== 'AbortError') show('message error', error.message);
