@@ -183,6 +183,7 @@ refuses 1 'not a FIRP heads file' study mask "$model" "$model" -o "$scratch/stud
 refuses 1 'cannot make the folder' study rows "$model" -o "$scratch/good.jsonl/study"
 refuses 1 '--tokens must be at least 1' study mask "$model" --tokens 0 -o "$scratch/study"
 
+# serve.
 refuses 1 '--port must be 0 to 65535' serve "$model" --port 70000
 refuses 1 '--parallel must be at least 1' serve "$model" -np 0
 refuses 1 'cannot listen at 192.0.2.1:' serve "$model" --host 192.0.2.1

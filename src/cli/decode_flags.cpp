@@ -310,9 +310,8 @@ std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
   return fmt::format(
       "{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass ({}); prompt: {} tokens, {:.2f} "
       "s{}",
-      stats.tokens, stats.decode_seconds > 0 ? stats.tokens / stats.decode_seconds : 0.0,
-      stats.forwards > 0 ? static_cast<double>(stats.tokens) / stats.forwards : 0.0, method,
-      prompt_tokens, stats.prefill_seconds, seed);
+      stats.tokens, stats.tokens_per_second(), stats.tokens_per_forward(), method, prompt_tokens,
+      stats.prefill_seconds, seed);
 }
 
 }  // namespace firp

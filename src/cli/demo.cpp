@@ -106,9 +106,8 @@ std::vector<std::string> column(const char* title, const Answer& answer, const D
   lines.push_back(std::string(columns, '-'));
   for (const std::string& figure :
        {fmt::format("{} tokens in {} forward passes", stats.tokens, stats.forwards),
-        fmt::format("{:.2f} tokens per forward pass",
-                    static_cast<double>(stats.tokens) / std::max(1LL, stats.forwards)),
-        fmt::format("{:.1f} tokens/s", stats.tokens / std::max(1e-9, stats.decode_seconds))}) {
+        fmt::format("{:.2f} tokens per forward pass", stats.tokens_per_forward()),
+        fmt::format("{:.1f} tokens/s", stats.tokens_per_second())}) {
     lines.push_back(fmt::format("{:<{}}", figure, columns));
   }
   return lines;
@@ -161,8 +160,7 @@ int run_demo(DemoFlags& flags) {
                                        &DecodedToken::token);
   fmt::print(
       "\n{}; {:.2f} times as fast{}\n", same ? "The same text" : "NOT the same text",
-      (drafted.stats.tokens / std::max(1e-9, drafted.stats.decode_seconds)) /
-          (plain.stats.tokens / std::max(1e-9, plain.stats.decode_seconds)),
+      drafted.stats.tokens_per_second() / plain.stats.tokens_per_second(),
       colour ? fmt::format(". {}Coloured{}: tokens that were drafted", kDraftedColour, kPlainColour)
              : "");
   flush_output();

@@ -59,9 +59,9 @@ Verb add_serve(CLI::App& program) {
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health; at / there is
 a page to chat with the model. Several requests are answered at once, pass by pass in turn. What a
-request does not say (temperature, top_k, ...) is as the flags have it. Drafts never change the text:
-with temperature 0, or with a seed, a request has the same answer every time, whatever else is being
-answered.
+request does not say (temperature, top_k, ...) is as the flags have it, but for the seed: without one
+of its own a request has another one each time. Drafts never change the text: with temperature 0, or
+with a seed, a request has the same answer every time, whatever else is being answered.
 
 Examples:
   firp serve model.gguf

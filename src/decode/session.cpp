@@ -267,6 +267,13 @@ std::span<const DecodedToken> Session::step() {
   return s.decoded;
 }
 
+double DecodeStats::tokens_per_second() const {
+  return decode_seconds > 0 ? static_cast<double>(tokens) / decode_seconds : 0;
+}
+double DecodeStats::tokens_per_forward() const {
+  return forwards > 0 ? static_cast<double>(tokens) / static_cast<double>(forwards) : 0;
+}
+
 DecodeStats& DecodeStats::operator+=(const DecodeStats& other) {
   tokens += other.tokens;
   forwards += other.forwards;

@@ -52,6 +52,10 @@ struct DecodeStats {
   double prefill_seconds = 0;
   double decode_seconds = 0;
 
+  // 0 where nothing was decoded.
+  double tokens_per_second() const;
+  double tokens_per_forward() const;
+
   DecodeStats& operator+=(const DecodeStats& other);
   DecodeStats& operator-=(const DecodeStats& other);
 };

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <climits>
 #include <optional>
 #include <random>
@@ -159,20 +160,18 @@ Json usage_of(const Usage& usage) {
 Json timings_of(const Usage& usage) {
   const DecodeStats& stats = usage.stats;
   const int read = usage.prompt_tokens - usage.cached_tokens;
-  const auto rate = [](double count, double seconds) { return seconds > 0 ? count / seconds : 0; };
   const long long from_drafts = stats.tokens - stats.forwards;
   return {{"cache_n", usage.cached_tokens},
           {"prompt_n", read},
           {"prompt_ms", 1e3 * stats.prefill_seconds},
-          {"prompt_per_second", rate(read, stats.prefill_seconds)},
+          {"prompt_per_second", stats.prefill_seconds > 0 ? read / stats.prefill_seconds : 0},
           {"predicted_n", usage.completion_tokens},
           {"predicted_ms", 1e3 * stats.decode_seconds},
-          {"predicted_per_second", rate(usage.completion_tokens, stats.decode_seconds)},
+          {"predicted_per_second", stats.tokens_per_second()},
           {"draft_n", stats.drafted},
           {"draft_n_accepted", std::max(from_drafts, 0LL)},
           {"forward_passes", stats.forwards},
-          {"tokens_per_forward_pass",
-           rate(usage.completion_tokens, static_cast<double>(stats.forwards))}};
+          {"tokens_per_forward_pass", stats.tokens_per_forward()}};
 }
 
 const char* name_of(FinishReason finish) {

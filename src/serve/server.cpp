@@ -92,9 +92,7 @@ void Server::State::log(const std::string& path, const Usage& usage) const {
   const DecodeStats& stats = usage.stats;
   log(path, fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass; prompt: {} "
                         "tokens, {} of them held, {:.2f} s",
-                        stats.tokens,
-                        stats.decode_seconds > 0 ? stats.tokens / stats.decode_seconds : 0.0,
-                        stats.forwards > 0 ? double(stats.tokens) / stats.forwards : 0.0,
+                        stats.tokens, stats.tokens_per_second(), stats.tokens_per_forward(),
                         usage.prompt_tokens, usage.cached_tokens, stats.prefill_seconds));
 }
 

@@ -11,7 +11,6 @@
 
 #include "decode/conversation.h"
 #include "engine/native_engine.h"
-#include "model/heads.h"
 #include "model/test_files.h"
 #include "serve/api.h"
 

@@ -307,12 +307,6 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
           [](const DecodedToken&) { return true; });
     }
   }
-  const auto tokens_a_pass = [&](std::size_t i) {
-    return static_cast<double>(sums[i].tokens) / static_cast<double>(sums[i].forwards);
-  };
-  const auto tokens_a_second = [&](std::size_t i) {
-    return static_cast<double>(sums[i].tokens) / sums[i].decode_seconds;
-  };
   Finding finding = {
       .csv = "tree,tokens_per_forward,tokens_per_second,speed_over_plain\n",
       .figure = {.title = fmt::format("What a larger draft tree gives ({})", heads.name),
@@ -326,15 +320,18 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
   const auto name_of = [&](std::size_t i) {
     return i == 0 ? "plain" : sizes[i - 1] == 0 ? "chain" : std::to_string(sizes[i - 1]);
   };
-  const auto over_plain = [&](std::size_t i) { return tokens_a_second(i) / tokens_a_second(0); };
+  const auto over_plain = [&](std::size_t i) {
+    return sums[i].tokens_per_second() / sums[0].tokens_per_second();
+  };
   for (std::size_t i = 0; i < methods.size(); ++i) {
-    finding.csv += fmt::format("{},{:.4f},{:.2f},{:.4f}\n", name_of(i), tokens_a_pass(i),
-                               tokens_a_second(i), over_plain(i));
+    finding.csv +=
+        fmt::format("{},{:.4f},{:.2f},{:.4f}\n", name_of(i), sums[i].tokens_per_forward(),
+                    sums[i].tokens_per_second(), over_plain(i));
     if (over_plain(i) > over_plain(fastest)) fastest = i;
     if (i > 0 && sizes[i - 1] > 0) {
       finding.figure.x_ticks.emplace_back(name_of(i), sizes[i - 1]);
       tokens.front().x.push_back(sizes[i - 1]);
-      tokens.front().y.push_back(tokens_a_pass(i));
+      tokens.front().y.push_back(sums[i].tokens_per_forward());
       speed.front().y.push_back(over_plain(i));
       continue;
     }
@@ -343,15 +340,15 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
     const auto across = [&](double y) {
       return Line{.name = name_of(i), .x = ends, .y = {y, y}, .dashed = true};
     };
-    tokens.push_back(across(tokens_a_pass(i)));
+    tokens.push_back(across(sums[i].tokens_per_forward()));
     speed.push_back(across(over_plain(i)));
   }
   speed.front().x = tokens.front().x;
   finding.caption = fmt::format(
       "Tokens per forward pass: {:.2f} with {} ({}); decoding is fastest with {}, {:.2f} times "
       "plain decoding's {:.0f} tokens a second ({} prompts, {} tokens, {} threads).\n",
-      tokens_a_pass(methods.size() - 1), described(name_of(methods.size() - 1)), heads.name,
-      described(name_of(fastest)), over_plain(fastest), tokens_a_second(0), texts.size(),
+      sums.back().tokens_per_forward(), described(name_of(methods.size() - 1)), heads.name,
+      described(name_of(fastest)), over_plain(fastest), sums[0].tokens_per_second(), texts.size(),
       sums[0].tokens, engine.options().threads);
   finding.figure.panels[0].lines = tokens;
   finding.figure.panels[1].lines = speed;
