@@ -51,7 +51,7 @@ class OurProducts {
     const ActivationForm form = kernels_.form(copies_.front().format().kind);
     pool_.run([&](int thread) {
       const Share rows = share(x_.rows(), thread, pool_.size());
-      const Share blocks = share(copies_.front().blocks(), thread, pool_.size());
+      const int own_block = share(copies_.front().blocks(), thread, pool_.size()).begin;
       for (int i = 0; i < products_; ++i) {
         const PackedMatrix& w = copies_[i % copies_.size()];
         const PackedMatrix& after = copies_[(i + 1) % copies_.size()];
@@ -61,13 +61,15 @@ class OurProducts {
           }
           pool_.barrier(thread);
         }
-        kernels_.matmul({.weights = w,
-                         .first_block = blocks.begin,
-                         .end_block = blocks.end,
-                         .y = y_.data(),
-                         .y_stride = static_cast<std::size_t>(w.outputs()),
-                         .next = after.block(blocks.begin)},
-                        x_);
+        pool_.divide(thread, w.blocks(), /*grain=*/4, [&](int begin, int end, bool goes_on) {
+          kernels_.matmul({.weights = w,
+                           .first_block = begin,
+                           .end_block = end,
+                           .y = y_.data(),
+                           .y_stride = static_cast<std::size_t>(w.outputs()),
+                           .next = goes_on ? w.block(end) : after.block(own_block)},
+                          x_);
+        });
         pool_.barrier(thread);
       }
     });

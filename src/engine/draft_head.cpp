@@ -37,10 +37,10 @@ DraftHead::DraftHead(const Tensor& token_embedding, const Tensor& head, const He
 
 void DraftHead::multiply(const PackedMatrix& w, const Activations& x, float* y, std::size_t stride,
                          int thread) const {
-  const auto [begin, end] = share(w.blocks(), thread, pool_.size());
-  if (begin == end) return;
-  kernels_.matmul(
-      {.weights = w, .first_block = begin, .end_block = end, .y = y, .y_stride = stride}, x);
+  pool_.divide(thread, w.blocks(), /*grain=*/4, [&](int begin, int end, bool) {
+    kernels_.matmul(
+        {.weights = w, .first_block = begin, .end_block = end, .y = y, .y_stride = stride}, x);
+  });
 }
 
 void DraftHead::propose(std::span<const BestTokens> best,

@@ -7,6 +7,10 @@
 namespace firp {
 namespace {
 
+/// What divides work among threads hands out whole tiles: of blocks, and of query heads.
+constexpr int kTileBlocks = 4;
+constexpr int kAttentionHeads = 6;
+
 void add(std::span<const float> bias, float* x) {
   for (std::size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
 }
@@ -287,35 +291,33 @@ void ForwardPass::attention(int layer, int thread) {
   }
   barrier(thread, Phase::kRopeAndCache);
 
-  // The heads, row by row of each KV head, are divided so that every thread sees as many blocks.
-  const auto blocks = [&](int row) { return rows_[row].position / kPagePositions + 1; };
-  int all_blocks = 0;
-  for (int row = 0; row < active; ++row) all_blocks += blocks(row);
-  const auto [begin, end] = share(all_blocks * config_.query_heads, thread, pool_.size());
+  // The heads of all rows of a KV head stand together: they share what is brought from the cache.
   std::vector<AttentionHead>& heads = heads_[thread];
-  for (int kv_head = 0, before = 0; kv_head < config_.kv_heads; ++kv_head) {
-    for (int row = 0; row < active; ++row) {
-      for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        if (begin <= before && before < end) {
-          const std::size_t at = static_cast<std::size_t>(head) * head_size;
-          heads.push_back({.query = query_.data() + row * query_size + at,
-                           .out = attended_.values(row) + at,
-                           .slots = slots_[row]});
-        }
-        before += blocks(row);
-      }
-      const int sequence = rows_[row].sequence;
-      if (heads.empty() || (row + 1 < active && rows_[row + 1].sequence == sequence)) continue;
-      kernels_.attend({.heads = heads,
-                       .part = cache_.part(),
-                       .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
-                       .offset = cache_.offset(layer, kv_head),
-                       .pages = cache_.pages(sequence),
-                       .committed = cache_.length(sequence),
-                       .scratch = cache_.scratch()});
-      heads.clear();
-    }
-  }
+  const int of_kv_head = active * group;
+  pool_.divide(thread, of_kv_head * config_.kv_heads, kAttentionHeads,
+               [&](int begin, int end, bool) {
+                 for (int at = begin; at < end; ++at) {
+                   const int kv_head = at / of_kv_head;
+                   const int row = at % of_kv_head / group;
+                   const std::size_t first =
+                       static_cast<std::size_t>(kv_head * group + at % group) * head_size;
+                   heads.push_back({.query = query_.data() + row * query_size + first,
+                                    .out = attended_.values(row) + first,
+                                    .slots = slots_[row]});
+                   const int sequence = rows_[row].sequence;
+                   const bool more = at + 1 < end && (at + 1) / of_kv_head == kv_head &&
+                                     rows_[(at + 1) % of_kv_head / group].sequence == sequence;
+                   if (more) continue;
+                   kernels_.attend({.heads = heads,
+                                    .part = cache_.part(),
+                                    .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
+                                    .offset = cache_.offset(layer, kv_head),
+                                    .pages = cache_.pages(sequence),
+                                    .committed = cache_.length(sequence),
+                                    .scratch = cache_.scratch()});
+                   heads.clear();
+                 }
+               });
   barrier(thread, Phase::kAttention);
   if (kernels_.form(w.output.format().kind) != ActivationForm::kValues) {
     prepare(attended_, w.output, thread);
@@ -333,37 +335,39 @@ void ForwardPass::feed_forward(int layer, int thread) {
   normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
   barrier(thread, Phase::kNorms);
 
-  // A thread makes the same outputs of gate and up, whole groups of the next product's inputs, so
-  // it can combine and round them at once.
-  const auto [first_group, end_group] = share(gated_.group_count(), thread, pool_.size());
+  // The same outputs of gate and up are made at once, whole groups of the next product's inputs, so
+  // that they can be combined and rounded on the spot.
   constexpr int kGroupBlocks = 32 / kBlockOutputs;
-  const int first_block = std::min(first_group * kGroupBlocks, w.gate.blocks());
-  const int end_block = std::min(end_group * kGroupBlocks, w.gate.blocks());
-  const auto [down_block, down_end] = share(w.down.blocks(), thread, pool_.size());
-  if (first_block < end_block) {
-    kernels_.matmul({.weights = w.gate,
-                     .first_block = first_block,
-                     .end_block = end_block,
-                     .y = gate_.data(),
-                     .y_stride = width,
-                     .next = w.up.block(first_block)},
-                    normed_);
-    kernels_.matmul({.weights = w.up,
-                     .first_block = first_block,
-                     .end_block = end_block,
-                     .y = up_.data(),
-                     .y_stride = width,
-                     .next = down_block < down_end ? w.down.block(down_block) : nullptr},
-                    normed_);
-  }
-  const int begin = std::min(first_group * 32, config_.feed_forward_size);
-  const int end = std::min(end_group * 32, config_.feed_forward_size);
+  const int groups = gated_.group_count();
   const ActivationForm form = kernels_.form(w.down.format().kind);
-  for (int row = 0; row < active_rows_[layer]; ++row) {
-    kernels_.silu_multiply(gate_.data() + row * width + begin, up_.data() + row * width + begin,
-                           end - begin, gated_.values(row) + begin);
-    kernels_.prepare(gated_, row, first_group, end_group, form);
-  }
+  constexpr int kTileGroups = kTileBlocks / kGroupBlocks;
+  pool_.divide(thread, groups, kTileGroups, [&](int first_group, int end_group, bool goes_on) {
+    const int first_block = std::min(first_group * kGroupBlocks, w.gate.blocks());
+    const int end_block = std::min(end_group * kGroupBlocks, w.gate.blocks());
+    if (first_block < end_block) {
+      kernels_.matmul({.weights = w.gate,
+                       .first_block = first_block,
+                       .end_block = end_block,
+                       .y = gate_.data(),
+                       .y_stride = width,
+                       .next = w.up.block(first_block)},
+                      normed_);
+      kernels_.matmul({.weights = w.up,
+                       .first_block = first_block,
+                       .end_block = end_block,
+                       .y = up_.data(),
+                       .y_stride = width,
+                       .next = goes_on ? w.gate.block(end_block) : share_of(&w.down, thread)},
+                      normed_);
+    }
+    const int begin = std::min(first_group * 32, config_.feed_forward_size);
+    const int end = std::min(end_group * 32, config_.feed_forward_size);
+    for (int row = 0; row < active_rows_[layer]; ++row) {
+      kernels_.silu_multiply(gate_.data() + row * width + begin, up_.data() + row * width + begin,
+                             end - begin, gated_.values(row) + begin);
+      kernels_.prepare(gated_, row, first_group, end_group, form);
+    }
+  });
   barrier(thread, Phase::kGateUp);
   multiply({{&w.down, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, gated_,
            layer + 1 < config_.layers ? &layers_[layer + 1].query : next_head_, thread);
@@ -410,30 +414,32 @@ void ForwardPass::multiply(std::initializer_list<Product> products, const Activa
                            const PackedMatrix* next, int thread) const {
   int blocks = 0;
   for (const Product& product : products) blocks += product.weight->blocks();
-  const auto [begin, end] = share(blocks, thread, pool_.size());
-  int first = 0;
-  for (const Product& product : products) {
-    const int count = product.weight->blocks();
-    const int from = std::clamp(begin - first, 0, count);
-    const int to = std::clamp(end - first, 0, count);
-    first += count;
-    if (from == to) continue;
-    // What follows in memory is the next product of these, or where this thread's share ends, its
-    // share of the next matrix.
-    const std::byte* follows = product.weight->block(to);
-    if (first >= end) {
-      follows = next == nullptr ? nullptr
-                                : next->block(share(next->blocks(), thread, pool_.size()).begin);
+  pool_.divide(thread, blocks, kTileBlocks, [&](int begin, int end, bool goes_on) {
+    int first = 0;
+    for (const Product& product : products) {
+      const int count = product.weight->blocks();
+      const int from = std::clamp(begin - first, 0, count);
+      const int to = std::clamp(end - first, 0, count);
+      first += count;
+      if (from == to) continue;
+      // What follows in memory is the next of these products, or more of this thread's share; where
+      // that ends, its share of the next matrix.
+      const bool more = first < end || goes_on;
+      kernels_.matmul({.weights = *product.weight,
+                       .first_block = from,
+                       .end_block = to,
+                       .y = product.y,
+                       .y_stride = product.stride,
+                       .add = product.add,
+                       .next = more ? product.weight->block(to) : share_of(next, thread)},
+                      x);
     }
-    kernels_.matmul({.weights = *product.weight,
-                     .first_block = from,
-                     .end_block = to,
-                     .y = product.y,
-                     .y_stride = product.stride,
-                     .add = product.add,
-                     .next = follows},
-                    x);
-  }
+  });
+}
+
+const std::byte* ForwardPass::share_of(const PackedMatrix* matrix, int thread) const {
+  if (matrix == nullptr) return nullptr;
+  return matrix->block(share(matrix->blocks(), thread, pool_.size()).begin);
 }
 
 const float* ForwardPass::captured(int row, int layer) const {
@@ -481,31 +487,32 @@ void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> ro
     logits.resize(static_cast<std::size_t>(row_count) * kHeadChunk);
     barrier(thread, Phase::kHead);
 
-    const auto [begin, end] = share(chunks, thread, pool_.size());
-    for (int chunk = begin; chunk < end; ++chunk) {
-      const int first = chunk * kHeadChunk;
-      const int outputs = std::min(kHeadChunk, head.outputs() - first);
-      const int end_block = std::min((chunk + 1) * kChunkBlocks, head.blocks());
-      kernels_.matmul({.weights = head,
-                       .first_block = chunk * kChunkBlocks,
-                       .end_block = end_block,
-                       .y = logits.data() - first,
-                       .y_stride = kHeadChunk,
-                       .next = chunk + 1 < end ? head.block(end_block) : nullptr},
-                      head_input_);
-      for (int row = 0; row < row_count; ++row) {
-        const float* const of_row = logits.data() + static_cast<std::size_t>(row) * kHeadChunk;
-        std::vector<TokenLogit>& tokens = own[row].tokens;
-        int size = static_cast<int>(tokens.size());
-        tokens.resize(count);
-        kernels_.select_best(of_row, outputs, first, tokens.data(), size, count);
-        tokens.resize(size);
-        if (sums) {
-          chunk_sums_[static_cast<std::size_t>(chunk) * row_count + row] =
-              kernels_.sum_exp(of_row, outputs);
+    pool_.divide(thread, chunks, /*grain=*/1, [&](int begin, int end, bool goes_on) {
+      for (int chunk = begin; chunk < end; ++chunk) {
+        const int first = chunk * kHeadChunk;
+        const int outputs = std::min(kHeadChunk, head.outputs() - first);
+        const int end_block = std::min((chunk + 1) * kChunkBlocks, head.blocks());
+        kernels_.matmul({.weights = head,
+                         .first_block = chunk * kChunkBlocks,
+                         .end_block = end_block,
+                         .y = logits.data() - first,
+                         .y_stride = kHeadChunk,
+                         .next = chunk + 1 < end || goes_on ? head.block(end_block) : nullptr},
+                        head_input_);
+        for (int row = 0; row < row_count; ++row) {
+          const float* const of_row = logits.data() + static_cast<std::size_t>(row) * kHeadChunk;
+          std::vector<TokenLogit>& tokens = own[row].tokens;
+          int size = static_cast<int>(tokens.size());
+          tokens.resize(count);
+          kernels_.select_best(of_row, outputs, first, tokens.data(), size, count);
+          tokens.resize(size);
+          if (sums) {
+            chunk_sums_[static_cast<std::size_t>(chunk) * row_count + row] =
+                kernels_.sum_exp(of_row, outputs);
+          }
         }
       }
-    }
+    });
     barrier(thread, Phase::kHead);
   });
 

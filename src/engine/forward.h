@@ -123,10 +123,12 @@ class ForwardPass {
     std::size_t stride;
     bool add = false;
   };
-  /// This thread's share of the outputs of all `products` of the same input rows. `next`: the
-  /// matrix that it reads after them.
+  /// This thread's part of the outputs of all `products` of the same input rows. `next`: the matrix
+  /// that it reads after them.
   void multiply(std::initializer_list<Product> products, const Activations& x,
                 const PackedMatrix* next, int thread) const;
+  /// Where this thread's share of a matrix begins; nullptr for none.
+  const std::byte* share_of(const PackedMatrix* matrix, int thread) const;
   /// Normalises this thread's share of the residual rows into `normed_`, in the forms that
   /// `readers` read.
   void normalize(const std::vector<float>& weight,

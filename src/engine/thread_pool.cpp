@@ -18,7 +18,8 @@ inline void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : arrivals_(static_cast<std::size_t>(threads)) {
+ThreadPool::ThreadPool(int threads)
+    : arrivals_(static_cast<std::size_t>(threads)), left_(static_cast<std::size_t>(threads)) {
   // With more threads than cores the one that is waited for may need this very core.
   spin_ = threads <= static_cast<int>(std::thread::hardware_concurrency());
   for (int thread = 1; thread < threads; ++thread) {
@@ -71,6 +72,35 @@ void ThreadPool::barrier(int thread) {
       } else {
         std::this_thread::yield();
       }
+    }
+  }
+}
+
+Share ThreadPool::take(int owner, bool front, int count, int grain, std::uint32_t division) {
+  constexpr std::uint64_t kUnits = (std::uint64_t{1} << kUnitBits) - 1;
+  const std::uint64_t number = std::uint64_t{division} << 2 * kUnitBits;  // its lower bits
+  const Share all = share(count, owner, size());
+  std::atomic<std::uint64_t>& word = left_[owner].word;
+  // What the runs write is seen behind the next barrier: this word need order nothing.
+  std::uint64_t seen = word.load(std::memory_order_relaxed);
+  for (;;) {
+    const bool untouched = seen >> 2 * kUnitBits != number >> 2 * kUnitBits;
+    const int begin = untouched ? 0 : static_cast<int>(seen >> kUnitBits & kUnits);
+    const int end = untouched ? all.end - all.begin : static_cast<int>(seen & kUnits);
+    if (begin == end) {
+      // Nobody takes from an empty share; so that no number is ever taken for one long gone.
+      if (untouched && front) word.store(number, std::memory_order_relaxed);
+      return {0, 0};
+    }
+    const int half = (end - begin + 1) / 2;
+    const int taken = std::min(end - begin, (half + grain - 1) / grain * grain);
+    const int new_begin = front ? begin + taken : begin;
+    const int new_end = front ? end : end - taken;
+    const std::uint64_t left = number | static_cast<std::uint64_t>(new_begin) << kUnitBits |
+                               static_cast<std::uint64_t>(new_end);
+    if (word.compare_exchange_weak(seen, left, std::memory_order_relaxed)) {
+      const int first = all.begin + (front ? begin : new_end);
+      return {first, first + taken};
     }
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -8,6 +9,15 @@
 #include <vector>
 
 namespace firp {
+
+/// Thread `thread`'s share of 0 .. count - 1, in order and as equal as can be.
+struct Share {
+  int begin, end;
+};
+inline Share share(int count, int thread, int threads) {
+  return {static_cast<int>(static_cast<std::int64_t>(count) * thread / threads),
+          static_cast<int>(static_cast<std::int64_t>(count) * (thread + 1) / threads)};
+}
 
 /// The threads of one forward pass. Between passes they spin for a moment and then sleep; inside
 /// one they meet at barriers that cost tens of nanoseconds.
@@ -27,15 +37,37 @@ class ThreadPool {
   /// Inside run(): returns when every thread has called it. What was written before is seen after.
   void barrier(int thread);
 
+  /// Inside run(), with a barrier() before the next call: calls work(begin, end, goes_on) until all
+  /// of 0 .. count - 1 are done. Every thread calls it with the same arguments. Each does its
+  /// share(), front to back, in runs that become shorter, of `grain` or a multiple of it where
+  /// there is as much; and then what others have left of theirs, from the end: a core that is
+  /// slower, or that another program uses too, does not keep the others waiting. `goes_on`: there
+  /// is more of this thread's share behind the run.
+  template <typename Work>
+  void divide(int thread, int count, int grain, const Work& work);
+
  private:
   /// A cache line of its own for each thread: one writer, no contended read-modify-write.
   struct alignas(64) Arrival {
     std::atomic<std::uint32_t> count{0};
   };
 
+  /// What is left of a thread's share.
+  struct alignas(64) Left {
+    /// The number of the division, then begin and end, counted from the share's begin. Of an older
+    /// division: nobody has taken anything yet.
+    std::atomic<std::uint64_t> word{0};
+    std::uint32_t division = 0;  ///< that the thread itself is in
+  };
+  static constexpr int kUnitBits = 20;  ///< of begin and end
+
+  /// A run of what is left of `owner`'s share, from its front or its end; empty where it is done.
+  Share take(int owner, bool front, int count, int grain, std::uint32_t division);
+
   void work_loop(int thread);
 
   std::vector<Arrival> arrivals_;
+  std::vector<Left> left_;
   bool spin_;  ///< whether waiting threads keep their cores for a moment
   std::atomic<std::uint32_t> job_{0};
   std::atomic<bool> stop_{false};
@@ -43,13 +75,24 @@ class ThreadPool {
   std::vector<std::jthread> workers_;
 };
 
-/// Thread `thread`'s share of 0 .. count - 1, in order and as equal as can be.
-struct Share {
-  int begin, end;
-};
-inline Share share(int count, int thread, int threads) {
-  return {static_cast<int>(static_cast<std::int64_t>(count) * thread / threads),
-          static_cast<int>(static_cast<std::int64_t>(count) * (thread + 1) / threads)};
+template <typename Work>
+void ThreadPool::divide(int thread, int count, int grain, const Work& work) {
+  const int threads = size();
+  if (threads == 1 || count / threads + 1 >= 1 << kUnitBits) {
+    const auto [begin, end] = share(count, thread, threads);
+    if (begin < end) work(begin, end, /*goes_on=*/false);
+    return;
+  }
+  const std::uint32_t division = ++left_[thread].division;
+  const int own_end = share(count, thread, threads).end;
+  for (int i = 0; i < threads; ++i) {
+    const int owner = (thread + i) % threads;
+    for (;;) {
+      const auto [begin, end] = take(owner, i == 0, count, grain, division);
+      if (begin == end) break;
+      work(begin, end, /*goes_on=*/i == 0 && end < own_end);
+    }
+  }
 }
 
 }  // namespace firp

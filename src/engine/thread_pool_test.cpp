@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
+#include <thread>
+#include <vector>
 
 namespace firp {
 namespace {
@@ -57,6 +60,61 @@ TEST(ThreadPool, SharesCoverEverythingOnce) {
       }
       EXPECT_EQ(next, count);
     }
+  }
+}
+
+TEST(ThreadPool, DivisionsCoverEverythingOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (const int grain : {1, 4}) {
+      for (int round = 0; round < 100; ++round) {
+        // With shares that are empty for some threads now and then.
+        std::vector<std::vector<std::atomic<int>>> done;
+        for (const int count : {97, 0, threads - 1, 36, 1 + round}) done.emplace_back(count);
+        std::atomic<int> wrong{0};
+        pool.run([&](int thread) {
+          for (std::vector<std::atomic<int>>& units : done) {
+            const int count = static_cast<int>(units.size());
+            const Share own = share(count, thread, threads);
+            pool.divide(thread, count, grain, [&](int begin, int end, bool goes_on) {
+              wrong += begin >= end || goes_on != (own.begin <= begin && end < own.end);
+              for (int unit = begin; unit < end; ++unit) ++units[unit];
+            });
+            pool.barrier(thread);
+          }
+        });
+        EXPECT_EQ(wrong, 0);
+        for (const std::vector<std::atomic<int>>& units : done) {
+          for (const std::atomic<int>& times : units) ASSERT_EQ(times, 1);
+        }
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, OthersDoWhatAHeldUpThreadHasLeft) {
+  constexpr int kCount = 96;
+  constexpr auto kTooLong = std::chrono::seconds(60);
+  for (const int threads : {2, 3}) {
+    ThreadPool pool(threads);
+    std::atomic<int> done{0};
+    int held_up_with = 0;
+    pool.run([&](int thread) {
+      pool.divide(thread, kCount, /*grain=*/4, [&](int begin, int end, bool) {
+        if (thread == 0 && held_up_with == 0) {
+          held_up_with = end - begin;
+          const auto start = std::chrono::steady_clock::now();
+          while (done < kCount - held_up_with &&
+                 std::chrono::steady_clock::now() - start < kTooLong) {
+            std::this_thread::yield();
+          }
+          EXPECT_EQ(done, kCount - held_up_with) << "the others wait for it";
+        }
+        done += end - begin;
+      });
+    });
+    EXPECT_EQ(done, kCount);
+    EXPECT_LE(held_up_with, kCount / threads / 2 + 4);
   }
 }
 
