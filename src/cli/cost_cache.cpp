@@ -2,13 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
 #include "bench/report.h"
+#include "model/cache_directory.h"
 #include "model/error.h"
 
 namespace firp {
@@ -26,7 +26,7 @@ std::string stamp(const std::filesystem::path& path) {
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
   const EngineOptions& options = engine.options();
-  return fmt::format("5|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
+  return fmt::format("6|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
                      options.threads, static_cast<int>(options.cache_type), options.rough_drafts,
                      stamp(model), stamp(heads));
 }
@@ -67,14 +67,11 @@ void write(const std::filesystem::path& path, const std::string& key, const Pass
 
 PassCosts cached_costs(Engine& engine, const std::filesystem::path& model,
                        const std::filesystem::path& heads) {
-  const char* const cache = std::getenv("FIRP_CACHE");
-  const char* const home = std::getenv("HOME");
-  if (cache == nullptr && home == nullptr) return measure_costs(engine);
-  const std::filesystem::path directory =
-      cache != nullptr ? std::filesystem::path(cache) : std::filesystem::path(home) / ".cache/firp";
+  const auto directory = cache_directory();
+  if (!directory) return measure_costs(engine);
   const std::string key = key_of(engine, model, heads);
   const std::filesystem::path path =
-      directory / "costs" / fmt::format("{:016x}.json", std::hash<std::string>()(key));
+      *directory / "costs" / fmt::format("{:016x}.json", std::hash<std::string>()(key));
   if (const auto costs = read(path, key)) return *costs;
   const PassCosts costs = measure_costs(engine);
   write(path, key, costs);

@@ -85,17 +85,22 @@ bool needs_round(int rounds, double spent_seconds) {
   return rounds < 2 || (rounds < kRounds && spent_seconds < kLongSeconds);
 }
 
-/// A plain pass among its like.
-double measure_plain(Engine& engine, int sequence) {
+/// What a pass mostly takes: the machine's neighbours come and go, and the best of some would be
+/// the lower, the more there are of them. Of two the better one.
+double median(std::vector<double> seconds) {
+  const auto middle = seconds.begin() + (std::ssize(seconds) - 1) / 2;
+  std::ranges::nth_element(seconds, middle);
+  return *middle;
+}
+
+/// A plain pass among its like, some times.
+void measure_plain(Engine& engine, int sequence, std::vector<double>& times) {
   double spent = 0;
   while (spent < kSettlingSeconds) spent += measure_verifying(engine, sequence, 1);
-  double best = INFINITY;
   for (int rounds = 0; needs_round(rounds, spent); ++rounds) {
-    const double seconds = measure_verifying(engine, sequence, 1);
-    best = std::min(best, seconds);
-    spent += seconds;
+    times.push_back(measure_verifying(engine, sequence, 1));
+    spent += times.back();
   }
-  return best;
 }
 
 /// Where pseudo rows draft from: one more token, committed. They are one for each step.
@@ -167,40 +172,41 @@ PassCosts measure_costs(Engine& engine) {
   std::optional<Drafting> drafting;
   if (engine.draft_steps() > 0 && engine.length(sequence) + engine.draft_steps() < room) {
     drafting.emplace(engine, sequence);
-    costs.draft_seconds.assign(engine.draft_steps(), INFINITY);
   }
-  const double plain = measure_plain(engine, sequence);
+  std::map<int, std::vector<double>> verifying;
+  std::vector<std::vector<double>> drafts(drafting ? engine.draft_steps() : 0);
+  std::vector<double> plain;
+  measure_plain(engine, sequence, plain);
   for (const int count : kMeasuredRows) {
-    if (engine.length(sequence) + count <= room) costs.verify_seconds[count] = INFINITY;
+    if (engine.length(sequence) + count <= room) verifying[count] = {};
   }
-  // The machine's neighbours come and go: all is measured in turn, several times, and the best
-  // counts.
   double spent = 0;
-  const auto take = [&spent](double& best, double seconds) {
-    best = std::min(best, seconds);
+  const auto take = [&spent](std::vector<double>& times, double seconds) {
+    times.push_back(seconds);
     spent += seconds;
   };
   int rounds = 0;
-  for (; needs_round(rounds, spent); ++rounds) {
-    for (auto& [count, best] : costs.verify_seconds) {
-      take(best, measure_verifying(engine, sequence, count));
-    }
-    for (int steps = 1; steps <= std::ssize(costs.draft_seconds); ++steps) {
-      take(costs.draft_seconds[steps - 1], drafting->measure(steps));
+  for (; needs_round(rounds, spent); ++rounds) {  // all in turn
+    for (auto& [count, times] : verifying) take(times, measure_verifying(engine, sequence, count));
+    for (int steps = 1; steps <= std::ssize(drafts); ++steps) {
+      take(drafts[steps - 1], drafting->measure(steps));
     }
   }
-  costs.verify_seconds[1] = std::min(plain, measure_plain(engine, sequence));
+  measure_plain(engine, sequence, plain);
+  costs.verify_seconds[1] = median(plain);
+  for (const auto& [count, times] : verifying) costs.verify_seconds[count] = median(times);
+  for (const std::vector<double>& times : drafts) costs.draft_seconds.push_back(median(times));
   make_ascending(costs.verify_seconds);
   make_ascending(costs.draft_seconds);
   if (kLongContext + kContextRows <= room) {
     const int before = engine.length(sequence);
-    double far = INFINITY;
     extend_to(kLongContext);
+    std::vector<double> far;
     for (int round = 0; round < rounds; ++round) {
-      far = std::min(far, measure_verifying(engine, sequence, kContextRows));
+      far.push_back(measure_verifying(engine, sequence, kContextRows));
     }
-    const double near = costs.verify_seconds.at(kContextRows);
-    costs.position_seconds = std::max(0.0, far - near) / (kContextRows * (kLongContext - before));
+    const double more = std::max(0.0, median(far) - costs.verify_seconds.at(kContextRows));
+    costs.position_seconds = more / (kContextRows * (kLongContext - before));
   }
   engine.remove_sequence(sequence);
   return costs;
@@ -219,7 +225,8 @@ double PassCosts::verify(int rows, int context) const {
   return attention + below->second + share * (above->second - below->second);
 }
 
-Planner::Planner(PassCosts costs, bool follow) : costs_(std::move(costs)), follow_(follow) {
+Planner::Planner(PassCosts costs, bool follow)
+    : costs_(std::move(costs)), follow_(follow), plain_unseen_(kSoon) {
   expected_.fill(kPriorTokens);
   accepted_.fill(kPriorTokens);
   until_plain_ = kSoon;
@@ -292,12 +299,16 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   for (Drift& drift : drifts_) drift.pass();
   undrafted_run_ = drafted_ ? 0 : undrafted_run_ + 1;
   until_plain_ = std::max(0, until_plain_ - 1);
+  plain_unseen_ = std::min(plain_unseen_ + 1, kSoon);
+  if (undrafted_run_ <= kSettling) run_ratio_ = drifts_[false].ratio(1);
   if (follow_ && (drafted_ || undrafted_run_ > kSettling)) {
-    if (!drafted_ && rows == 1 && undrafted_run_ >= kSettling + kSeen) {
-      const bool expected = std::abs(seconds / verify_seconds(rows, context) - 1) < kExpectedShare;
-      until_plain_ = expected ? kLongestWithoutPlain : kSoon;
-    }
     drifts_[drafted_].observe(rows, seconds / costs_.verify(rows, context));
+    if (!drafted_ && rows == 1) plain_unseen_ = 0;
+    if (!drafted_ && rows == 1 && undrafted_run_ >= kSettling + kSeen) {
+      const double change = drifts_[false].ratio(1) / run_ratio_ - 1;
+      const bool known = std::abs(change) < kExpectedShare || undrafted_run_ > kSoon;
+      until_plain_ = known ? kLongestWithoutPlain : kSoon;
+    }
   }
   if (!tree.empty()) {
     static const double kFade = std::exp2(-1 / kHalfLifePasses);
@@ -311,14 +322,17 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
     for (const int node : accepted) accepted_[range_of(tree[node])] += 1;
   }
   if (pause_ > 0) {
-    if (follow_ && undrafted_run_ <= kSettling) {
-      settling_seconds_ += seconds - verify_seconds(rows, context);
-      pause_ = pause_for(lost_seconds_ + std::max(0.0, settling_seconds_), context);
+    if (follow_ && undrafted_run_ <= kSettling && rows == 1) {
+      settling_ratios_ += seconds / costs_.verify(rows, context);
+      ++settling_passes_;
     }
+    // Later passes are of another moment: they say nothing of how those took longer.
+    if (undrafted_run_ <= kSettling + kSeen) pause_ = pause_for_trial(context);
     // Held against a time that has turned out to be too short, the trial may have paid after all.
+    // Where that time had been seen just before, most of such a change is noise.
     const double plain_drift = drifts_[false].ratio(1) / trial_plain_ratio_;
-    const bool paid =
-        undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > 1 + kExpectedShare;
+    const double enough = trial_was_blind_ ? 1 : 1 + kExpectedShare;
+    const bool paid = undrafted_run_ >= kSettling + kSeen && (1 + profit_) * plain_drift > enough;
     if (paid || undrafted_run_ >= pause_) pause_ = trial_ = 0;
   }
   if (!drafted_) return;
@@ -333,15 +347,19 @@ void Planner::observe_pass(const DraftTree& tree, std::span<const int> accepted,
   profit_ += weight * (rate / rate_without_ - 1 - profit_);
   if (trial_ >= kTrialSteps && profit_ < 0) {
     trial_plain_ratio_ = drifts_[false].ratio(1);
+    trial_was_blind_ = plain_unseen_ >= kSoon;
     lost_seconds_ = kTrialSteps * step_seconds * -profit_;
-    settling_seconds_ = 0;
-    pause_ = pause_for(lost_seconds_, context);
+    settling_ratios_ = settling_passes_ = 0;
+    pause_ = pause_for_trial(context);
   }
 }
 
-/// Steps from a trial that lost so much to the next.
-int Planner::pause_for(double lost_seconds, int context) const {
-  const double steps = lost_seconds / (kTrialShare * verify_seconds(1, context, false));
+/// Steps from the last trial to the next, by what it lost, and the passes behind it until they had
+/// settled.
+int Planner::pause_for_trial(int context) const {
+  const double unsettled = settling_ratios_ - settling_passes_ * drifts_[false].ratio(1);
+  const double lost = lost_seconds_ + std::max(0.0, unsettled) * costs_.verify(1, context);
+  const double steps = lost / (kTrialShare * verify_seconds(1, context, false));
   return static_cast<int>(std::clamp<double>(steps, kSettling + kSeen, kLongestPause));
 }
 

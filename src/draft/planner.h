@@ -83,7 +83,7 @@ class Planner {
                    int* nodes) const;
   void learn_steps(const DraftTree& tree, int context);
   int best_steps() const;
-  int pause_for(double lost_seconds, int context) const;
+  int pause_for_trial(int context) const;
 
   /// What passes take by now / what they took when they were measured, by their rows: when memory
   /// is slow, say, those of few rows take longer, and those of many what they took.
@@ -107,6 +107,8 @@ class Planner {
   std::array<Drift, 2> drifts_;
   int undrafted_run_ = 0;  ///< passes, up to now, that pseudo rows did not draft for
   int until_plain_ = 0;    ///< passes until a run of plain ones is due
+  int plain_unseen_;       ///< passes since a plain one was seen that had settled
+  double run_ratio_ = 1;   ///< the drift of plain passes when those of this run had settled
   /// Nodes of each range, by their probabilities and as they came; old ones fade.
   std::array<double, kRanges> expected_, accepted_;
   bool drafted_ = false;     ///< for the pass that comes next
@@ -116,14 +118,17 @@ class Planner {
   /// Tokens a second of passes that are drafted for so many steps ahead: [steps - 1]; of those that
   /// had nothing else at hand.
   std::vector<double> step_rates_;
-  int steps_ = 0;                 ///< for the pass that comes next; 0: as many as there are
-  bool alone_ = false;            ///< nothing else was at hand
-  int drafts_ = 0;                ///< passes that were drafted for
-  int trial_ = 0;                 ///< drafted steps since the last pause
-  int pause_ = 0;                 ///< undrafted_run_ at the next trial; 0: drafting goes on
-  double lost_seconds_ = 0;       ///< by the last one
-  double settling_seconds_ = 0;   ///< and by the passes behind it, until they had settled
+  int steps_ = 0;            ///< for the pass that comes next; 0: as many as there are
+  bool alone_ = false;       ///< nothing else was at hand
+  int drafts_ = 0;           ///< passes that were drafted for
+  int trial_ = 0;            ///< drafted steps since the last pause
+  int pause_ = 0;            ///< undrafted_run_ at the next trial; 0: drafting goes on
+  double lost_seconds_ = 0;  ///< by the last one
+  /// Of plain passes behind it, before they had settled: the sum of seen / measured, and how many.
+  double settling_ratios_ = 0;
+  int settling_passes_ = 0;
   double trial_plain_ratio_ = 1;  ///< what it was held against: the drift of plain passes
+  bool trial_was_blind_ = false;  ///< that was of long ago, or of another run of the program
 };
 
 }  // namespace firp
