@@ -211,7 +211,7 @@ TEST(LoadBench, MeasuresLoadingAndReading) {
   const std::filesystem::path path = directory / "tiny.gguf";
   write_tiny_model(path, {.type = GGML_TYPE_Q4_0});
   ThreadPool pool(2);
-  const LoadResult result = bench_load(path, pool);
+  const LoadResult result = bench_load(path, pool, /*packed_cache=*/false);
   EXPECT_EQ(result.file_bytes, std::filesystem::file_size(path));
   const Model model(path);
   EXPECT_EQ(result.packed_bytes, NativeEngine(model, {.threads = 1}).weight_bytes());
@@ -220,7 +220,7 @@ TEST(LoadBench, MeasuresLoadingAndReading) {
     EXPECT_GT(seconds.cold, 0);
     EXPECT_GT(seconds.warm, 0);
   }
-  EXPECT_THROW(bench_load(directory / "nothing.gguf", pool), Error);
+  EXPECT_THROW(bench_load(directory / "nothing.gguf", pool, false), Error);
 }
 
 TEST(TimingTest, CountsWhatOthersTake) {

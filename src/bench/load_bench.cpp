@@ -13,6 +13,7 @@
 
 #include "bench/timing.h"
 #include "engine/native_engine.h"
+#include "engine/weights.h"
 #include "kernels/packed_matrix.h"
 #include "model/error.h"
 #include "model/model.h"
@@ -89,17 +90,21 @@ std::size_t peak_resident_bytes() {
   return 0;
 }
 
-LoadResult bench_load(const std::filesystem::path& model, ThreadPool& pool) {
+LoadResult bench_load(const std::filesystem::path& model, ThreadPool& pool, bool packed_cache) {
   const OpenFile file(model);
   LoadResult result;
   result.packed_bytes = packed_bytes(Model(model));
   const auto load = [&] {
     const Model loaded(model);
-    const NativeEngine engine(loaded, {.threads = pool.size()});
+    const NativeEngine engine(loaded, {.threads = pool.size(), .packed_cache = packed_cache});
   };
   const auto read = [&] { result.file_bytes = file.read_all(); };
 
   result.memory_seconds = seconds_of([&] { touch_memory(result.packed_bytes, pool); });
+  if (packed_cache) {
+    load();
+    if (const auto kept = packed_weights_path(Model(model))) OpenFile(*kept).drop_from_cache();
+  }
   file.drop_from_cache();
   result.load_seconds.cold = seconds_of(load);
   result.load_seconds.warm = seconds_of(load);

@@ -30,7 +30,9 @@ struct LoadResult {
   std::size_t peak_resident_bytes = 0;
 };
 
-LoadResult bench_load(const std::filesystem::path& model, ThreadPool& pool);
+/// `packed_cache`: of loads from packed weights that an earlier start has kept; "cold" is then also
+/// without those in the system's cache.
+LoadResult bench_load(const std::filesystem::path& model, ThreadPool& pool, bool packed_cache);
 
 std::string load_table(const LoadResult& result);
 nlohmann::ordered_json load_json(nlohmann::ordered_json machine, const LoadResult& result);

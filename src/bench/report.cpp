@@ -6,20 +6,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <thread>
 
 #include "model/error.h"
+#include "model/replaced_file.h"
 
 namespace firp {
 namespace {
-
-[[noreturn]] void fail_to_write(const std::filesystem::path& path) {
-  throw Error(fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
-}
 
 /// What the planner chose over all prompts, and whether it saw what it expected. "" where none did.
 std::string plan_table(const std::vector<BenchResult>& results, std::size_t method_width) {
@@ -215,21 +211,15 @@ void require_writable(const std::filesystem::path& path) {
   }
   const std::filesystem::path directory =
       path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  if (access(directory.c_str(), W_OK | X_OK) != 0) fail_to_write(path);
+  if (access(directory.c_str(), W_OK | X_OK) != 0) {
+    throw Error(fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
+  }
 }
 
 void write_text(const std::string& text, const std::filesystem::path& path) {
-  const std::filesystem::path temporary = fmt::format("{}.tmp-{}", path.string(), getpid());
-  std::FILE* file = std::fopen(temporary.c_str(), "w");
-  if (file == nullptr) fail_to_write(path);
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  const bool closed = std::fclose(file) == 0;
-  if (!written || !closed || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    const int reason = errno;
-    std::remove(temporary.c_str());
-    errno = reason;
-    fail_to_write(path);
-  }
+  ReplacedFile file(path);
+  file.write(text);
+  file.replace();
 }
 
 void write_json(const nlohmann::ordered_json& json, const std::filesystem::path& path) {

@@ -202,7 +202,8 @@ int run_load(const BenchFlags& flags) {
   if (!flags.synthetic.empty()) file.emplace(SyntheticModel(flags.synthetic));
   const OtherLoad load;
   ThreadPool pool(threads);
-  const LoadResult result = bench_load(file ? file->path() : flags.decode.model, pool);
+  const LoadResult result =
+      bench_load(file ? file->path() : flags.decode.model, pool, flags.decode.packed_cache);
   fmt::print("{}, {} threads\n{}", cpu_name(), threads, load_table(result));
   tell_of_other_load(load.cores());
   flush_output();
@@ -309,6 +310,9 @@ int run_prompts(BenchFlags& flags) {
 void require_what_the_mode_needs(const BenchFlags& flags) {
   if (!flags.synthetic.empty() && !flags.forward && !flags.load) {
     throw CLI::ValidationError("--synthetic", "needs --forward or --load");
+  }
+  if (!flags.synthetic.empty() && flags.decode.packed_cache) {
+    throw CLI::ValidationError("--packed-cache", "a synthetic model has no file that stays");
   }
   if (flags.kernels || !flags.synthetic.empty()) return;
   if (!flags.compare.empty() || !flags.from.empty()) return;

@@ -202,6 +202,9 @@ void DecodeFlags::add_engine_to(CLI::App& app) {
                    "architectures), or auto: native where it can")
       ->check(CLI::IsMember({"auto", "native", "llama"}))
       ->capture_default_str();
+  engines->add_flag("--packed-cache", packed_cache,
+                    "Keep the weights as the native engine packs them, in ~/.cache/firp (as much "
+                    "disk as the model): the next start maps them and is ready at once");
   engines->add_flag("--exact", exact,
                     "With llama.cpp, whose rounding depends on what else is in a pass: decide near "
                     "ties in a pass of one row, so that the text is plain decoding's (greedy)");
@@ -246,6 +249,7 @@ bool offloads(const LlamaOptions& llama) {
 LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
                        EngineOptions options) {
   LoadedModel loaded{.file = std::move(file)};
+  options.packed_cache = flags.packed_cache;
   std::string why_not_native;
   if (flags.engine == "native" || (flags.engine == "auto" && !offloads(flags.llama))) {
     try {

@@ -41,6 +41,7 @@ struct DecodeFlags {
   LlamaOptions llama;
   std::string flash_attention = "auto";
   bool exact = false;
+  bool packed_cache = false;
 
   void add_model_to(CLI::App& app);
   void add_decoding_to(CLI::App& app);

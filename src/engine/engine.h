@@ -19,6 +19,9 @@ struct EngineOptions {
   CacheType cache_type = CacheType::kF16;
   /// Whether passes that only draft may read rounded weights (engine/weights.h).
   bool rough_drafts = true;
+  /// Whether packed weights are kept in the cache directory, and taken from there at the next start
+  /// (engine/weights.h).
+  bool packed_cache = false;
 };
 
 inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context

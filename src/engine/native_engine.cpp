@@ -32,7 +32,7 @@ struct NativeEngine::State {
         options(checked(o)),
         kernels(default_kernels()),
         pool(options.threads),
-        weights(m, pool),
+        weights(m, pool, options.packed_cache),
         cache(m.config(), o.cache_type, options.max_rows + kPagePositions - 1),
         pass(m, weights, kernels, cache, pool, options.max_rows) {}
 
@@ -105,8 +105,8 @@ void NativeEngine::set_heads(const Heads& heads) {
       .maps = std::move(maps),
       .adapters = std::move(adapters),
       .vocabulary = heads.draft_vocabulary,
-      .weights =
-          DraftWeights(s.model, s.weights, first_layer, heads.draft_vocabulary, rough, s.pool),
+      .weights = DraftWeights(s.model, s.weights, first_layer, heads.draft_vocabulary, rough,
+                              s.pool, s.options.packed_cache),
       .head = DraftHead(s.model.token_embedding(), s.model.head(), heads, s.kernels, s.pool)});
 }
 

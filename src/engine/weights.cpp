@@ -1,7 +1,16 @@
 #include "engine/weights.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
+
+#include "engine/packed_file.h"
+#include "model/cache_directory.h"
 
 namespace firp {
 namespace {
@@ -37,6 +46,13 @@ Tensor rows_of(const Tensor& matrix, std::span<const std::int32_t> rows,
           .data = memory};
 }
 
+/// A matrix that is to be packed, from a tensor, rounded to a type where that is another one.
+struct Packing {
+  PackedMatrix* packed;
+  const Tensor* tensor;
+  ggml_type type;
+};
+
 /// Packs this thread's share of a matrix, some rows at a time, and lets go of the file's bytes that
 /// it has read. `rounded`: room for the matrix in the packed type, where that is another one.
 void pack_share(const Model& model, const Tensor& tensor, PackedMatrix& packed,
@@ -70,34 +86,54 @@ void pack_share(const Model& model, const Tensor& tensor, PackedMatrix& packed,
   }
 }
 
+/// Memory with all matrices in it, one behind the other: as they were kept in `file`, or packed,
+/// and then kept there.
+AlignedBytes pack_all(const Model& model, std::span<const Packing> packings,
+                      const std::optional<PackedFile>& file, ThreadPool& pool) {
+  std::size_t bytes = 0;
+  for (const Packing& p : packings) bytes += PackedMatrix::packed_bytes(*p.tensor, p.type);
+  const bool keep = file && bytes > 0;
+  std::optional<AlignedBytes> kept = keep ? map_packed_file(*file, bytes) : std::nullopt;
+  AlignedBytes memory = kept ? std::move(*kept) : AlignedBytes(bytes);
+  std::byte* at = memory.data();
+  for (const Packing& p : packings) {
+    *p.packed = PackedMatrix(*p.tensor, p.type, at);
+    at += p.packed->bytes();
+    if (kept) continue;
+    const bool same = p.type == p.tensor->type;
+    std::vector<std::byte> rounded(
+        same ? 0 : p.tensor->rows() * ggml_row_size(p.type, p.tensor->columns()));
+    pool.run(
+        [&](int thread) { pack_share(model, *p.tensor, *p.packed, rounded, thread, pool.size()); });
+  }
+  if (keep && !kept) write_packed_file(*file, {memory.data(), bytes});
+  return memory;
+}
+
 }  // namespace
 
-Weights::Weights(const Model& model, ThreadPool& pool)
+std::optional<std::filesystem::path> packed_weights_path(const Model& model) {
+  return model.has_file() ? cache_file("packed", model.file()) : std::nullopt;
+}
+
+Weights::Weights(const Model& model, ThreadPool& pool, bool packed_cache)
     : layers(model.layers().size()), output_norm(dequantize(model.output_norm())) {
-  std::vector<std::pair<PackedMatrix*, const Tensor*>> matrices;
+  std::vector<Packing> packings;
+  const auto add = [&](PackedMatrix& packed, const Tensor& tensor) {
+    packings.push_back({&packed, &tensor, tensor.type});
+  };
   for (std::size_t i = 0; i < layers.size(); ++i) {
     read_vectors(model.layers()[i], layers[i]);
     const auto packed = layers[i].matrices();
     const auto tensors = model.layers()[i].matrices();
-    for (std::size_t k = 0; k < packed.size(); ++k) matrices.emplace_back(packed[k], tensors[k]);
+    for (std::size_t k = 0; k < packed.size(); ++k) add(*packed[k], *tensors[k]);
   }
-  matrices.push_back({&head, &model.head()});
-
-  std::size_t bytes = 0;
-  for (const auto& [matrix, tensor] : matrices) {
-    bytes += PackedMatrix::packed_bytes(*tensor, tensor->type);
+  add(head, model.head());
+  std::optional<PackedFile> file;
+  if (const auto path = packed_cache ? packed_weights_path(model) : std::nullopt) {
+    file = {*path, model.file().stamp()};
   }
-  memory_ = AlignedBytes(bytes);
-  std::byte* at = memory_.data();
-  for (const auto& [matrix, tensor] : matrices) {
-    *matrix = PackedMatrix(*tensor, tensor->type, at);
-    at += matrix->bytes();
-  }
-  pool.run([&](int thread) {
-    for (const auto& [matrix, tensor] : matrices) {
-      pack_share(model, *tensor, *matrix, {}, thread, pool.size());
-    }
-  });
+  memory_ = pack_all(model, packings, file, pool);
 }
 
 ggml_type rough_type(const Tensor& matrix, ggml_type rough) {
@@ -117,16 +153,12 @@ std::size_t layer_bytes(const LayerTensors& layer, bool rough) {
 }
 
 DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first_layer,
-                           std::span<const std::int32_t> vocabulary, bool rough, ThreadPool& pool) {
+                           std::span<const std::int32_t> vocabulary, bool rough, ThreadPool& pool,
+                           bool packed_cache) {
   std::vector<std::byte> row_bytes;
   const Tensor rows =
       vocabulary.empty() ? model.head() : rows_of(model.head(), vocabulary, row_bytes);
-  struct Copy {
-    PackedMatrix* packed;
-    const Tensor* tensor;
-    ggml_type type;
-  };
-  std::vector<Copy> copies;
+  std::vector<Packing> copies;
   const auto take = [&](const Tensor& tensor, ggml_type rough_to, const PackedMatrix* exact,
                         PackedMatrix& to) {
     const ggml_type type = rough ? rough_type(tensor, rough_to) : tensor.type;
@@ -149,20 +181,16 @@ DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first
   if (copies.empty()) layers.clear();
   take(rows, kRoughHeadType, vocabulary.empty() ? &weights.head : nullptr, head);
 
-  std::size_t bytes = 0;
-  for (const Copy& copy : copies) bytes += PackedMatrix::packed_bytes(*copy.tensor, copy.type);
-  memory_ = AlignedBytes(bytes);
-  std::byte* at = memory_.data();
-  for (const Copy& copy : copies) {
-    *copy.packed = PackedMatrix(*copy.tensor, copy.type, at);
-    at += copy.packed->bytes();
-    const bool same = copy.type == copy.tensor->type;
-    std::vector<std::byte> rounded(
-        same ? 0 : copy.tensor->rows() * ggml_row_size(copy.type, copy.tensor->columns()));
-    pool.run([&](int thread) {
-      pack_share(model, *copy.tensor, *copy.packed, rounded, thread, pool.size());
-    });
+  std::optional<PackedFile> file;
+  if (packed_cache && model.has_file()) {
+    if (const auto path = cache_file("packed-drafts", model.file())) {
+      const std::string_view tokens(reinterpret_cast<const char*>(vocabulary.data()),
+                                    vocabulary.size_bytes());
+      file = {*path, fmt::format("{}; from layer {}, {:016x}", model.file().stamp(), first_layer,
+                                 std::hash<std::string_view>()(tokens))};
+    }
   }
+  memory_ = pack_all(model, copies, file, pool);
 }
 
 }  // namespace firp

@@ -2,6 +2,8 @@
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,6 +32,9 @@ struct LayerWeights {
   }
 };
 
+/// Where `packed_cache` keeps a model's packed weights; nullopt where it cannot.
+std::optional<std::filesystem::path> packed_weights_path(const Model& model);
+
 struct Weights {
   std::vector<LayerWeights> layers;
   std::vector<float> output_norm;
@@ -37,7 +42,9 @@ struct Weights {
 
   /// Packs all matrices, one behind the other in the order in which a pass reads them. Each thread
   /// of the pool packs about what it will read in a pass, so that it lies in memory near its core.
-  Weights(const Model& model, ThreadPool& pool);
+  /// `packed_cache`: keeps them in the cache directory, as many bytes as they are, or takes them
+  /// from there if the model's file is as it was.
+  Weights(const Model& model, ThreadPool& pool, bool packed_cache = false);
 
   std::size_t bytes() const { return memory_.size(); }  ///< of all matrices
 
@@ -67,9 +74,11 @@ struct DraftWeights {
 
   /// Layers from `first_layer` on (empty ones below), and the head's rows of `vocabulary` (empty:
   /// all). A copy of what is rounded, views of the rest in `weights`, which must outlive this.
-  /// Where there is nothing to round, or `rough` is false, there are no layers.
+  /// Where there is nothing to round, or `rough` is false, there are no layers. `packed_cache`: as
+  /// with Weights, in a file of their own.
   DraftWeights(const Model& model, const Weights& weights, int first_layer,
-               std::span<const std::int32_t> vocabulary, bool rough, ThreadPool& pool);
+               std::span<const std::int32_t> vocabulary, bool rough, ThreadPool& pool,
+               bool packed_cache = false);
 
  private:
   AlignedBytes memory_;

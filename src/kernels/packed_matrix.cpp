@@ -312,6 +312,15 @@ AlignedBytes::AlignedBytes(std::size_t size) : size_(size) {
   data_ = {begin, Unmap{kept}};
 }
 
+std::optional<AlignedBytes> AlignedBytes::map(int file, std::size_t size) {
+  void* const memory = mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_POPULATE, file, 0);
+  if (memory == MAP_FAILED) return std::nullopt;
+  AlignedBytes bytes;
+  bytes.data_ = {static_cast<std::byte*>(memory), Unmap{size}};
+  bytes.size_ = size;
+  return bytes;
+}
+
 void AlignedBytes::Unmap::operator()(std::byte* pointer) const { munmap(pointer, bytes); }
 
 PackedFormat packed_format(ggml_type type) {

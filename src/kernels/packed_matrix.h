@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "model/gguf_file.h"
@@ -20,6 +21,9 @@ class AlignedBytes {
  public:
   AlignedBytes() = default;
   explicit AlignedBytes(std::size_t size);
+  /// The first `size` > 0 bytes of an open file, to be read only, all brought into memory. nullopt
+  /// where they cannot be mapped. The file may be closed, or replaced by another, but not changed.
+  static std::optional<AlignedBytes> map(int file, std::size_t size);
   std::byte* data() { return data_.get(); }
   const std::byte* data() const { return data_.get(); }
   std::size_t size() const { return size_; }
@@ -80,6 +84,9 @@ inline constexpr PackedFormat kPackedFormats[] = {
     {GGML_TYPE_Q5_K, WeightKind::kCodes, 5, 32, true, true, 0},
     {GGML_TYPE_Q6_K, WeightKind::kCodes, 6, 16, true, false, 32},
 };
+
+/// Raised whenever packed bytes come to mean something else: files of them are then made anew.
+inline constexpr int kPackedLayout = 1;
 
 /// A type's place in kPackedFormats; their number where it has none. Inlined everywhere, so that no
 /// instruction set's object holds a copy.

@@ -171,5 +171,21 @@ TEST(AlignedBytes, AreAligned) {
   }
 }
 
+// Files of packed weights outlive the program that wrote them (engine/packed_file.h).
+TEST(PackedMatrix, ItsBytesAreThoseOfThePackedLayout) {
+  std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (const PackedFormat& format : kPackedFormats) {
+    constexpr int kOutputs = 20, kInputs = 512;
+    std::vector<std::byte> data(kOutputs * ggml_row_size(format.type, kInputs));
+    for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i * 37 % 251);
+    const PackedMatrix w({"w", format.type, {kInputs, kOutputs, 1, 1}, data});
+    for (std::size_t i = 0; i < w.bytes(); ++i) {
+      hash = (hash ^ static_cast<std::uint8_t>(w.block(0)[i])) * 0x100000001b3u;
+    }
+  }
+  EXPECT_EQ(hash, 0xc0d6125ff7e39c91u) << "raise kPackedLayout, and write this hash here";
+  EXPECT_EQ(kPackedLayout, 1);
+}
+
 }  // namespace
 }  // namespace firp

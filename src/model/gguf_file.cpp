@@ -90,6 +90,7 @@ double load_float(gguf_type type, const void* data, std::size_t index) {
 struct GgufFile::Mapping {
   const std::byte* data = nullptr;
   std::size_t size = 0;
+  std::string stamp;
 
   explicit Mapping(const std::filesystem::path& path) {
     // O_NONBLOCK: a named pipe must be refused, not waited for.
@@ -119,6 +120,10 @@ struct GgufFile::Mapping {
     }
     data = static_cast<const std::byte*>(address);
     size = static_cast<std::size_t>(status.st_size);
+    // Programs can set the time of modification (mtime) back, but not that of change (ctime).
+    stamp = fmt::format("{}:{} {} {}.{} {}.{}", status.st_dev, status.st_ino, status.st_size,
+                        status.st_mtim.tv_sec, status.st_mtim.tv_nsec, status.st_ctim.tv_sec,
+                        status.st_ctim.tv_nsec);
   }
 
   ~Mapping() { munmap(const_cast<std::byte*>(data), size); }
@@ -367,6 +372,9 @@ const Tensor& GgufFile::get_tensor(std::string_view name) const {
   }
   return *tensor;
 }
+
+std::size_t GgufFile::bytes() const { return mapping_->size; }
+const std::string& GgufFile::stamp() const { return mapping_->stamp; }
 
 void GgufFile::release(std::span<const std::byte> bytes) const {
   const std::byte* const end = bytes.data() + bytes.size();

@@ -39,6 +39,9 @@ class GgufFile {
   GgufFile& operator=(GgufFile&&) noexcept;
 
   const std::filesystem::path& path() const { return path_; }
+  std::size_t bytes() const;  ///< of the whole file
+  /// Changes whenever the file does: its place on the disk, size and times when it was opened.
+  const std::string& stamp() const;
 
   /// Metadata by key. nullopt where the key is missing; an Error where it has another type.
   /// Integers of any width are accepted if the value fits.

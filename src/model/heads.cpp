@@ -1,18 +1,15 @@
 #include "model/heads.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 
 #include "model/error.h"
 #include "model/ggml_log.h"
 #include "model/gguf_pointers.h"
+#include "model/replaced_file.h"
 
 namespace firp {
 namespace {
@@ -353,58 +350,6 @@ void check_writable(const Heads& heads, const std::filesystem::path& path) {
   if (const std::string problem = medusa_problem(heads); !problem.empty()) fail(path, problem);
 }
 
-/// A file that disappears again unless it is renamed to its place.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(std::filesystem::path target)
-      : target_(std::move(target)),
-        path_(fmt::format("{}.tmp-{}", target_.string(), getpid())),
-        file_(open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666)) {
-    if (file_ < 0) {
-      fail_with_errno();
-    }
-  }
-
-  ~TemporaryFile() {
-    if (file_ >= 0) {
-      close(file_);
-      unlink(path_.c_str());
-    }
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  void write_all(std::span<const char> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t written = write(file_, bytes.data(), bytes.size());
-      if (written < 0 && errno == EINTR) {
-        continue;
-      }
-      if (written <= 0) {
-        fail_with_errno();
-      }
-      bytes = bytes.subspan(static_cast<std::size_t>(written));
-    }
-  }
-
-  void move_to_target() {
-    if (fsync(file_) != 0 || rename(path_.c_str(), target_.c_str()) != 0) {
-      fail_with_errno();
-    }
-    close(file_);
-    file_ = -1;
-  }
-
- private:
-  [[noreturn]] void fail_with_errno() const {
-    fail(target_, fmt::format("cannot write: {}", std::strerror(errno)));
-  }
-
-  std::filesystem::path target_;
-  std::filesystem::path path_;
-  int file_;
-};
-
 }  // namespace
 
 Heads read_heads(const std::filesystem::path& path, const GgufFile* model) {
@@ -476,9 +421,10 @@ void write_heads(const Heads& heads, const std::filesystem::path& path) {
   if (!error && !std::filesystem::is_regular_file(target, error)) {
     fail(path, "cannot write: it exists and is not a regular file");
   }
-  TemporaryFile file(target);
-  file.write_all(to_gguf(heads));
-  file.move_to_target();
+  ReplacedFile file(target);
+  const std::vector<char> gguf = to_gguf(heads);
+  file.write(std::string_view(gguf.data(), gguf.size()));
+  file.replace();
 }
 
 std::optional<std::filesystem::path> find_heads(

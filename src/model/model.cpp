@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <fstream>
 #include <unordered_set>
 
+#include "model/cache_directory.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
+#include "model/replaced_file.h"
 
 namespace firp {
 namespace {
@@ -119,6 +122,38 @@ class StreamHash {
   std::uint64_t lanes_[kLanes] = {1, 2, 3, 4, 5, 6, 7, 8};
 };
 
+std::string tensor_hash(const GgufFile& file) {
+  StreamHash hash;
+  for (const Tensor& tensor : file.tensors()) {
+    hash.add(tensor.name);
+    hash.add_word(static_cast<std::uint64_t>(tensor.type));
+    for (const std::int64_t extent : tensor.shape) {
+      hash.add_word(static_cast<std::uint64_t>(extent));
+    }
+    hash.add(tensor.data);
+    file.release(tensor.data);
+  }
+  return fmt::format("{:016x}", hash.value());
+}
+
+/// "" where the file at `path` does not hold the hash of a model with this stamp.
+std::string remembered_hash(const std::filesystem::path& path, const std::string& stamp) {
+  std::ifstream file(path);
+  std::string line, hash;
+  const bool good = std::getline(file, line) && line == stamp && std::getline(file, hash);
+  return good && hash.size() == 16 ? hash : "";
+}
+
+void remember_hash(const std::filesystem::path& path, const std::string& stamp,
+                   const std::string& hash) {
+  try {
+    ReplacedFile file(path);
+    file.write(fmt::format("{}\n{}\n", stamp, hash));
+    file.replace();
+  } catch (const Error&) {  // a folder that cannot be written: hashed again next time
+  }
+}
+
 }  // namespace
 
 ModelIdentity sizes_of(const GgufFile& file) {
@@ -132,17 +167,11 @@ ModelIdentity sizes_of(const GgufFile& file) {
 
 ModelIdentity identify(const GgufFile& file) {
   ModelIdentity identity = sizes_of(file);
-  StreamHash hash;
-  for (const Tensor& tensor : file.tensors()) {
-    hash.add(tensor.name);
-    hash.add_word(static_cast<std::uint64_t>(tensor.type));
-    for (const std::int64_t extent : tensor.shape) {
-      hash.add_word(static_cast<std::uint64_t>(extent));
-    }
-    hash.add(tensor.data);
-    file.release(tensor.data);
-  }
-  identity.tensor_hash = fmt::format("{:016x}", hash.value());
+  const auto kept = file.bytes() >= kRememberedBytes ? cache_file("hashes", file) : std::nullopt;
+  if (kept) identity.tensor_hash = remembered_hash(*kept, file.stamp());
+  if (!identity.tensor_hash.empty()) return identity;
+  identity.tensor_hash = tensor_hash(file);
+  if (kept) remember_hash(*kept, file.stamp(), identity.tensor_hash);
   return identity;
 }
 

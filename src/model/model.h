@@ -56,8 +56,11 @@ struct ModelIdentity {
   bool operator==(const ModelIdentity&) const = default;
 };
 
-/// Of a file of any architecture. Reads all tensor bytes once (at memory speed).
+/// Of a file of any architecture. Reads all tensor bytes once (at memory speed). Of a file of
+/// kRememberedBytes or more, which may have to come from a disk, the hash is kept in the cache
+/// directory until the file changes.
 ModelIdentity identify(const GgufFile& file);
+inline constexpr std::size_t kRememberedBytes = std::size_t{256} << 20;
 /// The same without the hash, which costs nothing.
 ModelIdentity sizes_of(const GgufFile& file);
 

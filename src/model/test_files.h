@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,33 @@ class TemporaryDirectory {
 
  private:
   std::filesystem::path path_;
+};
+
+/// While it lives, cache_directory() is this one.
+class TemporaryCache {
+ public:
+  TemporaryCache() {
+    if (const char* const value = std::getenv("FIRP_CACHE")) before_ = value;
+    setenv("FIRP_CACHE", directory_.path().c_str(), 1);
+  }
+  ~TemporaryCache() {
+    before_ ? setenv("FIRP_CACHE", before_->c_str(), 1) : unsetenv("FIRP_CACHE");
+  }
+  TemporaryCache(const TemporaryCache&) = delete;
+  TemporaryCache& operator=(const TemporaryCache&) = delete;
+
+  /// All files in it.
+  std::vector<std::filesystem::path> files() const {
+    std::vector<std::filesystem::path> files;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(directory_.path())) {
+      if (entry.is_regular_file()) files.push_back(entry.path());
+    }
+    return files;
+  }
+
+ private:
+  TemporaryDirectory directory_;
+  std::optional<std::string> before_;
 };
 
 inline std::string read_bytes(const std::filesystem::path& path) {

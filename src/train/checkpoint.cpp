@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
+#include <exception>
+#include <span>
 
 #include "model/error.h"
+#include "model/replaced_file.h"
 
 namespace firp {
 namespace {
@@ -69,23 +71,18 @@ void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path&
     }
   }
 
-  const std::filesystem::path temporary = path.string() + ".tmp";
-  std::ofstream file(temporary, std::ios::binary);
-  bool good = file.good();
+  ReplacedFile file(path);
+  std::exception_ptr failure;  // kept until the archive, whose destructor writes too, is done
   archive.save_to([&](const void* data, std::size_t size) {
-    good = good && file.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+    try {
+      if (!failure) file.write(std::span(static_cast<const std::byte*>(data), size));
+    } catch (const Error&) {
+      failure = std::current_exception();
+    }
     return size;
   });
-  file.close();
-  std::error_code error;
-  if (good && file) {
-    std::filesystem::rename(temporary, path, error);
-  }
-  if (!good || !file || error) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    throw Error(fmt::format("cannot write the checkpoint {}; is the disk full?", path.string()));
-  }
+  if (failure) std::rethrow_exception(failure);
+  file.replace();
 }
 
 Checkpoint read_checkpoint(const std::filesystem::path& path, const ModelIdentity& base) {
