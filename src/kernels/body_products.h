@@ -6,7 +6,8 @@
 // With few rows a tile waits for memory. It fetches its blocks some KB ahead: nearer, and it waits
 // for them; further, and the first-level cache has lost them again (docs/performance.md). With more
 // rows it is several tiles after another that read a block, and fetch the next one meanwhile.
-constexpr std::size_t kCodesAhead = kFewBlocks == 1 ? 8 << 10 : 4 << 10;
+constexpr std::size_t kCodesAhead = 8 << 10;
+constexpr std::size_t kWideCodesAhead = kFewRows > 0 ? 2 << 10 : 4 << 10;  // of each block
 constexpr std::size_t kFloatsAhead = 2 << 10;
 constexpr std::size_t kBf16Ahead = 4 << 10;
 constexpr std::size_t kWholeBlock = SIZE_MAX;
@@ -20,6 +21,7 @@ struct TileTask {
   /// - 1, where behind the end of the block stands that of the next tile, which begins at `next`.
   const std::byte* next;
   std::size_t fetch_begin, fetch_end;
+  bool fetch_far = false;  ///< to the second-level cache: the first has no room for a whole block
   const Activations& x;
   int first_row;
   float* y;
@@ -69,13 +71,20 @@ class Prefetch {
         block_bytes_(task.block_bytes),
         step_bytes_((task.fetch_end - task.fetch_begin) / steps),
         done_(task.fetch_begin),
-        due_(task.fetch_begin) {}
+        due_(task.fetch_begin),
+        far_(task.fetch_far) {}
   void step() {
     for (due_ += step_bytes_; done_ < due_; done_ += 64) {
       const std::byte* const line =
           done_ < block_bytes_ ? weights_ + done_ : next_ + (done_ - block_bytes_);
 #pragma GCC unroll 16
-      for (int b = 0; b < kBlocks; ++b) __builtin_prefetch(line + b * block_bytes_, 0, 3);
+      for (int b = 0; b < kBlocks; ++b) {
+        if (far_) {
+          __builtin_prefetch(line + b * block_bytes_, 0, 2);
+        } else {
+          __builtin_prefetch(line + b * block_bytes_, 0, 3);
+        }
+      }
     }
   }
 
@@ -85,6 +94,7 @@ class Prefetch {
   std::size_t block_bytes_;
   std::size_t step_bytes_;
   std::size_t done_, due_;
+  bool far_;
 };
 
 /// Stores 16 outputs from `first` on, of which there are `outputs`; or adds them to what is there.
@@ -404,23 +414,28 @@ struct Tiles {
   static constexpr int kMostRows = 8;
   int rows;
   Tile single[kMostRows];  ///< of one block
-  Tile few[kMostRows];     ///< of few_blocks, for as many rows as one tile has
+  Tile few[kMostRows];     ///< of few_blocks, for up to few_rows rows or fewer inputs of all rows
+  int few_rows, few_products;  ///< than few_products, if one tile has them
   int few_blocks;
   std::size_t few_ahead;  ///< bytes by which each block is then fetched ahead
   Tile wide[kMostRows];   ///< of wide_blocks, for more rows
   int wide_blocks;
-  Tile many = nullptr;  ///< a block times many rows; none where wide tiles do as well
+  std::size_t wide_ahead;  ///< where one tile has all rows
+  Tile many = nullptr;     ///< a block times many rows; none where wide tiles do as well
 };
 
 template <ggml_type kType, int... kRows>
 constexpr Tiles codes_tiles(std::integer_sequence<int, kRows...>) {
   Tiles tiles = {sizeof...(kRows),
                  {codes_tile<kType, kRows + 1, 1>...},
-                 {codes_tile<kType, kRows + 1, kFewBlocks>...},
-                 kFewBlocks,
+                 {codes_tile<kType, kRows + 1, 1>...},
+                 kFewRows,
+                 kFewProducts,
+                 1,
                  kCodesAhead,
                  {codes_tile<kType, kRows + 1, kWideBlocks>...},
-                 kWideBlocks};
+                 kWideBlocks,
+                 kWideCodesAhead};
 #ifdef FIRP_EXPAND_CODES
   if constexpr (kPackedFormats[format_index(kType)].bits != 8) tiles.many = expanded_block<kType>;
 #endif
@@ -432,10 +447,13 @@ constexpr Tiles float_tiles(std::integer_sequence<int, kRows...>) {
   return {sizeof...(kRows),
           {float_tile<kKind, kRows + 1, 1>...},
           {float_tile<kKind, kRows + 1, kFewFloatBlocks>...},
+          sizeof...(kRows),
+          0,
           kFewFloatBlocks,
           kFloatsAhead,
           {float_tile<kKind, kRows + 1, kWideFloatBlocks>...},
-          kWideFloatBlocks};
+          kWideFloatBlocks,
+          kWholeBlock};
 }
 
 #if defined(FIRP_DOT_BF16) && !defined(FIRP_AMX)
@@ -444,10 +462,13 @@ constexpr Tiles bf16_tiles(std::integer_sequence<int, kRows...>) {
   return {sizeof...(kRows),
           {bf16_tile<kRows + 1, 1>...},
           {bf16_tile<kRows + 1, 2>...},
+          sizeof...(kRows),
+          0,
           2,
           kBf16Ahead,
           {bf16_tile<kRows + 1, 2>...},
-          2};
+          2,
+          kWholeBlock};
 }
 #endif
 
@@ -485,11 +506,15 @@ void matmul(const ProductTask& product, const Activations& x) {
   const int rows = x.rows();
   const int chunks = (rows + tiles.rows - 1) / tiles.rows;
   const bool many = tiles.many != nullptr && rows >= kManyRows;
-  const bool few = chunks == 1;
+  const bool few =
+      rows <= tiles.few_rows || (chunks == 1 && rows * w.inputs() < tiles.few_products);
+  const std::size_t ahead = few ? tiles.few_ahead : chunks == 1 ? tiles.wide_ahead : kWholeBlock;
   const int most_blocks = many ? 1 : few ? tiles.few_blocks : tiles.wide_blocks;
   for (int block = product.first_block; block < product.end_block;) {
     const int blocks = product.end_block - block >= most_blocks ? most_blocks : 1;
-    TileTask task = tile_task(product, x, block, blocks, few ? tiles.few_ahead : kWholeBlock);
+    TileTask task = tile_task(product, x, block, blocks, ahead);
+    // Where two tiles read a block it is mostly memory that they wait for.
+    task.fetch_far = chunks == 2;
     if (many) {
       tiles.many(task);
     } else {

@@ -12,7 +12,8 @@ namespace {
 #include "kernels/vectors_avx2.h"
 
 constexpr int kTileRows = 2;
-constexpr int kFewBlocks = 1;
+constexpr int kFewRows = kTileRows;
+constexpr int kFewProducts = 0;
 constexpr int kWideBlocks = 1;
 constexpr int kDotZero = 0;
 

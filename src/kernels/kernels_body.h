@@ -25,8 +25,10 @@
 //   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16; and
 //     FIRP_AMX where tiles take dot_bf16's place
 //   if it defines FIRP_EXPAND_CODES: store_code_bytes(std::byte*, Codes): 64 bytes, aligned
-//   kTileRows: rows of a tile at most; kFewBlocks, kFewFloatBlocks: blocks of a tile that has all
-//   rows; kWideBlocks, kWideFloatBlocks: where several tiles have, as large as the registers allow
+//   kTileRows: rows of a tile at most; kWideBlocks, kWideFloatBlocks: its blocks, as many as the
+//   registers allow; kFewRows: with up to so many, a tile of codes has one block, also where it has
+//   fewer than kFewProducts inputs of all rows together; kFewFloatBlocks: blocks of a tile of
+//   floats that has all rows
 //   kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of a head's
 //   elements) at a time
 

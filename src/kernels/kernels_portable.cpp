@@ -20,7 +20,8 @@ struct Codes {
 };
 
 constexpr int kTileRows = 1;
-constexpr int kFewBlocks = 1;
+constexpr int kFewRows = kTileRows;
+constexpr int kFewProducts = 0;
 constexpr int kWideBlocks = 1;
 constexpr int kFewFloatBlocks = 1;
 constexpr int kWideFloatBlocks = 1;

@@ -7,9 +7,11 @@ using Codes = __m512i;
 
 constexpr int kTileRows = 6;
 #ifdef FIRP_AMX
-constexpr int kFewBlocks = 2;  // Intel's memory gives more to two streams of a thread,
+constexpr int kFewRows = 0;  // Intel's memory gives more to two streams of a thread,
+constexpr int kFewProducts = 0;
 #else
-constexpr int kFewBlocks = 1;  // AMD's to one
+constexpr int kFewRows = 2;  // AMD's to one; but two blocks share what is done for their rows
+constexpr int kFewProducts = 6144;
 #endif
 constexpr int kWideBlocks = 2;
 constexpr int kFewFloatBlocks = 4;
