@@ -61,7 +61,7 @@ class OurProducts {
           }
           pool_.barrier(thread);
         }
-        pool_.divide(thread, w.blocks(), /*grain=*/4, [&](int begin, int end, bool goes_on) {
+        pool_.divide(thread, w.blocks(), kTileBlocks, [&](int begin, int end, bool goes_on) {
           kernels_.matmul({.weights = w,
                            .first_block = begin,
                            .end_block = end,

@@ -191,6 +191,10 @@ refuses 1 'cannot listen at 192.0.2.1:' serve "$model" --host 192.0.2.1
 # The machine.
 FIRP_ISA=z80 refuses 1 'z80.*portable' generate "${prompt[@]}"
 
+FIRP_CACHE="$scratch/good.jsonl" refuses 1 'cannot write.*start without --packed-cache' \
+  generate "${prompt[@]}" --packed-cache
+refuses 2 'no file that stays' bench --load --synthetic smollm2-135m:q4_0 --packed-cache
+
 # A full disk: for the text, and for a file (EFBIG stands in for ENOSPC; writing needs a pipe then).
 cases=$((cases + 2))
 output=$("$firp" generate "${prompt[@]}" -n 4 --draft none 2>&1 > /dev/full)

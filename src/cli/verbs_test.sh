@@ -56,6 +56,15 @@ printf '%s' "$question" > "$scratch/question"
 "$firp" generate -m "$model" -p "$question" -n 48 --draft firp --tree 16 --colour always 2> /dev/null |
   grep $'\x1b\[32m' > /dev/null || fail "no drafted token in colour"
 
+# Kept packed weights: the second start maps them, and writes the same text.
+for start in first second; do
+  FIRP_CACHE=$scratch/cache "$firp" generate -m "$model" -p "$question" -n 48 --packed-cache \
+    2> "$scratch/log" | cmp -s - "$scratch/from-file" ||
+    fail "another text at the $start start with --packed-cache: $(cat "$scratch/log")"
+done
+[ "$(find "$scratch/cache/packed" -type f | wc -l)" -eq 1 ] ||
+  fail "kept packed weights: $(ls -R "$scratch/cache")"
+
 # A reader that goes, and a closed standard output, end it quietly.
 output=$("$firp" generate -m "$model" -p "$question" -n 48 2>&1 > >(head -c 1 > /dev/null))
 grep -qi 'error\|cannot' <<< "$output" && fail "a closed pipe: $output"

@@ -37,7 +37,7 @@ DraftHead::DraftHead(const Tensor& token_embedding, const Tensor& head, const He
 
 void DraftHead::multiply(const PackedMatrix& w, const Activations& x, float* y, std::size_t stride,
                          int thread) const {
-  pool_.divide(thread, w.blocks(), /*grain=*/4, [&](int begin, int end, bool) {
+  pool_.divide(thread, w.blocks(), kTileBlocks, [&](int begin, int end, bool) {
     kernels_.matmul(
         {.weights = w, .first_block = begin, .end_block = end, .y = y, .y_stride = stride}, x);
   });

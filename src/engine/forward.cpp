@@ -7,10 +7,6 @@
 namespace firp {
 namespace {
 
-/// What divides work among threads hands out whole tiles: of blocks, and of query heads.
-constexpr int kTileBlocks = 4;
-constexpr int kAttentionHeads = 6;
-
 void add(std::span<const float> bias, float* x) {
   for (std::size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
 }
@@ -294,30 +290,30 @@ void ForwardPass::attention(int layer, int thread) {
   // The heads of all rows of a KV head stand together: they share what is brought from the cache.
   std::vector<AttentionHead>& heads = heads_[thread];
   const int of_kv_head = active * group;
-  pool_.divide(thread, of_kv_head * config_.kv_heads, kAttentionHeads,
-               [&](int begin, int end, bool) {
-                 for (int at = begin; at < end; ++at) {
-                   const int kv_head = at / of_kv_head;
-                   const int row = at % of_kv_head / group;
-                   const std::size_t first =
-                       static_cast<std::size_t>(kv_head * group + at % group) * head_size;
-                   heads.push_back({.query = query_.data() + row * query_size + first,
-                                    .out = attended_.values(row) + first,
-                                    .slots = slots_[row]});
-                   const int sequence = rows_[row].sequence;
-                   const bool more = at + 1 < end && (at + 1) / of_kv_head == kv_head &&
-                                     rows_[(at + 1) % of_kv_head / group].sequence == sequence;
-                   if (more) continue;
-                   kernels_.attend({.heads = heads,
-                                    .part = cache_.part(),
-                                    .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
-                                    .offset = cache_.offset(layer, kv_head),
-                                    .pages = cache_.pages(sequence),
-                                    .committed = cache_.length(sequence),
-                                    .scratch = cache_.scratch()});
-                   heads.clear();
-                 }
-               });
+  const auto attend = [&](int begin, int end, bool) {
+    for (int at = begin; at < end; ++at) {
+      const int kv_head = at / of_kv_head;
+      const int row = at % of_kv_head / group;
+      const std::size_t first = static_cast<std::size_t>(kv_head * group + at % group) * head_size;
+      heads.push_back({.query = query_.data() + row * query_size + first,
+                       .out = attended_.values(row) + first,
+                       .slots = slots_[row]});
+      const int sequence = rows_[row].sequence;
+      const int after = at + 1;
+      const bool more = after < end && after / of_kv_head == kv_head &&
+                        rows_[after % of_kv_head / group].sequence == sequence;
+      if (more) continue;
+      kernels_.attend({.heads = heads,
+                       .part = cache_.part(),
+                       .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
+                       .offset = cache_.offset(layer, kv_head),
+                       .pages = cache_.pages(sequence),
+                       .committed = cache_.length(sequence),
+                       .scratch = cache_.scratch()});
+      heads.clear();
+    }
+  };
+  pool_.divide(thread, config_.kv_heads * of_kv_head, kTileHeads, attend);
   barrier(thread, Phase::kAttention);
   if (kernels_.form(w.output.format().kind) != ActivationForm::kValues) {
     prepare(attended_, w.output, thread);

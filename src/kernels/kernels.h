@@ -67,6 +67,11 @@ class Activations {
   std::uint16_t* bf16_;
 };
 
+/// Work is best divided in multiples of what the largest tiles of all instruction sets take at
+/// once: blocks of a product, query heads of attention.
+inline constexpr int kTileBlocks = 4;
+inline constexpr int kTileHeads = 6;
+
 /// A run of a product's outputs, in blocks, and what becomes of them.
 struct ProductTask {
   const PackedMatrix& weights;
