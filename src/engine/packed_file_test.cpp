@@ -2,13 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/resource.h>
 
 #include <cstring>
 #include <numeric>
 
 #include "engine/weights.h"
+#include "model/full_disk.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -115,14 +114,10 @@ TEST_F(PackedCacheTest, RoundedDraftWeightsAreKeptForOneSetOfHeads) {
 
 TEST_F(PackedCacheTest, AFullDiskIsAnErrorThatNamesTheFlag) {
   const Model tiny = model({});
-  signal(SIGXFSZ, SIG_IGN);  // the limit then fails the write, as a full disk would
-  rlimit was{};
-  getrlimit(RLIMIT_FSIZE, &was);
-  rlimit limit = was;
-  limit.rlim_cur = 20000;
-  setrlimit(RLIMIT_FSIZE, &limit);
-  const std::string message = error_of([&] { Weights(tiny, pool_, true); });
-  setrlimit(RLIMIT_FSIZE, &was);
+  const std::string message = error_of([&] {
+    const FullDisk full(20000);
+    Weights(tiny, pool_, true);
+  });
   EXPECT_THAT(message, HasSubstr("cannot write"));
   EXPECT_THAT(message, HasSubstr("start without --packed-cache"));
   EXPECT_TRUE(cache_.files().empty()) << "half a file was left";

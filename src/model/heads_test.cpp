@@ -4,13 +4,12 @@
 #include <ggml.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <limits>
 
+#include "model/full_disk.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -291,15 +290,10 @@ TEST_F(HeadsFile, DamagedValuesAreNamed) {
 TEST_F(HeadsFile, FailuresToWriteLeaveWhatWasThere) {
   const std::filesystem::path path = directory_ / "h.gguf";
   write_bytes(path, "old");
-  // A file-size limit stands in for a full disk: write() fails in the middle.
-  signal(SIGXFSZ, SIG_IGN);
-  rlimit before{};
-  getrlimit(RLIMIT_FSIZE, &before);
-  rlimit limit = before;
-  limit.rlim_cur = 5000;
-  setrlimit(RLIMIT_FSIZE, &limit);
-  const std::string message = error_of([&] { write_heads(heads_, path); });
-  setrlimit(RLIMIT_FSIZE, &before);
+  const std::string message = error_of([&] {
+    const FullDisk full(5000);
+    write_heads(heads_, path);
+  });
   EXPECT_THAT(message, testing::AllOf(HasSubstr(path.string()), HasSubstr("File too large")));
   EXPECT_EQ(read_bytes(path), "old");
   EXPECT_EQ(files(), (std::vector<std::string>{"h.gguf", "tiny.gguf"}));

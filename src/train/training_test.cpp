@@ -1,13 +1,12 @@
 #include "train/training.h"
 
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/resource.h>
 
 #include <random>
 
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
+#include "model/full_disk.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 #include "train/regression.h"
@@ -384,14 +383,10 @@ TEST_F(TrainingTest, AFullDiskLeavesTheLastCheckpoint) {
   const int d = model_.config().hidden_size;
   larger.state = Distillation::initial_state(
       {1, torch::zeros(d), torch::ones(d), torch::zeros({2, d, d}), torch::zeros({2, d})});
-  signal(SIGXFSZ, SIG_IGN);  // the limit then fails the write, as a full disk would
-  rlimit was{};
-  getrlimit(RLIMIT_FSIZE, &was);
-  rlimit limit = was;
-  limit.rlim_cur = 20000;
-  setrlimit(RLIMIT_FSIZE, &limit);
-  const std::string message = error_of([&] { write_checkpoint(larger, checkpoint_file()); });
-  setrlimit(RLIMIT_FSIZE, &was);
+  const std::string message = error_of([&] {
+    const FullDisk full(20000);
+    write_checkpoint(larger, checkpoint_file());
+  });
   EXPECT_NE(message.find("cannot write"), std::string::npos) << message;
   EXPECT_EQ(read_bytes(checkpoint_file()), before);
   for (const auto& entry : std::filesystem::directory_iterator(checkpoint_file().parent_path())) {
