@@ -4,6 +4,7 @@
 #   - libllama and ggml, built once into $FIRP_CACHE, unless the system has them. GPU=cuda (vulkan, hip,
 #     ...) adds that backend, built into a folder of its own; LLAMA_OPTIONS are further options for
 #     CMake, as -DCMAKE_CUDA_ARCHITECTURES=90
+#   - cpp-httplib, from the same source package, in $FIRP_CACHE
 #   - the model of the demo and the tests, in $FIRP_CACHE/models
 #   - with the argument `tests`, what scripts/test_neon.sh needs: a compiler for AArch64 and QEMU (68 MB
 #     to fetch, 320 MB installed), ggml's source (77 and 25 MB). Without them that test is skipped.
@@ -15,12 +16,13 @@ llama_version=0.3.36 # of PyPI's llama-cpp-python, whose source package carries 
 gpu=${GPU-}
 llama_prefix=$cache/llama-$llama_version-rpc${gpu:+-$gpu}
 llama_source=$cache/llama-source-$llama_version
+httplib=$cache/cpp-httplib-$llama_version
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 packages=(
   ca-certificates ccache cmake fonts-dejavu-core g++ git gnuplot-nox make ninja-build python3 python3-pip
-  libbenchmark-dev libcli11-dev libcpp-httplib-dev libfmt-dev libgtest-dev nlohmann-json3-dev
-  libopenblas0-openmp libtorch-dev pkg-config
+  libbenchmark-dev libcli11-dev libfmt-dev libgtest-dev nlohmann-json3-dev
+  libopenblas0-openmp libtorch-dev
 )
 neon_packages=(g++-aarch64-linux-gnu qemu-user)
 
@@ -106,6 +108,15 @@ build_llama() {
   mv "$work/llama" "$llama_prefix"
 }
 
+# cpp-httplib, of a newer version than Debian's.
+keep_httplib() {
+  download_llama
+  mkdir "$work/httplib"
+  tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work/httplib" --strip-components=5 --wildcards \
+    '*/vendor/llama.cpp/vendor/cpp-httplib/*'
+  mv "$work/httplib" "$httplib"
+}
+
 # ggml, for the kernel tests on another CPU.
 keep_llama_source() {
   download_llama &&
@@ -147,6 +158,7 @@ flock 9
 work=$(mktemp -d "$cache/setup.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 [ -d "$llama_prefix" ] || { [ -z "$gpu" ] && system_has_llama; } || build_llama
+[ -d "$httplib" ] || keep_httplib
 if $for_neon && ! [ -d "$llama_source" ]; then
   (keep_llama_source) || say 'without its source the NEON kernels are not tested'
 fi

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cli/cost_cache.h"
+#include "cli/interrupt.h"
 #include "decode/rounding.h"
 #include "engine/native_engine.h"
 #include "model/error.h"
@@ -92,7 +93,7 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
   const auto trained = static_cast<int>(std::clamp<std::int64_t>(
       file->find_int(architecture + ".context_length").value_or(INT_MAX), 1, INT_MAX));
   const int context = flags.context.value_or(trained);
-  if (context > trained) {
+  if (context > trained && !flags.context_is_shared) {
     fmt::print(stderr,
                "firp: the model was trained for a context of {}; beyond it text gets worse\n",
                trained);
@@ -102,7 +103,8 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
   LoadedModel loaded =
       load_model(flags, file,
                  {.threads = flags.thread_count(),
-                  .context = context,
+                  .context = flags.context_is_shared ? std::min(context, trained) : context,
+                  .positions = context,
                   .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
                   .cache_type = flags.cache_type(),
                   .rough_drafts = flags.draft_weights == "rounded"});
@@ -249,6 +251,7 @@ bool offloads(const LlamaOptions& llama) {
 LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
                        EngineOptions options) {
   LoadedModel loaded{.file = std::move(file)};
+  options.cancelled = &interrupted;
   options.packed_cache = flags.packed_cache;
   std::string why_not_native;
   if (flags.engine == "native" || (flags.engine == "auto" && !offloads(flags.llama))) {
@@ -266,7 +269,10 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
   llama.flash_attention =
       flags.flash_attention == "auto" ? -1 : static_cast<int>(flags.flash_attention == "on");
   // libllama takes the memory of its whole context at once.
-  if (!flags.context) options.context = std::min(options.context, kLlamaContext);
+  if (!flags.context) {
+    options.context = std::min(options.context, kLlamaContext);
+    options.positions = options.context;
+  }
   try {
     loaded.engine = std::make_unique<LlamaEngine>(loaded.file, options, llama);
   } catch (const Error& error) {

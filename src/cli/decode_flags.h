@@ -32,6 +32,7 @@ struct DecodeFlags {
   std::string draft_weights = "rounded";
   std::optional<int> threads;
   std::optional<int> context;
+  bool context_is_shared = false;  ///< among the sequences of a server
   std::string cache_type_k = "f16", cache_type_v = "f16";
   std::optional<std::uint64_t> seed;
   SamplingOptions sampling;

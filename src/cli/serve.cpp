@@ -1,16 +1,20 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <stop_token>
+#include <string>
 #include <thread>
 
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/verbs.h"
 #include "model/error.h"
+#include "serve/access.h"
 #include "serve/server.h"
 
 namespace firp {
@@ -19,19 +23,60 @@ namespace {
 struct ServeFlags {
   DecodeFlags decode;
   ServerOptions server;
+  std::optional<std::string> api_key;
   std::optional<int> tokens;
 };
 
+/// The key that requests must bring; empty: none. One that was meant to be there, as an unset
+/// variable of a script, must not open the server.
+std::string key_of(const ServeFlags& flags) {
+  const char* const variable = std::getenv("FIRP_API_KEY");
+  if (!flags.api_key && variable == nullptr) return {};
+  std::string key = flags.api_key ? *flags.api_key : variable;
+  const char* const where = flags.api_key ? "--api-key" : "FIRP_API_KEY";
+  if (key.empty()) {
+    throw Error(
+        fmt::format("{} is empty: give a key, or leave it out for a server without one", where));
+  }
+  const bool sendable = key.front() != ' ' && key.back() != ' ' &&
+                        std::ranges::none_of(key, [](unsigned char c) { return c < 0x20; });
+  if (!sendable) {
+    throw Error(
+        fmt::format("{} begins or ends with a space, or has a control character: no "
+                    "client can send it",
+                    where));
+  }
+  return key;
+}
+
+/// Ends the server when a signal asks for it, and the program a second later, whatever still runs.
+void watch_for_signals(Server& server, const std::stop_token& ended) {
+  constexpr auto kGlance = std::chrono::milliseconds(20);
+  constexpr auto kGrace = std::chrono::milliseconds(800);
+  while (!interrupted) {
+    if (ended.stop_requested()) return;
+    std::this_thread::sleep_for(kGlance);
+  }
+  server.stop();
+  const auto deadline = std::chrono::steady_clock::now() + kGrace;
+  while (!ended.stop_requested()) {
+    if (std::chrono::steady_clock::now() > deadline) std::_Exit(0);
+    std::this_thread::sleep_for(kGlance);
+  }
+}
+
 int run_serve(const ServeFlags& flags) {
   constexpr int kMostSlots = 64;
-  if (flags.server.port < 0 || flags.server.port > 65535) throw Error("--port must be 0 to 65535");
-  require_at_least(flags.server.slots, 1, "--parallel");
-  if (flags.server.slots > kMostSlots) {
+  ServerOptions options = flags.server;
+  options.api_key = key_of(flags);
+  if (options.host.empty()) throw Error("--host is empty; 127.0.0.1 is this machine alone");
+  if (options.port < 0 || options.port > 65535) throw Error("--port must be 0 to 65535");
+  require_at_least(options.slots, 1, "--parallel");
+  if (options.slots > kMostSlots) {
     throw Error(fmt::format("--parallel must be at most {}", kMostSlots));
   }
   require_at_least(flags.tokens.value_or(1), 1, "-n");
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
-  ServerOptions options = flags.server;
   options.max_tokens = flags.tokens.value_or(INT_MAX);
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
 
@@ -39,13 +84,14 @@ int run_serve(const ServeFlags& flags) {
   Server server(decoder.engine, decoder.vocabulary, decoder.options, options);
   const int port = server.bind();
   fmt::print(stderr, "firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n",
-             options.model_name, options.host, port);
-  const std::jthread watch([&server](const std::stop_token& ended) {
-    while (!ended.stop_requested()) {
-      if (interrupted) return server.stop();
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    }
-  });
+             options.model_name, url_host(options.host), port);
+  if (options.api_key.empty() && !is_loopback(url_host(options.host))) {
+    fmt::print(stderr,
+               "firp: whoever reaches this address can use the model; --api-key KEY asks for a "
+               "key\n");
+  }
+  const std::jthread watch(
+      [&server](const std::stop_token& ended) { watch_for_signals(server, ended); });
   server.run();
   return interrupted ? 0 : 1;
 }
@@ -56,6 +102,7 @@ Verb add_serve(CLI::App& program) {
   CLI::App* app =
       program.add_subcommand("serve", "Answer requests over HTTP, as OpenAI's API does");
   const auto flags = std::make_shared<ServeFlags>();
+  flags->decode.context_is_shared = true;
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health; at / there is
 a page to chat with the model. Several requests are answered at once, pass by pass in turn. What a
@@ -77,8 +124,17 @@ Examples:
                   "(-np) Requests that are answered at once; others wait")
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");
-  app->add_option("--api-key", server.api_key, "Requests must bring it (Authorization: Bearer KEY)")
-      ->envname("FIRP_API_KEY");
+  app->add_option("--api-key", flags->api_key,
+                  "Requests must bring it (Authorization: Bearer KEY); also as the environment's "
+                  "FIRP_API_KEY");
+  app->add_option("--allow-origin", server.allowed_origins,
+                  "Without a key, pages of this origin may use the server, too (default: those of "
+                  "this machine): https://HOST, or * for all")
+      ->delimiter(',');
+  app->add_option("--allow-host", server.allowed_hosts,
+                  "Without a key, and listening to this machine alone: another name that requests "
+                  "may call it by (behind a proxy)")
+      ->delimiter(',');
   app->add_option("-n,--predict,--n-predict", flags->tokens,
                   "Tokens of an answer at most (default: until the context is full)");
   flags->decode.add_decoding_to(*app);

@@ -117,6 +117,13 @@ void Session::truncate(int length) {
   s.alone = false;
 }
 
+void Session::release() {
+  State& s = *state_;
+  s.engine.truncate(s.sequence, 0);
+  s.tree.clear();
+  s.alone = false;
+}
+
 /// Runs tokens that were given, but not the last, which is the root of the next pass.
 void Session::State::prefill(int most_tokens) {
   const Stopwatch watch;
@@ -128,10 +135,13 @@ void Session::State::prefill(int most_tokens) {
 
 bool Session::prefill_pass() {
   State& s = *state_;
-  if (s.unseen() <= 1) return false;
+  if (!is_reading()) return false;
   s.prefill(kPrefillRows);
-  return s.unseen() > 1;
+  return is_reading();
 }
+
+bool Session::is_reading() const { return state_->unseen() > 1; }
+int Session::seen() const { return state_->engine.length(state_->sequence); }
 
 void Session::set_sampling(const SamplingOptions& sampling) { state_->options.sampling = sampling; }
 
@@ -307,9 +317,17 @@ DecodeStats generate(Session& session, int max_tokens, const std::function<bool(
   const int limit = std::min(max_tokens, room);
   int tokens = 0;
   bool going = true;
+  const auto step = [&]() -> std::span<const DecodedToken> {
+    try {
+      return session.step();
+    } catch (const Cancelled&) {
+      going = false;
+      return {};
+    }
+  };
   while (going && tokens < limit) {
     const std::size_t start = session.tokens().size();
-    const std::span<const DecodedToken> decoded = session.step();
+    const std::span<const DecodedToken> decoded = step();
     std::size_t used = 0;
     while (going && used < decoded.size() && tokens < limit) {
       if (is_end(decoded[used].token)) {

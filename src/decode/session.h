@@ -75,6 +75,8 @@ class Session {
   /// Runs some of the tokens that were given, as step() would all of them, so that other sessions
   /// of the engine have a turn in between. Whether any are left.
   bool prefill_pass();
+  /// Whether tokens are left that prefill_pass() would run.
+  bool is_reading() const;
 
   /// Runs one pass and gives the tokens that it decoded: at least one. They belong to the sequence.
   std::span<const DecodedToken> step();
@@ -86,7 +88,12 @@ class Session {
   /// Forgets the tokens from `length` on (for an answer that was cut at an end token).
   void truncate(int length);
 
+  /// Gives up the session's place in the engine's context. Its tokens stay, and are run again when
+  /// the next one is asked for.
+  void release();
+
   const std::vector<Token>& tokens() const;
+  int seen() const;     ///< of the tokens, those in the engine's context
   int context() const;  ///< positions that the sequence may hold
   const DecodeStats& stats() const;
 
@@ -96,8 +103,8 @@ class Session {
 };
 
 /// Decodes until `max_tokens`, an end-of-generation token (which is not handed on), the end of the
-/// context, or `on_token` returning false. Tokens beyond the end are dropped from the session.
-/// The statistics are of this call.
+/// context, `on_token` returning false, or a Cancelled. Tokens beyond the end are dropped from the
+/// session. The statistics are of this call.
 DecodeStats generate(Session& session, int max_tokens, const std::function<bool(Token)>& is_end,
                      const std::function<bool(const DecodedToken&)>& on_token);
 

@@ -21,6 +21,10 @@ int steps_left_out(const Row& row, const Row* parent) {
 EngineOptions checked(EngineOptions options) {
   if (options.threads < 0) throw Error("the number of threads must be at least 1");
   if (options.context < 1) throw Error("the context must hold at least 1 position");
+  if (options.positions == 0) options.positions = options.context;
+  if (options.positions < options.context) {
+    throw Error("all sequences together must have room for the context of one");
+  }
   if (options.max_rows < 1) throw Error("a pass must hold at least 1 row");
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   if (options.threads == 0) options.threads = std::max(1, cores);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -15,6 +16,7 @@ namespace firp {
 struct EngineOptions {
   int threads = 0;     ///< 0: one per core
   int context = 4096;  ///< positions a sequence may hold
+  int positions = 0;   ///< that all sequences may hold together; 0: one whole context
   int max_rows = 256;  ///< rows of one pass
   CacheType cache_type = CacheType::kF16;
   /// Whether passes that only draft may read rounded weights (engine/weights.h).
@@ -22,6 +24,9 @@ struct EngineOptions {
   /// Whether packed weights are kept in the cache directory, and taken from there at the next start
   /// (engine/weights.h).
   bool packed_cache = false;
+  /// Where another thread, or a signal, sets it, passes end with a Cancelled: the running one
+  /// within a layer. A pass of a large model may take many seconds. Outlives the engine.
+  const std::atomic<bool>* cancelled = nullptr;
 };
 
 inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context
@@ -99,7 +104,8 @@ class Engine {
   /// state.
   std::vector<int> draft_layers() const;
 
-  /// Positions that all sequences may hold together.
+  /// Positions that all sequences can hold together: libllama's options().positions, while the
+  /// native engine takes memory as it goes.
   virtual int positions() const = 0;
   virtual int add_sequence() = 0;
   virtual void remove_sequence(int sequence) = 0;
@@ -110,8 +116,8 @@ class Engine {
 
   /// Runs the rows through the layers. Keeps the residual stream of the rows after each layer in
   /// `capture_layers` (t layers done; 1 .. layers) until the next pass; of pseudo rows from t_j on,
-  /// where it is p_{i,j} itself. Errors: a row over the context, too many rows;
-  /// std::invalid_argument for a batch that breaks the rules above.
+  /// where it is p_{i,j} itself. Errors: a row over the context, too many rows; Cancelled, after
+  /// which there is no last pass; std::invalid_argument for a batch that breaks the rules above.
   ///
   /// `skipped`: parts that are left out, for a cheap guess at what all would give (self-speculative
   /// decoding, early exit). The rows of such a pass can't be committed.
@@ -172,7 +178,7 @@ class Engine {
 /// Steps between a row and its parent that the row does not see.
 int steps_left_out(const Row& row, const Row* parent);
 
-/// The number of threads that 0 stands for, and an Error for options that make no sense.
+/// The options with what 0 stands for, and an Error for options that make no sense.
 EngineOptions checked(EngineOptions options);
 
 }  // namespace firp

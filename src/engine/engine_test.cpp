@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -611,6 +612,28 @@ TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
         }
       }
     }
+  }
+}
+
+/// A signal, or a server that stops, need not wait for a pass of seconds.
+TEST(Engine, ACancelledPassEndsAndLeavesNothing) {
+  const TinyModel model({});
+  std::atomic<bool> cancelled = false;
+  NativeEngine engine(*model, {.threads = 3, .context = 64, .cancelled = &cancelled});
+  NativeEngine other(*model, {.threads = 1, .context = 64});
+  std::mt19937 random(1);
+  const std::vector<Token> tokens = random_tokens(20, TinyModelOptions().vocabulary_size, random);
+  const int sequence = engine.add_sequence();
+  append(engine, sequence, tokens, 20);
+  append(other, other.add_sequence(), tokens, 20);
+  for (int i = 0; i < 20; ++i) {
+    cancelled = true;
+    EXPECT_THROW(append(engine, sequence, tokens, 20), Cancelled);
+    EXPECT_EQ(engine.length(sequence), 20 + i);
+    EXPECT_THROW(engine.commit(sequence, std::vector<int>{0}), std::invalid_argument)
+        << "there is no last pass";
+    cancelled = false;
+    EXPECT_TRUE(bits_equal(logits_alone(engine, sequence, i), logits_alone(other, 0, i)));
   }
 }
 

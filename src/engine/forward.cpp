@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "model/error.h"
+
 namespace firp {
 namespace {
 
@@ -60,6 +62,8 @@ void ForwardPass::run(const Pass& pass) {
   maps_ = pass.maps;
   adapters_ = pass.adapters;
   medusa_ = pass.medusa;
+  cancelled_ = pass.cancelled;
+  ends_early_ = false;
   capture_layers_.assign(pass.capture_layers.begin(), pass.capture_layers.end());
   skipped_.assign(skipped_.size(), false);
   for (const Sublayer part : pass.skipped) skipped_[part] = true;
@@ -81,6 +85,7 @@ void ForwardPass::run(const Pass& pass) {
   }
   extend_rope_table(std::ranges::max(rows, {}, &PassRow::position).position + 1);
   pool_.run([this](int thread) { run_thread(thread); });
+  if (ends_early_) throw Cancelled();
 }
 
 void ForwardPass::run_thread(int thread) {
@@ -92,6 +97,7 @@ void ForwardPass::run_thread(int thread) {
     adapt_rows(layer, thread);
     if (!skipped_[2 * layer]) attention(layer, thread);
     if (!skipped_[2 * layer + 1]) feed_forward(layer, thread);
+    if (ends_early_) return;
   }
   finish_rows(thread);
 }
@@ -330,6 +336,9 @@ void ForwardPass::feed_forward(int layer, int thread) {
 
   normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
   barrier(thread, Phase::kNorms);
+  if (thread == 0 && cancelled_ != nullptr) {
+    ends_early_ = cancelled_->load(std::memory_order_relaxed);
+  }
 
   // The same outputs of gate and up are made at once, whole groups of the next product's inputs, so
   // that they can be combined and rounded on the spot.

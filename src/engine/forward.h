@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <span>
 #include <vector>
 
@@ -57,6 +58,8 @@ struct Pass {
   bool medusa = false;                  ///< pseudo rows are made from final states
   std::span<const int> capture_layers;  ///< after which the rows' residual stream is kept
   std::span<const Sublayer> skipped;
+  const std::atomic<bool>* cancelled =
+      nullptr;  ///< ends the pass after the layer in which it is seen
 };
 
 /// What a pass spends its time on, as thread 0 sees it.
@@ -81,6 +84,7 @@ class ForwardPass {
   ForwardPass(const Model& model, const Weights& weights, const Kernels& kernels, KvCache& cache,
               ThreadPool& pool, int max_rows);
 
+  /// Throws Cancelled where the pass was: it has no results then.
   void run(const Pass& pass);
 
   /// Scratch slot of a row of the last pass. A prompt's chunk has its positions' lanes: slot and
@@ -164,6 +168,8 @@ class ForwardPass {
   std::vector<int> active_rows_;  ///< [layers + 1]: rows that exist in a layer, and at the end
   std::vector<bool> skipped_;     ///< [2 layers]: by Sublayer
   bool medusa_ = false;
+  const std::atomic<bool>* cancelled_ = nullptr;
+  bool ends_early_ = false;  ///< written by thread 0 between two barriers, so that all see the same
   int first_layer_ = 0;
   int first_slot_ = 0;
   int token_rows_ = 0;

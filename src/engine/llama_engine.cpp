@@ -178,6 +178,7 @@ struct LlamaEngine::State {
 
   std::span<const float> logits_of(int row) const;
 
+  static bool is_cancelled(void* state);
   static bool on_tensor(ggml_tensor* tensor, bool ask, void* state);
   /// The residual stream after `layer` layers is there: overwrites and keeps what the pass asks.
   void at_layer(ggml_tensor* stream, int layer);
@@ -185,7 +186,6 @@ struct LlamaEngine::State {
   const std::shared_ptr<const GgufFile> file;
   const EngineOptions options;
   const bool exact;
-  const int positions;  ///< of all sequences
   std::string isa;
   ModelConfig config;
   LlamaModelPointer model;
@@ -214,13 +214,10 @@ struct LlamaEngine::State {
 
 LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions& o,
                           const LlamaOptions& llama)
-    : file(std::move(f)),
-      options(checked(o)),
-      exact(llama.exact),
-      positions(static_cast<int>(std::int64_t{options.context} * llama.sequences)) {
+    : file(std::move(f)), options(checked(o)), exact(llama.exact) {
   constexpr int kMostPositions = 1 << 28;  // libllama's numbers have 32 bits
-  if (options.context > kMostPositions / llama.sequences) {
-    throw Error(fmt::format("a context of {} is more than llama.cpp has", options.context));
+  if (options.positions > kMostPositions) {
+    throw Error(fmt::format("a context of {} is more than llama.cpp has", options.positions));
   }
   const GgmlErrors errors;
   const std::string path = file->path().string();
@@ -247,7 +244,8 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   }
 
   llama_context_params parameters = llama_context_default_params();
-  parameters.n_ctx = static_cast<std::uint32_t>(positions + options.max_rows) + kMostReplayed;
+  parameters.n_ctx =
+      static_cast<std::uint32_t>(options.positions + options.max_rows) + kMostReplayed;
   parameters.n_batch = static_cast<std::uint32_t>(options.max_rows) + kMostReplayed;
   parameters.n_ubatch = parameters.n_batch;  // sources of pseudo rows must be in the same graph
   parameters.n_seq_max = std::min<std::uint32_t>(kMostSequences, parameters.n_batch);
@@ -258,6 +256,8 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   parameters.type_k = ggml_type_of(options.cache_type);
   parameters.type_v = parameters.type_k;
   parameters.flash_attn_type = static_cast<llama_flash_attn_type>(llama.flash_attention);
+  parameters.abort_callback = &State::is_cancelled;
+  parameters.abort_callback_data = this;
   parameters.cb_eval = &State::on_tensor;
   parameters.cb_eval_user_data = this;
   context.reset(llama_init_from_model(model.get(), parameters));
@@ -296,6 +296,11 @@ void LlamaEngine::State::find_residual_streams() {
   failure = nullptr;
   states.clear();
   llama_memory_clear(llama_get_memory(context.get()), /*data=*/false);
+}
+
+bool LlamaEngine::State::is_cancelled(void* state) {
+  const std::atomic<bool>* const cancelled = static_cast<State*>(state)->options.cancelled;
+  return cancelled != nullptr && cancelled->load(std::memory_order_relaxed);
 }
 
 bool LlamaEngine::State::on_tensor(ggml_tensor* tensor, bool ask, void* state) {
@@ -447,6 +452,7 @@ void LlamaEngine::State::decode(std::span<const Row> batch) {
   llama_synchronize(context.get());
   ggml_threadpool_pause(threads.get());  // or it would spin beside what comes between passes
   if (failure != nullptr) std::rethrow_exception(std::exchange(failure, nullptr));
+  if (status == 2) throw Cancelled();
   if (status == 1) throw Error("llama.cpp's context is full; a larger one (-c) holds more");
   if (status != 0) {
     throw Error(fmt::format("llama.cpp could not run a pass: {}", errors.text("it says no more")));
@@ -500,7 +506,7 @@ int LlamaEngine::draft_layer(int step) const {
   return state_->heads->heads.steps.at(step - 1).layer;
 }
 
-int LlamaEngine::positions() const { return state_->positions; }
+int LlamaEngine::positions() const { return state_->options.positions; }
 
 int LlamaEngine::add_sequence() {
   int sequence = 0;

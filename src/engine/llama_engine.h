@@ -16,7 +16,6 @@ struct LlamaOptions {
   std::vector<float> tensor_split;       ///< --tensor-split
   std::vector<std::string> rpc_servers;  ///< --rpc, HOST:PORT
   int flash_attention = -1;              ///< -fa; 1, 0, or -1: where the device has it
-  int sequences = 1;                     ///< that have the whole context
   /// Keeps what a row's result depends on beside its context as small as libllama allows: its keys
   /// and values lie in the order of their positions, and no pass has one row only, for which there
   /// are kernels of other rounding. Of one sequence at a time: what another one leaves free may be

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <random>
 #include <string_view>
@@ -139,8 +140,9 @@ class LlamaEngines : public testing::TestWithParam<const char*> {
   LlamaEngines() { write_tiny_model(path_, {.architecture = GetParam()}); }
 
   std::unique_ptr<LlamaEngine> engine(bool exact = false, EngineOptions options = kOptions) const {
+    options.positions = 2 * options.context;
     return std::make_unique<LlamaEngine>(std::make_shared<const GgufFile>(path_), options,
-                                         LlamaOptions{.sequences = 2, .exact = exact});
+                                         LlamaOptions{.exact = exact});
   }
 
   /// The result of the last of `tokens`, run in passes of one row behind the context.
@@ -187,6 +189,23 @@ TEST_P(LlamaEngines, ARowOfATreeSeesItsContextAndItsAncestorsAlone) {
     EXPECT_LT(largest_difference(result_behind(*engine, path, kAllLayers), results[row]), kRounding)
         << "row " << row;
   }
+}
+
+TEST_P(LlamaEngines, ACancelledPassEndsAndLeavesNothing) {
+  std::atomic<bool> cancelled = false;
+  EngineOptions options = kOptions;
+  options.cancelled = &cancelled;
+  const auto cut = engine(/*exact=*/false, options), whole = engine();
+  const int sequence = cut->add_sequence();
+  append_tokens(*cut, sequence, context_);
+  cancelled = true;
+  EXPECT_THROW(append_tokens(*cut, sequence, context_), Cancelled);
+  EXPECT_EQ(cut->length(sequence), kContextTokens);
+  cancelled = false;
+  const std::vector<Token> tokens = some_tokens(3, 5);
+  std::vector<float> result;
+  for (const Token token : tokens) result = result_of_next(*cut, sequence, token);
+  EXPECT_LT(largest_difference(result, result_behind(*whole, tokens)), kSameKernels);
 }
 
 TEST_P(LlamaEngines, OnlyASlidingWindowHidesTheFirstToken) {

@@ -129,7 +129,7 @@ void NativeEngine::forward(std::span<const Row> rows, std::span<const int> captu
                            std::span<const Sublayer> skipped) {
   State& s = *state_;
   check_batch(rows, capture_layers, skipped);
-  s.complete = skipped.empty();
+  s.complete = false;
   s.rows.assign(rows.begin(), rows.end());
 
   const auto entry_layer = [&](const Row& row) {
@@ -172,7 +172,9 @@ void NativeEngine::forward(std::span<const Row> rows, std::span<const int> captu
               .adapters = s.heads ? s.heads->adapters : std::span<const PackedAdapter>(),
               .medusa = medusa(),
               .capture_layers = capture_layers,
-              .skipped = skipped});
+              .skipped = skipped,
+              .cancelled = s.options.cancelled});
+  s.complete = skipped.empty();
 }
 
 std::span<const float> NativeEngine::hidden(int row, int layer) const {
@@ -231,7 +233,7 @@ std::vector<std::vector<Candidate>> NativeEngine::drafts_behind(int step,
 
 void NativeEngine::commit(int sequence, std::span<const int> rows) {
   State& s = *state_;
-  if (!s.complete) bad_batch("a pass that left out parts of the model can't be committed");
+  if (!s.complete) bad_batch("only a pass that ran, and left nothing out, can be committed");
   check_path(sequence, s.rows, rows);
   std::vector<int> slots;
   for (const int row : rows) slots.push_back(s.pass.slot(s.index_of[row]));

@@ -15,4 +15,10 @@ struct Unsupported : Error {
   using Error::Error;
 };
 
+/// Work that ended early because it was asked to (a signal, a server that stops). Nothing is wrong,
+/// and what was there before that work still is.
+struct Cancelled : Error {
+  Cancelled() : Error("interrupted") {}
+};
+
 }  // namespace firp

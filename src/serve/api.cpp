@@ -4,138 +4,291 @@
 
 #include <algorithm>
 #include <climits>
+#include <cmath>
 #include <optional>
 #include <random>
+
+#include "model/ggml_log.h"
 
 namespace firp {
 namespace {
 
-constexpr std::size_t kMostStops = 16;
+using Body = nlohmann::json;  // its members are found in logarithmic time
 
-[[noreturn]] void refuse(const std::string& message) { throw RequestError(400, message); }
+[[noreturn]] void refuse(const char* name, const std::string& message,
+                         const ErrorKind& kind = kInvalidValue) {
+  throw RequestError(kind, message, name);
+}
+[[noreturn]] void refuse_unsupported(const char* name) {
+  refuse(name, fmt::format("'{}' is not supported", name), kUnsupported);
+}
+
+/// The body, if it is JSON and no larger than one may be.
+Body parse_body(std::string_view body) {
+  try {
+    require_utf8(body, "the body");
+  } catch (const Error& error) {
+    throw RequestError(kNotJson, error.what());
+  }
+  std::size_t values = 0;
+  const auto count = [&values](int depth, Body::parse_event_t event, const Body&) {
+    using Event = Body::parse_event_t;
+    if (depth > kMostDepth) {
+      throw RequestError(
+          kTooLarge, fmt::format("the body has objects and lists more than {} deep", kMostDepth));
+    }
+    if (event != Event::object_end && event != Event::array_end && ++values > kMostValues) {
+      throw RequestError(kTooLarge, fmt::format("the body has more than {} values", kMostValues));
+    }
+    return true;
+  };
+  try {
+    return Body::parse(body, count);
+  } catch (const Body::parse_error& error) {
+    throw RequestError(kNotJson, fmt::format("the body is not JSON (at byte {})", error.byte));
+  } catch (const Body::exception&) {  // a number that no type holds
+    throw RequestError(kNotJson, "the body is not JSON: a number is out of range");
+  }
+}
 
 /// The member, unless it is missing or null.
-const Json* find(const Json& object, const char* name) {
+const Body* find(const Body& object, const char* name) {
   const auto at = object.find(name);
   return at == object.end() || at->is_null() ? nullptr : &*at;
 }
 
-std::optional<double> number(const Json& object, const char* name, double least, double most) {
-  const Json* const value = find(object, name);
+std::optional<double> number(const Body& object, const char* name, double least, double most) {
+  const Body* const value = find(object, name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_number()) refuse(fmt::format("'{}' must be a number", name));
+  if (!value->is_number()) refuse(name, fmt::format("'{}' must be a number", name));
   const auto found = value->get<double>();
   if (!(found >= least && found <= most)) {
-    refuse(most < 1e9 ? fmt::format("'{}' must be between {} and {}", name, least, most)
-                      : fmt::format("'{}' must be at least {}", name, least));
+    refuse(name, most < 1e9 ? fmt::format("'{}' must be between {} and {}", name, least, most)
+                            : fmt::format("'{}' must be at least {}", name, least));
   }
   return found;
 }
 
-std::optional<std::int64_t> integer(const Json& object, const char* name, std::int64_t least) {
-  const Json* const value = find(object, name);
+/// Also one written as 16.0, as some languages do. What is more than `most` counts as that.
+std::optional<std::int64_t> integer(const Body& object, const char* name, std::int64_t least,
+                                    std::int64_t most = INT_MAX) {
+  const Body* const value = find(object, name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_number_integer()) refuse(fmt::format("'{}' must be a whole number", name));
-  const auto found = value->get<std::int64_t>();
-  if (found < least) refuse(fmt::format("'{}' must be at least {}", name, least));
-  return found;
+  const double real = value->is_number() ? value->get<double>() : NAN;
+  if (real != std::floor(real)) refuse(name, fmt::format("'{}' must be a whole number", name));
+  if (real < static_cast<double>(least)) {
+    refuse(name, fmt::format("'{}' must be at least {}", name, least));
+  }
+  return real >= static_cast<double>(most) ? most : value->get<std::int64_t>();
 }
 
-std::optional<bool> boolean(const Json& object, const char* name) {
-  const Json* const value = find(object, name);
+std::optional<bool> boolean(const Body& object, const char* name) {
+  const Body* const value = find(object, name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_boolean()) refuse(fmt::format("'{}' must be true or false", name));
+  if (!value->is_boolean()) refuse(name, fmt::format("'{}' must be true or false", name));
   return value->get<bool>();
 }
 
-std::string utf8(const Json& value, const char* name) {
-  if (!value.is_string()) refuse(fmt::format("'{}' must be a string", name));
+std::string text_of(const Body& value, const char* name) {
+  if (!value.is_string()) refuse(name, fmt::format("'{}' must be a string", name));
   return value.get<std::string>();
 }
 
+/// Says nothing, or "no": null, false, 0, nothing in it.
+bool is_off(const Body& value) {
+  if (value.is_boolean()) return !value.get<bool>();
+  if (value.is_number()) return value.get<double>() == 0;
+  if (value.is_string()) return value.get_ref<const std::string&>().empty();
+  return value.empty();
+}
+
 /// A string, or OpenAI's list of parts, of which only text is understood.
-std::string content_of(const Json& message) {
-  const Json* const content = find(message, "content");
-  if (content == nullptr) return {};
-  if (!content->is_array()) return utf8(*content, "content");
+std::string content_of(const Body& message, const std::string& role) {
+  const Body* const content = find(message, "content");
+  if (content == nullptr) {
+    if (role == "assistant") return {};
+    refuse("content", fmt::format("a message of role {} has no 'content'", role), kMissing);
+  }
+  if (!content->is_array()) return text_of(*content, "content");
   std::string text;
-  for (const Json& part : *content) {
-    const Json* const type = part.is_object() ? find(part, "type") : nullptr;
-    if (type == nullptr || *type != "text" || !part.contains("text")) {
-      refuse("'content' may hold parts of type text only");
+  for (const Body& part : *content) {
+    const Body* const type = part.is_object() ? find(part, "type") : nullptr;
+    const Body* const words = type != nullptr && *type == "text" ? find(part, "text") : nullptr;
+    if (words == nullptr) {
+      refuse("content", "'content' may hold parts of type text only", kUnsupported);
     }
-    text += utf8(part["text"], "text");
+    text += text_of(*words, "text");
   }
   return text;
 }
 
-std::vector<ChatMessage> messages_of(const Json& body) {
-  const Json* const messages = find(body, "messages");
+std::vector<ChatMessage> messages_of(const Body& body) {
+  const Body* const messages = find(body, "messages");
   if (messages == nullptr || !messages->is_array() || messages->empty()) {
-    refuse("'messages' must be a list of at least one message");
+    refuse("messages", "'messages' must be a list of at least one message",
+           messages == nullptr ? kMissing : kInvalidValue);
+  }
+  if (messages->size() > kMostMessages) {
+    refuse("messages", fmt::format("'messages' may hold {} messages", kMostMessages), kTooLarge);
   }
   std::vector<ChatMessage> list;
-  for (const Json& message : *messages) {
-    if (!message.is_object() || !message.contains("role")) {
-      refuse("a message must be an object with 'role' and 'content'");
+  for (const Body& message : *messages) {
+    const Body* const role_member = message.is_object() ? find(message, "role") : nullptr;
+    if (role_member == nullptr) {
+      refuse("messages", "a message must be an object with 'role' and 'content'");
     }
-    std::string role = utf8(message["role"], "role");
+    std::string role = text_of(*role_member, "role");
     if (role == "developer") role = "system";
     if (role != "system" && role != "user" && role != "assistant") {
-      refuse(fmt::format("there is no role '{}' here: system, user or assistant", role));
+      refuse("role",
+             fmt::format("there is no role '{}' here: system, user or assistant", one_line(role)));
     }
-    list.push_back({std::move(role), content_of(message)});
+    for (const char* const name : {"tool_calls", "function_call", "audio"}) {
+      const Body* const value = find(message, name);
+      if (value != nullptr && !is_off(*value)) refuse_unsupported(name);
+    }
+    std::string content = content_of(message, role);
+    list.push_back({std::move(role), std::move(content)});
   }
   return list;
 }
 
-std::vector<std::string> stops_of(const Json& body) {
-  const Json* const stop = find(body, "stop");
+/// A string, or a list that holds one.
+std::string prompt_of(const Body& body) {
+  const Body* prompt = find(body, "prompt");
+  if (prompt == nullptr) refuse("prompt", "'prompt' is missing", kMissing);
+  if (prompt->is_array() && prompt->size() == 1) prompt = &prompt->front();
+  if (prompt->is_array()) refuse("prompt", "'prompt' must be one string, not a list", kUnsupported);
+  std::string text = text_of(*prompt, "prompt");
+  if (text.empty()) refuse("prompt", "'prompt' is empty");
+  return text;
+}
+
+std::vector<std::string> stops_of(const Body& body) {
+  const Body* const stop = find(body, "stop");
   std::vector<std::string> stops;
   if (stop == nullptr) return stops;
   if (stop->is_array()) {
-    for (const Json& each : *stop) stops.push_back(utf8(each, "stop"));
+    if (stop->size() > kMostStops) {
+      refuse("stop", fmt::format("'stop' may hold {} strings", kMostStops));
+    }
+    for (const Body& each : *stop) stops.push_back(text_of(each, "stop"));
   } else {
-    stops.push_back(utf8(*stop, "stop"));
+    stops.push_back(text_of(*stop, "stop"));
   }
-  if (stops.size() > kMostStops) refuse(fmt::format("'stop' may hold {} strings", kMostStops));
   for (const std::string& each : stops) {
-    if (each.empty()) refuse("'stop' must not hold an empty string");
+    if (each.empty()) refuse("stop", "'stop' must not hold an empty string");
+    if (each.size() > kMostStopBytes) {
+      refuse("stop", fmt::format("a string of 'stop' may have {} bytes", kMostStopBytes));
+    }
   }
   return stops;
 }
 
-/// What would change the answer and is not done here must not be let pass.
-void refuse_what_is_not_done(const Json& body) {
-  if (integer(body, "n", 1).value_or(1) != 1) refuse("'n' must be 1: one answer a request");
-  if (integer(body, "best_of", 1).value_or(1) != 1) refuse("'best_of' must be 1");
-  for (const char* const name : {"presence_penalty", "frequency_penalty"}) {
-    if (number(body, name, -2, 2).value_or(0) != 0) {
-      refuse(fmt::format("'{}' is not supported; there is 'repeat_penalty'", name));
+/// Fields of OpenAI's, llama.cpp's and vLLM's requests that would change the answer and are not
+/// done here: they must not be let pass, unless they say what is done anyway. `neutral`: that
+/// value, besides null, false, 0 and what is empty.
+struct NotDone {
+  const char* name;
+  Body neutral = nullptr;
+};
+const NotDone kNotDone[] = {
+    {"add_generation_prompt", true},
+    {"allowed_token_ids"},
+    {"audio"},
+    {"bad_words"},
+    {"beam_search"},
+    {"best_of", 1},
+    {"chat_template"},
+    {"chat_template_kwargs"},
+    {"continue_final_message"},
+    {"documents"},
+    {"dry_multiplier"},
+    {"dynatemp_range"},
+    {"echo"},
+    {"enable_thinking"},
+    {"frequency_penalty"},
+    {"function_call", "none"},
+    {"functions"},
+    {"grammar"},
+    {"guided_choice"},
+    {"guided_decoding_backend"},
+    {"guided_grammar"},
+    {"guided_json"},
+    {"guided_regex"},
+    {"ignore_eos"},
+    {"image_data"},
+    {"include_reasoning", true},
+    {"include_stop_str_in_output"},
+    {"json_schema"},
+    {"length_penalty", 1},
+    {"logit_bias"},
+    {"logits_processors"},
+    {"logprobs"},
+    {"lora"},
+    {"min_keep", 1},
+    {"min_tokens"},
+    {"mirostat"},
+    {"multimodal_data"},
+    {"n", 1},
+    {"n_cmpl", 1},
+    {"n_probs"},
+    {"presence_penalty"},
+    {"prompt_embeds"},
+    {"prompt_logprobs"},
+    {"reasoning"},
+    {"reasoning_effort", "none"},
+    {"regex"},
+    {"repetition_penalty", 1},
+    {"samplers"},
+    {"skip_special_tokens", true},
+    {"stop_regex"},
+    {"stop_token_ids"},
+    {"structured_outputs"},
+    {"suffix"},
+    {"t_max_predict_ms", -1},
+    {"tfs_z", 1},
+    {"thinking"},
+    {"tool_choice", "none"},
+    {"tools"},
+    {"top_a"},
+    {"top_logprobs"},
+    {"top_n_sigma", -1},
+    {"truncate_prompt_tokens"},
+    {"typical_p", 1},
+    {"use_beam_search"},
+    {"web_search_options"},
+    {"xtc_probability"},
+};
+
+void refuse_what_is_not_done(const Body& body) {
+  for (const auto& [name, neutral] : kNotDone) {
+    // These are on where they are not mentioned.
+    const bool on_by_default = neutral == true;
+    const Body* const value = find(body, name);
+    if (value == nullptr || *value == neutral || (is_off(*value) && !on_by_default)) continue;
+    // What is done with no tools to choose from.
+    if (*value == "auto" && (neutral == "none")) continue;
+    refuse_unsupported(name);
+  }
+  if (const Body* const format = find(body, "response_format")) {
+    const Body* const type = format->is_object() ? find(*format, "type") : nullptr;
+    if (type == nullptr || *type != "text") {
+      refuse("response_format", "'response_format' may be of type text only", kUnsupported);
     }
   }
-  for (const char* const name : {"tools", "functions", "logit_bias", "grammar", "json_schema"}) {
-    const Json* const value = find(body, name);
-    if (value != nullptr && !value->empty()) refuse(fmt::format("'{}' is not supported", name));
-  }
-  for (const char* const name : {"logprobs", "top_logprobs", "echo", "suffix"}) {
-    const Json* const value = find(body, name);
-    if (value != nullptr && *value != false && *value != 0 && *value != "") {
-      refuse(fmt::format("'{}' is not supported", name));
-    }
-  }
-  const Json* const format = find(body, "response_format");
-  if (format != nullptr && (!format->is_object() || format->value("type", "") != "text")) {
-    refuse("'response_format' may be of type text only");
+  if (const Body* const modalities = find(body, "modalities")) {
+    if (*modalities != Body::array({"text"})) refuse_unsupported("modalities");
   }
 }
 
-SamplingOptions sampling_of(const Json& body, SamplingOptions sampling) {
+SamplingOptions sampling_of(const Body& body, SamplingOptions sampling) {
   const auto real = [&](const char* name, float& to, double least, double most = 1e30) {
     to = static_cast<float>(number(body, name, least, most).value_or(to));
   };
+  // As in llama.cpp, -1 is all: the vocabulary, or the context.
   const auto whole = [&](const char* name, int& to) {
-    to = static_cast<int>(std::min<std::int64_t>(integer(body, name, 0).value_or(to), INT_MAX));
+    to = static_cast<int>(integer(body, name, -1).value_or(to));
   };
   real("temperature", sampling.temperature, 0);
   real("top_p", sampling.top_p, 0, 1);
@@ -144,7 +297,7 @@ SamplingOptions sampling_of(const Json& body, SamplingOptions sampling) {
   whole("top_k", sampling.top_k);
   whole("repeat_last_n", sampling.repeat_last_n);
   // As in llama.cpp, a negative seed, like none, is another one each time.
-  const std::int64_t seed = integer(body, "seed", INT64_MIN).value_or(-1);
+  const std::int64_t seed = integer(body, "seed", INT64_MIN, INT64_MAX).value_or(-1);
   sampling.seed = seed >= 0 ? static_cast<std::uint64_t>(seed) : std::random_device()();
   return sampling;
 }
@@ -203,9 +356,8 @@ Json chunk(const ReplyHead& head, Json delta, const std::string& text, Json fini
 
 CompletionRequest parse_request(std::string_view body, CompletionKind kind,
                                 const SamplingOptions& defaults, int max_tokens) {
-  const Json parsed = Json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) refuse("the body is not JSON");
-  if (!parsed.is_object()) refuse("the body must be a JSON object");
+  const Body parsed = parse_body(body);
+  if (!parsed.is_object()) throw RequestError(kInvalidValue, "the body must be a JSON object");
   refuse_what_is_not_done(parsed);
   CompletionRequest request = {.kind = kind,
                                .sampling = sampling_of(parsed, defaults),
@@ -215,18 +367,16 @@ CompletionRequest parse_request(std::string_view body, CompletionKind kind,
   if (kind == CompletionKind::kChat) {
     request.messages = messages_of(parsed);
   } else {
-    if (!parsed.contains("prompt")) refuse("'prompt' is missing");
-    request.prompt = utf8(parsed["prompt"], "prompt");
-    if (request.prompt.empty()) refuse("'prompt' is empty");
+    request.prompt = prompt_of(parsed);
   }
   for (const char* const name : {"n_predict", "max_tokens", "max_completion_tokens"}) {
     // llama.cpp's -1: without a limit.
     const std::int64_t limit = integer(parsed, name, -1).value_or(max_tokens);
-    if (limit == 0) refuse(fmt::format("'{}' must be at least 1", name));
+    if (limit == 0) refuse(name, fmt::format("'{}' must be at least 1", name));
     if (limit > 0 && limit < request.max_tokens) request.max_tokens = static_cast<int>(limit);
   }
-  if (const Json* const options = find(parsed, "stream_options")) {
-    if (!options->is_object()) refuse("'stream_options' must be an object");
+  if (const Body* const options = find(parsed, "stream_options")) {
+    if (!options->is_object()) refuse("stream_options", "'stream_options' must be an object");
     request.stream_usage = boolean(*options, "include_usage").value_or(false);
   }
   return request;
@@ -266,12 +416,13 @@ Json usage_chunk(const ReplyHead& head, const Usage& usage) {
   return last;
 }
 
-Json error_reply(int status, const std::string& message) {
-  const char* const type = status == 401   ? "authentication_error"
-                           : status == 404 ? "not_found_error"
-                           : status < 500  ? "invalid_request_error"
-                                           : "server_error";
-  return {{"error", {{"message", message}, {"type", type}, {"code", status}}}};
+Json error_reply(const RequestError& error) {
+  Json reply = {{"message", error.what()},
+                {"type", error.kind.type},
+                {"param", error.param.empty() ? Json() : Json(error.param)},
+                {"code", error.kind.code}};
+  reply.update(error.more);
+  return {{"error", std::move(reply)}};
 }
 
 std::string to_bytes(const Json& value) {

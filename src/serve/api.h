@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "decode/sampler.h"
@@ -18,11 +19,50 @@ namespace firp {
 
 using Json = nlohmann::ordered_json;  ///< members in the order in which they are written
 
-/// A request that cannot be answered: the HTTP status, and a message that says what to change.
-struct RequestError : Error {
-  RequestError(int http_status, const std::string& message) : Error(message), status(http_status) {}
+/// A kind of error: the HTTP status, and the words that clients know it by: llama.cpp's types,
+/// OpenAI's codes.
+struct ErrorKind {
   int status;
+  const char* type;
+  const char* code;
 };
+inline constexpr ErrorKind kNotJson = {400, "invalid_request_error", "invalid_json"};
+inline constexpr ErrorKind kInvalidValue = {400, "invalid_request_error", "invalid_value"};
+inline constexpr ErrorKind kMissing = {400, "invalid_request_error", "missing_required_parameter"};
+inline constexpr ErrorKind kUnsupported = {400, "invalid_request_error", "unsupported_parameter"};
+inline constexpr ErrorKind kContextExceeded = {400, "exceed_context_size_error",
+                                               "context_length_exceeded"};
+inline constexpr ErrorKind kBadRequest = {400, "invalid_request_error", "bad_request"};
+inline constexpr ErrorKind kInvalidKey = {401, "authentication_error", "invalid_api_key"};
+inline constexpr ErrorKind kForbidden = {403, "permission_error", "forbidden"};
+inline constexpr ErrorKind kNotFound = {404, "not_found_error", "unknown_url"};
+inline constexpr ErrorKind kWrongMethod = {405, "invalid_request_error", "method_not_supported"};
+inline constexpr ErrorKind kTooSlow = {408, "invalid_request_error", "request_timeout"};
+inline constexpr ErrorKind kTooLarge = {413, "invalid_request_error", "request_too_large"};
+inline constexpr ErrorKind kUrlTooLong = {414, "invalid_request_error", "url_too_long"};
+inline constexpr ErrorKind kWrongEncoding = {415, "invalid_request_error", "unsupported_encoding"};
+inline constexpr ErrorKind kHeadTooLarge = {431, "invalid_request_error", "headers_too_large"};
+inline constexpr ErrorKind kInternal = {500, "server_error", "internal_error"};
+inline constexpr ErrorKind kBusy = {503, "unavailable_error", "server_busy"};
+inline constexpr ErrorKind kEnding = {503, "unavailable_error", "server_ending"};
+
+/// A request that cannot be answered, and a message that says what to change.
+struct RequestError : Error {
+  RequestError(const ErrorKind& k, const std::string& message, std::string parameter = {},
+               Json more_members = Json::object())
+      : Error(message), kind(k), param(std::move(parameter)), more(std::move(more_members)) {}
+  ErrorKind kind;
+  std::string param;  ///< the field that is wrong; empty: none
+  Json more;          ///< further members of the error
+};
+
+// What a body may have at most; what has more is refused before anything is done with it.
+inline constexpr std::size_t kMostBodyBytes = std::size_t{32} << 20;
+inline constexpr int kMostDepth = 32;               ///< of objects and lists in each other
+inline constexpr std::size_t kMostValues = 100000;  ///< members, elements and what holds them
+inline constexpr std::size_t kMostMessages = 10000;
+inline constexpr std::size_t kMostStops = 16;
+inline constexpr std::size_t kMostStopBytes = 1024;  ///< of each
 
 enum class CompletionKind { kChat, kText };
 
@@ -38,8 +78,9 @@ struct CompletionRequest {
 };
 
 /// `defaults`, `max_tokens`: where the request says nothing. Throws a RequestError for what is no
-/// JSON, has a field of the wrong type, or asks for what this server does not do. Fields that it
-/// does not know are let pass, as clients send many.
+/// JSON, has a field of the wrong type or more of something than is allowed, or asks for what would
+/// change the answer and is not done here. Fields that it does not know are let pass, as clients
+/// send many.
 CompletionRequest parse_request(std::string_view body, CompletionKind kind,
                                 const SamplingOptions& defaults, int max_tokens);
 
@@ -71,7 +112,7 @@ Json text_chunk(const ReplyHead& head, const std::string& text);
 Json last_chunk(const ReplyHead& head, FinishReason finish, const Usage& usage);
 Json usage_chunk(const ReplyHead& head, const Usage& usage);
 
-Json error_reply(int status, const std::string& message);
+Json error_reply(const RequestError& error);
 
 /// The bytes to send. What is not UTF-8, in the text of a model that writes single bytes, becomes
 /// U+FFFD.

@@ -1,5 +1,6 @@
 #include "serve/api.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -21,7 +22,7 @@ std::string refusal(const std::string& body, CompletionKind kind = CompletionKin
   try {
     parse(body, kind);
   } catch (const RequestError& error) {
-    EXPECT_EQ(error.status, 400);
+    EXPECT_TRUE(error.kind.status == 400 || error.kind.status == 413);
     return error.what();
   }
   ADD_FAILURE() << body << " was not refused";
@@ -72,7 +73,7 @@ TEST(Api, TakesTheServersDefaults) {
 TEST(Api, RefusesWhatIsWrong) {
   EXPECT_THAT(refusal("{"), HasSubstr("not JSON"));
   EXPECT_THAT(refusal("[]"), HasSubstr("JSON object"));
-  EXPECT_THAT(refusal("\xff"), HasSubstr("not JSON"));
+  EXPECT_THAT(refusal("\xff"), HasSubstr("not valid UTF-8"));
   EXPECT_THAT(refusal("{}"), HasSubstr("'messages'"));
   EXPECT_THAT(refusal(R"({"messages": []})"), HasSubstr("at least one"));
   EXPECT_THAT(refusal(R"({"messages": ["Hi"]})"), HasSubstr("'role'"));
@@ -91,7 +92,7 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("stop": 3)", "'stop' must be a string"},
       {R"("stream": "yes")", "'stream' must be true or false"},
       {R"("stream_options": 1)", "'stream_options'"},
-      {R"("n": 2)", "'n' must be 1"},
+      {R"("n": 2)", "'n' is not supported"},
       {R"("presence_penalty": 0.5)", "'presence_penalty' is not supported"},
       {R"("tools": [{}])", "'tools' is not supported"},
       {R"("logprobs": true)", "'logprobs' is not supported"},
@@ -102,7 +103,150 @@ TEST(Api, RefusesWhatIsWrong) {
   }
   EXPECT_THAT(refusal("{}", CompletionKind::kText), HasSubstr("'prompt' is missing"));
   EXPECT_THAT(refusal(R"({"prompt": ""})", CompletionKind::kText), HasSubstr("empty"));
-  EXPECT_THAT(refusal(R"({"prompt": ["a"]})", CompletionKind::kText), HasSubstr("a string"));
+  EXPECT_THAT(refusal(R"({"prompt": ["a", "b"]})", CompletionKind::kText), HasSubstr("one string"));
+}
+
+/// Whatever type a field has, the request is taken or refused: nothing else is thrown.
+TEST(Api, NoTypeOfAnyFieldIsOurError) {
+  const char* const names[] = {"model",
+                               "messages",
+                               "prompt",
+                               "temperature",
+                               "top_p",
+                               "top_k",
+                               "min_p",
+                               "repeat_penalty",
+                               "repeat_last_n",
+                               "seed",
+                               "stop",
+                               "stream",
+                               "stream_options",
+                               "max_tokens",
+                               "n_predict",
+                               "max_completion_tokens",
+                               "response_format",
+                               "tools",
+                               "tool_choice",
+                               "modalities",
+                               "n",
+                               "logprobs",
+                               "logit_bias",
+                               "ignore_eos",
+                               "user"};
+  const char* const values[] = {"null",
+                                "true",
+                                "false",
+                                "0",
+                                "-1",
+                                "1",
+                                "1.5",
+                                "1e308",
+                                "-1e308",
+                                "18446744073709551615",
+                                "\"\"",
+                                "\"x\"",
+                                "[]",
+                                "[1]",
+                                "[[]]",
+                                "[null]",
+                                "[{}]",
+                                "{}",
+                                "{\"type\": 1}",
+                                "{\"type\": null}",
+                                "[{\"role\": 1}]",
+                                "[{\"role\": \"user\", \"content\": [[]]}]",
+                                "[{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]"};
+  for (const CompletionKind kind : {CompletionKind::kChat, CompletionKind::kText}) {
+    for (const char* const name : names) {
+      for (const char* const value : values) {
+        std::string body = "{";
+        if (std::string(name) != "messages") body += kHi + ", ";
+        if (std::string(name) != "prompt") body += R"("prompt": "a", )";
+        body += std::string("\"") + name + "\": " + value + "}";
+        try {
+          parse(body, kind);
+        } catch (const RequestError& error) {
+          EXPECT_LT(error.kind.status, 500) << body;
+          EXPECT_STRNE(error.what(), "") << body;
+        } catch (const std::exception& error) {
+          ADD_FAILURE() << body << ": " << error.what();
+        }
+      }
+    }
+  }
+}
+
+TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
+  for (const char* const field :
+       {R"("chat_template_kwargs": {"enable_thinking": false})", R"("guided_json": {"a": 1})",
+        R"("min_tokens": 3)", R"("ignore_eos": true)", R"("mirostat": 2)", R"("typical_p": 0.5)",
+        R"("stop_token_ids": [1])", R"("tool_choice": "required")", R"("reasoning_effort": "low")",
+        R"("add_generation_prompt": false)", R"("repetition_penalty": 1.2)", R"("n_probs": 3)",
+        R"("xtc_probability": 0.1)", R"("modalities": ["text", "audio"])"}) {
+    const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
+    EXPECT_THAT(refusal("{" + kHi + ", " + field + "}"), HasSubstr("'" + name + "'")) << field;
+  }
+  for (const char* const neutral :
+       {R"("min_tokens": 0)", R"("ignore_eos": false)", R"("mirostat": 0)", R"("typical_p": 1.0)",
+        R"("stop_token_ids": [])", R"("tool_choice": "auto")", R"("tool_choice": "none")",
+        R"("add_generation_prompt": true)", R"("repetition_penalty": 1)", R"("tools": null)",
+        R"("chat_template_kwargs": {})", R"("modalities": ["text"])", R"("n": 1)",
+        R"("top_n_sigma": -1)", R"("skip_special_tokens": true)"}) {
+    EXPECT_NO_THROW(parse("{" + kHi + ", " + neutral + "}")) << neutral;
+  }
+  EXPECT_THAT(refusal(R"({"messages": [{"role": "user", "content": "Hi"},
+      {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]})"),
+              HasSubstr("'tool_calls'"));
+  EXPECT_THAT(refusal(R"({"messages": [{"role": "user"}]})"), HasSubstr("no 'content'"));
+}
+
+TEST(Api, TakesLlamaCppsMinusOne) {
+  const CompletionRequest request =
+      parse("{" + kHi + R"(, "top_k": -1, "repeat_last_n": -1, "max_tokens": -1})");
+  EXPECT_EQ(request.sampling.top_k, -1);
+  EXPECT_EQ(request.sampling.repeat_last_n, -1);
+  EXPECT_EQ(request.max_tokens, INT_MAX);
+  EXPECT_EQ(parse("{" + kHi + R"(, "max_tokens": 16.0})").max_tokens, 16);
+}
+
+TEST(Api, BoundsBodiesBeforeWorkIsDone) {
+  const auto with = [](const std::string& field) { return "{" + kHi + ", " + field + "}"; };
+  const auto times = [](const std::string& text, std::size_t count) {
+    std::string all;
+    for (std::size_t i = 0; i < count; ++i) all += text;
+    return all;
+  };
+  const auto deep = [&](int depth) {  // inside the object
+    return with("\"x\": " + times("[", depth) + times("]", depth));
+  };
+  EXPECT_NO_THROW(parse(deep(kMostDepth - 1)));
+  EXPECT_THAT(refusal(deep(kMostDepth + 1)), HasSubstr("deep"));
+  EXPECT_THAT(refusal("{\"x\": " + times("[", 5000000)), HasSubstr("deep"));
+
+  std::string keys;
+  for (std::size_t i = 0; i < kMostValues; ++i) keys += fmt::format("\"k{}\": 1,", i);
+  EXPECT_THAT(refusal("{" + keys + kHi + "}"), HasSubstr("values"));
+
+  const std::string one = R"({"role": "user", "content": ""},)";
+  const auto messages = [&](std::size_t count) {
+    return R"({"messages": [)" + times(one, count - 1) + one.substr(0, one.size() - 1) + "]}";
+  };
+  EXPECT_EQ(parse(messages(kMostMessages)).messages.size(), kMostMessages);
+  EXPECT_THAT(refusal(messages(kMostMessages + 1)), HasSubstr("'messages' may hold"));
+
+  const auto stop = [&](std::size_t size) {
+    return with("\"stop\": \"" + std::string(size, 's') + "\"");
+  };
+  EXPECT_NO_THROW(parse(stop(kMostStopBytes)));
+  EXPECT_THAT(refusal(stop(kMostStopBytes + 1)), HasSubstr("'stop'"));
+  EXPECT_THAT(refusal(with("\"stop\": [" + times("\"a\",", kMostStops) + "\"a\"]")),
+              HasSubstr("16 strings"));
+}
+
+TEST(Api, SaysWhereABodyIsNotJson) {
+  EXPECT_THAT(refusal("{\"a\": \xff}"), HasSubstr("not valid UTF-8 (at byte 6)"));
+  EXPECT_THAT(refusal(R"({"a": 1e999})"), HasSubstr("out of range"));
+  EXPECT_THAT(refusal(R"({"a" 1})"), HasSubstr("not JSON (at byte 6)"));
 }
 
 TEST(Api, WithoutASeedEachRequestHasAnother) {

@@ -7,26 +7,41 @@
 
 namespace firp {
 
+OutgoingText::OutgoingText(const std::vector<std::string>& stops) {
+  for (const std::string& text : stops) {
+    Stop stop = {.text = text, .borders = {0}};
+    for (std::size_t i = 1; i < text.size(); ++i) {
+      stop.add(text[i]);
+      stop.borders.push_back(stop.matched);
+    }
+    stop.matched = 0;
+    stops_.push_back(std::move(stop));
+  }
+}
+
+void OutgoingText::Stop::add(char byte) {
+  if (matched == text.size()) matched = borders[matched - 1];
+  while (matched > 0 && text[matched] != byte) matched = borders[matched - 1];
+  if (text[matched] == byte) ++matched;
+}
+
 std::string OutgoingText::add(std::string_view bytes) {
   if (stopped_) return {};
-  held_ += bytes;
-  std::size_t end = held_.size();
-  for (const std::string& stop : stops_) {
-    const std::size_t at = held_.find(stop);
-    if (at >= end) continue;  // npos, too
-    end = at;
-    stopped_ = true;
-  }
-  if (stopped_) {
+  for (const char byte : bytes) {
+    held_ += byte;
+    std::size_t end = held_.size();
+    for (Stop& stop : stops_) {
+      stop.add(byte);
+      if (stop.matched < stop.text.size()) continue;
+      end = std::min(end, held_.size() - stop.text.size());
+      stopped_ = true;
+    }
+    if (!stopped_) continue;
     held_.resize(end);
     return std::exchange(held_, {});
   }
   std::size_t kept = unfinished_utf8(held_);
-  for (const std::string& stop : stops_) {
-    for (std::size_t size = std::min(stop.size() - 1, held_.size()); size > kept; --size) {
-      if (held_.ends_with(std::string_view(stop).substr(0, size))) kept = size;
-    }
-  }
+  for (const Stop& stop : stops_) kept = std::max(kept, stop.matched);
   std::string sent = held_.substr(0, held_.size() - kept);
   held_.erase(0, sent.size());
   return sent;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -7,10 +8,10 @@
 namespace firp {
 
 /// What may be sent of a text that grows token by token: whole UTF-8 characters, and nothing that
-/// may turn out to begin a stop string.
+/// may turn out to begin a stop string. A byte costs the same, however long the stop strings are.
 class OutgoingText {
  public:
-  explicit OutgoingText(std::vector<std::string> stops) : stops_(std::move(stops)) {}
+  explicit OutgoingText(const std::vector<std::string>& stops);
 
   /// What can be sent now that `bytes` have come.
   std::string add(std::string_view bytes);
@@ -20,7 +21,17 @@ class OutgoingText {
   bool stopped() const { return stopped_; }
 
  private:
-  const std::vector<std::string> stops_;
+  /// Knuth, Morris and Pratt's search: how much of the stop string the text ends with.
+  struct Stop {
+    std::string text;
+    std::vector<std::size_t> borders;  ///< of its first 1, 2, ... bytes: the longest proper prefix
+                                       ///< that they end with
+    std::size_t matched = 0;
+
+    void add(char byte);
+  };
+
+  std::vector<Stop> stops_;
   std::string held_;
   bool stopped_ = false;
 };

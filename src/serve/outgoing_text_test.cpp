@@ -35,6 +35,18 @@ TEST(OutgoingText, EndsAtTheFirstOfSeveralStopStrings) {
   EXPECT_TRUE(nested.stopped());
 }
 
+/// Stop strings that look like themselves, over and over.
+TEST(OutgoingText, FindsStopStringsThatRepeatThemselves) {
+  OutgoingText text({"aab", "abab#"});
+  EXPECT_EQ(text.add("aaaa"), "aa") << "the last two may begin aab";
+  EXPECT_EQ(text.add("b"), "");
+  EXPECT_TRUE(text.stopped());
+  OutgoingText other({"abab#"});
+  EXPECT_EQ(other.add("ababab"), "ab");
+  EXPECT_EQ(other.add("#c"), "");
+  EXPECT_TRUE(other.stopped());
+}
+
 /// However the text is cut into tokens, the same is sent.
 TEST(OutgoingText, DoesNotDependOnTheTokens) {
   const std::string whole = "Grüße, 12 34 121 3 <end> tail";

@@ -1,10 +1,15 @@
 #include "serve/server.h"
 
 #include <fmt/format.h>
-#include <httplib.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <functional>
 #include <random>
@@ -12,7 +17,10 @@
 #include <vector>
 
 #include "model/error.h"
+#include "model/ggml_log.h"
+#include "serve/access.h"
 #include "serve/api.h"
+#include "serve/http_server.h"
 #include "serve/page.h"
 #include "serve/slots.h"
 
@@ -20,11 +28,8 @@ namespace firp {
 namespace {
 
 constexpr const char* kJson = "application/json; charset=utf-8";
-constexpr std::size_t kMostBodyBytes = std::size_t{32} << 20;
-constexpr int kIdleSeconds = 2;  ///< that a connection is kept open for a next request
-/// Connections at once. Those beyond the slots wait for one, and a question after the server's
-/// health must not wait behind them.
-constexpr int kConnections = 256;
+/// Of all requests that are being read and understood.
+constexpr std::size_t kMostBodyBytesTogether = std::size_t{128} << 20;
 
 std::string new_id(CompletionKind kind) {
   std::random_device random;
@@ -43,6 +48,11 @@ void reply(httplib::Response& response, const Json& body, int status = 200) {
   response.set_content(to_bytes(body), kJson);
 }
 
+void reply(httplib::Response& response, const RequestError& error) {
+  if (error.kind.status == kBusy.status) response.set_header("Retry-After", "1");
+  reply(response, error_reply(error), error.kind.status);
+}
+
 /// An event of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 bool send_data(httplib::DataSink& sink, std::string_view data) {
   const std::string event = fmt::format("data: {}\n\n", data);
@@ -52,13 +62,92 @@ bool send_event(httplib::DataSink& sink, const Json& data) {
   return send_data(sink, to_bytes(data));
 }
 
-/// In a time that does not depend on where they differ.
-bool same_secret(std::string_view given, std::string_view secret) {
-  unsigned char difference = given.size() == secret.size() ? 0 : 1;
-  for (std::size_t i = 0; i < given.size() && !secret.empty(); ++i) {
-    difference |= static_cast<unsigned char>(given[i] ^ secret[i % secret.size()]);
+/// The request's body, for as long as it is looked at; all that there are share a bound.
+class BodyBytes {
+ public:
+  BodyBytes(std::atomic<std::size_t>& together, const httplib::Request& request,
+            httplib::Response& response, const httplib::ContentReader& read)
+      : together_(together) {
+    if (request.is_multipart_form_data()) {
+      throw RequestError(kWrongEncoding, "the body must be JSON, not a form of several parts");
+    }
+    if (const std::string coding = request.get_header_value("Content-Encoding");
+        !coding.empty() && coding != "identity") {
+      throw RequestError(kWrongEncoding,
+                         fmt::format("the body must not be packed (it is {})", one_line(coding)));
+    }
+    const bool complete = read([&](const char* part, std::size_t size) {
+      if (together_.fetch_add(size) + size > kMostBodyBytesTogether) full_ = true;
+      counted_ += size;
+      if (full_ || counted_ > kMostBodyBytes) return false;
+      bytes_.append(part, size);
+      return true;
+    });
+    if (complete) return;
+    const bool large = counted_ > kMostBodyBytes || response.status == kTooLarge.status;
+    release();
+    if (large) {
+      throw RequestError(kTooLarge,
+                         fmt::format("the body is larger than {} bytes", kMostBodyBytes));
+    }
+    if (full_) throw RequestError(kBusy, "other requests fill the memory; ask again later");
+    if (HttpServer::bound_hit() == HttpServer::Bound::kTime) {
+      throw RequestError(kTooSlow, fmt::format("the request was not there after {} seconds",
+                                               HttpServer::kRequestSeconds));
+    }
+    throw RequestError(kBadRequest, "the body ended early, or its framing is wrong");
   }
-  return difference == 0;
+  ~BodyBytes() { release(); }
+  BodyBytes(const BodyBytes&) = delete;
+  BodyBytes& operator=(const BodyBytes&) = delete;
+
+  std::string_view text() const { return bytes_; }
+
+ private:
+  void release() { together_ -= std::exchange(counted_, 0); }
+
+  std::atomic<std::size_t>& together_;
+  std::size_t counted_ = 0;
+  bool full_ = false;
+  std::string bytes_;
+};
+
+struct Route {
+  const char* path;
+  const char* method;
+};
+constexpr Route kRoutes[] = {{"/", "GET"},
+                             {"/health", "GET"},
+                             {"/v1/models", "GET"},
+                             {"/v1/chat/completions", "POST"},
+                             {"/v1/completions", "POST"}};
+
+/// What is wrong with a request that never came to a handler.
+RequestError error_of(const httplib::Request& request, int status) {
+  using Bound = HttpServer::Bound;
+  if (HttpServer::bound_hit() == Bound::kHeadBytes) {
+    return {kHeadTooLarge, fmt::format("the request line and headers have more than {} bytes",
+                                       HttpServer::kMostHeadBytes)};
+  }
+  if (HttpServer::bound_hit() == Bound::kTime) {
+    return {kTooSlow,
+            fmt::format("the headers were not there after {} seconds", HttpServer::kHeadSeconds)};
+  }
+  if (status == kNotFound.status) {
+    return {kNotFound,
+            fmt::format("there is no {} {}", one_line(request.method), one_line(request.path))};
+  }
+  if (status == kTooLarge.status) {
+    return {kTooLarge, fmt::format("the body is larger than {} bytes", kMostBodyBytes)};
+  }
+  if (status == kUrlTooLong.status) {
+    return {kUrlTooLong,
+            fmt::format("the URL is longer than {} bytes", CPPHTTPLIB_REQUEST_URI_MAX_LENGTH)};
+  }
+  ErrorKind kind = kBadRequest;
+  kind.status = status;
+  return {kind, fmt::format("the request is not understood (there may be {} headers, of {} bytes)",
+                            CPPHTTPLIB_HEADER_MAX_COUNT, CPPHTTPLIB_HEADER_MAX_LENGTH)};
 }
 
 }  // namespace
@@ -69,13 +158,22 @@ struct Server::State {
         vocabulary(v),
         decoding(d),
         options(std::move(o)),
+        rules{.on_loopback = is_loopback(url_host(options.host)),
+              .api_key = options.api_key,
+              .origins = options.allowed_origins,
+              .hosts = options.allowed_hosts},
         slots(e, v, d, options.slots) {}
 
   void route();
-  void complete(CompletionKind kind, const httplib::Request& request, httplib::Response& response);
+  /// Refuses who may not use the server, and what it does not have, before a body is read.
+  void admit(const httplib::Request& request, httplib::Response& response) const;
+  void complete(CompletionKind kind, const httplib::Request& request, httplib::Response& response,
+                const httplib::ContentReader& read);
   std::vector<Token> prompt_of(const CompletionRequest& request) const;
+  RequestError error_of(const std::exception_ptr& thrown) const;
+  bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
   void log(const std::string& path, const std::string& what) const {
-    if (options.log) fmt::print(stderr, "{}: {}\n", path, what);
+    if (options.log) fmt::print(stderr, "{}: {}\n", one_line(path), one_line(what));
   }
   void log(const std::string& path, const Usage& usage) const;
 
@@ -83,9 +181,11 @@ struct Server::State {
   const Vocabulary& vocabulary;
   const DecodeOptions decoding;
   const ServerOptions options;
+  const AccessRules rules;
   Slots slots;
-  httplib::Server http;
   std::atomic<bool> stopping = false;
+  std::atomic<std::size_t> body_bytes = 0;
+  HttpServer http;
 };
 
 void Server::State::log(const std::string& path, const Usage& usage) const {
@@ -96,10 +196,58 @@ void Server::State::log(const std::string& path, const Usage& usage) const {
                         usage.prompt_tokens, usage.cached_tokens, stats.prefill_seconds));
 }
 
+void Server::State::admit(const httplib::Request& request, httplib::Response& response) const {
+  const std::string host = request.get_header_value("Host");
+  if (!host_is_allowed(rules, host)) {
+    throw RequestError(kForbidden, fmt::format("this server is not called {} (firp serve "
+                                               "--allow-host NAME, or --api-key KEY)",
+                                               one_line(host)));
+  }
+  if (request.has_header("Origin")) {
+    const std::string origin = request.get_header_value("Origin");
+    if (!origin_is_allowed(rules, origin, host)) {
+      throw RequestError(kForbidden, fmt::format("pages of {} may not use this server (firp serve "
+                                                 "--allow-origin URL, or --api-key KEY)",
+                                                 one_line(origin)));
+    }
+    response.set_header("Access-Control-Allow-Origin", origin);
+    response.set_header("Vary", "Origin");
+  }
+  if (request.method == "OPTIONS") {
+    response.set_header("Allow", "GET, HEAD, POST, OPTIONS");
+    response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
+    if (request.has_header("Access-Control-Request-Headers")) {
+      response.set_header("Access-Control-Allow-Headers",
+                          request.get_header_value("Access-Control-Request-Headers"));
+    }
+    response.set_header("Access-Control-Max-Age", "600");
+    return;
+  }
+  const Route* const route = std::ranges::find(kRoutes, request.path, &Route::path);
+  if (route == std::end(kRoutes)) {
+    throw RequestError(kNotFound, fmt::format("there is no {} {}", one_line(request.method),
+                                              one_line(request.path)));
+  }
+  const bool matches = request.method == route->method ||
+                       (request.method == "HEAD" && std::string_view(route->method) == "GET");
+  if (!matches) {
+    response.set_header(
+        "Allow", std::string_view(route->method) == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS");
+    throw RequestError(kWrongMethod, fmt::format("{} is asked for by {}, not {}", route->path,
+                                                 route->method, one_line(request.method)));
+  }
+  // The page asks for the key itself.
+  const bool open = request.path == "/" || request.path == "/health";
+  if (!open && !key_is_right(rules, request.get_header_value("Authorization"),
+                             request.get_header_value("X-API-Key"))) {
+    throw RequestError(kInvalidKey, "the API key is missing or wrong (Authorization: Bearer KEY)");
+  }
+}
+
 std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
   const bool chat = request.kind == CompletionKind::kChat;
   if (chat && !vocabulary.has_chat_template()) {
-    throw RequestError(400, "this model has no chat template; ask /v1/completions");
+    throw RequestError(kUnsupported, "this model has no chat template; ask /v1/completions");
   }
   std::vector<Token> tokens;
   try {
@@ -108,62 +256,89 @@ std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) co
              : request.prompt,
         /*add_bos=*/true);
   } catch (const Error& error) {
-    throw RequestError(400, error.what());
+    throw RequestError(kInvalidValue, error.what(), chat ? "messages" : "prompt");
   }
   const int context = engine.options().context;
   if (std::ssize(tokens) >= context) {
-    throw RequestError(400, fmt::format("the prompt has {} tokens; with at least one of the answer "
-                                        "it must fit into a context of {} (firp serve -c)",
-                                        tokens.size(), context));
+    throw RequestError(
+        kContextExceeded,
+        fmt::format("the prompt has {} tokens, and one must be left for the answer; this model's "
+                    "maximum context length is {} tokens here (firp serve -c)",
+                    tokens.size(), context),
+        chat ? "messages" : "prompt", {{"n_prompt_tokens", tokens.size()}, {"n_ctx", context}});
   }
-  if (tokens.empty()) throw RequestError(400, "the prompt is empty");
+  if (tokens.empty()) throw RequestError(kInvalidValue, "the prompt is empty", "prompt");
   return tokens;
 }
 
+RequestError Server::State::error_of(const std::exception_ptr& thrown) const {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const RequestError& error) {
+    return error;
+  } catch (const Cancelled&) {
+    return {kEnding, "the server is ending"};
+  } catch (const std::bad_alloc&) {
+    return {kInternal, "out of memory"};
+  } catch (const std::exception& error) {
+    return {kInternal, error.what()};
+  } catch (...) {
+    return {kInternal, "an error that does not say what it is"};
+  }
+}
+
 void Server::State::complete(CompletionKind kind, const httplib::Request& http_request,
-                             httplib::Response& response) {
-  CompletionRequest request =
-      parse_request(http_request.body, kind, decoding.sampling, options.max_tokens);
+                             httplib::Response& response, const httplib::ContentReader& read) {
+  CompletionRequest request = [&] {
+    const BodyBytes body(body_bytes, http_request, response, read);
+    return parse_request(body.text(), kind, decoding.sampling, options.max_tokens);
+  }();
   std::vector<Token> prompt = prompt_of(request);
   const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind};
   const std::string path = http_request.path;
   if (!request.stream) {
     std::string text;
     const Slots::Answer answer = slots.complete(
-        prompt, request,
-        [&](std::string_view part) {
-          text += part;
-          return true;
-        },
-        stopping);
+        prompt, request, [&](std::string_view part) { text += part; },
+        [this] { return is_unwanted(); });
     log(path, answer.usage);
     return reply(response, whole_reply(head, text, answer.finish, answer.usage));
   }
-  response.set_chunked_content_provider(
-      "text/event-stream", [this, request = std::move(request), prompt = std::move(prompt), head,
-                            path](std::size_t, httplib::DataSink& sink) {
-        try {
-          bool listening =
-              request.kind == CompletionKind::kText || send_event(sink, first_chunk(head));
-          const Slots::Answer answer = slots.complete(
-              prompt, request,
-              [&](std::string_view part) {
-                listening = listening && send_event(sink, text_chunk(head, std::string(part)));
-                return listening;
-              },
-              stopping);
-          log(path, answer.usage);
-          if (!listening) return false;
-          send_event(sink, last_chunk(head, answer.finish, answer.usage));
-          if (request.stream_usage) send_event(sink, usage_chunk(head, answer.usage));
-          send_data(sink, "[DONE]");
-        } catch (const std::exception& error) {
-          log(path, error.what());
-          send_event(sink, error_reply(500, error.what()));
-        }
-        sink.done();
-        return true;
-      });
+  slots.refuse_if_full();  // while the status can still say so
+  const auto stream = [this, request = std::move(request), prompt = std::move(prompt), head,
+                       path](httplib::DataSink& sink) {
+    bool listening = true;
+    const auto send = [&](const Json& event) { listening = listening && send_event(sink, event); };
+    try {
+      if (request.kind == CompletionKind::kChat) send(first_chunk(head));
+      const Slots::Answer answer = slots.complete(
+          prompt, request,
+          [&](std::string_view part) { send(text_chunk(head, std::string(part))); },
+          [&] { return !listening || is_unwanted(); });
+      log(path, answer.usage);
+      send(last_chunk(head, answer.finish, answer.usage));
+      if (request.stream_usage) send(usage_chunk(head, answer.usage));
+      if (listening) send_data(sink, "[DONE]");
+    } catch (...) {
+      const RequestError error = error_of(std::current_exception());
+      const bool left = error.kind.code == kEnding.code && !stopping;
+      log(path, left ? "the client left" : error.what());
+      if (left) return false;
+      send(error_reply(error));
+    }
+    sink.done();
+    return listening;
+  };
+  if (http_request.version == "HTTP/1.0") {  // which knows no chunks: the body ends as it closes
+    HttpServer::close_after_answer();
+    response.set_content_provider(
+        "text/event-stream",
+        [stream](std::size_t, httplib::DataSink& sink) { return stream(sink); });
+  } else {
+    response.set_chunked_content_provider(
+        "text/event-stream",
+        [stream](std::size_t, httplib::DataSink& sink) { return stream(sink); });
+  }
 }
 
 void Server::State::route() {
@@ -184,67 +359,43 @@ void Server::State::route() {
   http.Get("/v1/models", [model](const httplib::Request&, httplib::Response& response) {
     reply(response, {{"object", "list"}, {"data", Json::array({model})}});
   });
-  http.Post("/v1/chat/completions", [this](const auto& request, auto& response) {
-    complete(CompletionKind::kChat, request, response);
-  });
-  http.Post("/v1/completions", [this](const auto& request, auto& response) {
-    complete(CompletionKind::kText, request, response);
-  });
-  http.Options(".*", [](const httplib::Request&, httplib::Response& response) {
-    response.set_header("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-    response.set_header("Access-Control-Allow-Headers", "Content-Type, Authorization");
-    response.status = 204;
+  http.Post("/v1/chat/completions",
+            [this](const httplib::Request& request, httplib::Response& response,
+                   const httplib::ContentReader& read) {
+              complete(CompletionKind::kChat, request, response, read);
+            });
+  http.Post("/v1/completions", [this](const httplib::Request& request, httplib::Response& response,
+                                      const httplib::ContentReader& read) {
+    complete(CompletionKind::kText, request, response, read);
   });
 
-  http.set_default_headers({{"Access-Control-Allow-Origin", "*"}, {"Server", "firp"}});
+  http.set_default_headers({{"Server", "firp"}});
+  http.set_payload_max_length(kMostBodyBytes);
   http.set_pre_routing_handler(
       [this](const httplib::Request& request, httplib::Response& response) {
         using Handled = httplib::Server::HandlerResponse;
-        // The page asks for the key itself.
-        const bool open = request.path == "/" || request.path == "/health";
-        if (options.api_key.empty() || open || request.method == "OPTIONS") {
-          return Handled::Unhandled;
+        try {
+          admit(request, response);
+        } catch (const RequestError& error) {
+          log(request.path, fmt::format("{}, {}", error.kind.status, error.what()));
+          reply(response, error);
+          return Handled::Handled;
         }
-        const std::string given = request.get_header_value("Authorization");
-        if (same_secret(given, "Bearer " + options.api_key)) return Handled::Unhandled;
-        reply(response,
-              error_reply(401, "the API key is missing or wrong (Authorization: Bearer KEY)"), 401);
+        if (request.method != "OPTIONS") return Handled::Unhandled;
+        response.status = 204;
         return Handled::Handled;
       });
   http.set_exception_handler([this](const httplib::Request& request, httplib::Response& response,
                                     const std::exception_ptr& thrown) {
-    int status = 500;
-    std::string message = "internal error";
-    try {
-      std::rethrow_exception(thrown);
-    } catch (const RequestError& error) {
-      status = error.status;
-      message = error.what();
-    } catch (const std::bad_alloc&) {
-      message = "out of memory";
-    } catch (const std::exception& error) {
-      message = error.what();
-    }
-    log(request.path, fmt::format("{}, {}", status, message));
-    reply(response, error_reply(status, message), status);
+    const RequestError error = error_of(thrown);
+    const bool left = error.kind.code == kEnding.code && !stopping;
+    log(request.path,
+        left ? "the client left" : fmt::format("{}, {}", error.kind.status, error.what()));
+    reply(response, error);
   });
   http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
-    if (!response.body.empty()) return;
-    const std::string message =
-        response.status == 404   ? fmt::format("there is no {} {}", request.method, request.path)
-        : response.status == 413 ? fmt::format("the body is larger than {} bytes", kMostBodyBytes)
-                                 : std::string("the request is not understood");
-    reply(response, error_reply(response.status, message), response.status);
+    if (response.body.empty()) reply(response, firp::error_of(request, response.status));
   });
-  http.set_payload_max_length(kMostBodyBytes);
-  http.set_keep_alive_timeout(kIdleSeconds);
-  http.set_tcp_nodelay(true);  // a token is a small packet
-  // Without SO_REUSEPORT, which is the library's default: two servers would share a port unnoticed.
-  http.set_socket_options([](socket_t socket) {
-    const int yes = 1;
-    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-  });
-  http.new_task_queue = [] { return new httplib::ThreadPool(kConnections); };
 }
 
 Server::Server(Engine& engine, const Vocabulary& vocabulary, const DecodeOptions& decoding,
@@ -254,17 +405,42 @@ Server::Server(Engine& engine, const Vocabulary& vocabulary, const DecodeOptions
 }
 Server::~Server() = default;
 
+namespace {
+
+/// Why nothing can listen there.
+std::string why_not(const std::string& host, int port) {
+  addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
+  addrinfo* found = nullptr;
+  const int problem = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (problem != 0) return fmt::format("{} (--host)", gai_strerror(problem));
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
+  const int probe = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int yes = 1;
+  setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  const bool bound = bind(probe, found->ai_addr, found->ai_addrlen) == 0 && listen(probe, 1) == 0;
+  const int error = bound ? 0 : errno;
+  if (probe >= 0) close(probe);
+  if (error == EADDRINUSE) return "the port is taken (--port)";
+  if (error == EACCES) return "this port is for root alone (--port)";
+  if (error == EADDRNOTAVAIL) return "this machine does not have that address (--host)";
+  return error == 0 ? "try again" : std::strerror(error);
+}
+
+}  // namespace
+
 int Server::bind() {
   const ServerOptions& o = state_->options;
+  std::string host = o.host;
+  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
   int port = o.port;
   if (port == 0) {
-    port = state_->http.bind_to_any_port(o.host);
-  } else if (!state_->http.bind_to_port(o.host, port)) {
+    port = state_->http.bind_to_any_port(host);
+  } else if (!state_->http.bind_to_port(host, port)) {
     port = -1;
   }
   if (port < 0) {
     throw Error(
-        fmt::format("cannot listen at {}:{}; is the port taken? (--host, --port)", o.host, o.port));
+        fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port, why_not(host, o.port)));
   }
   return port;
 }
@@ -273,7 +449,7 @@ void Server::run() { state_->http.listen_after_bind(); }
 
 void Server::stop() {
   state_->stopping = true;
-  state_->http.stop();
+  state_->http.stop_serving();
 }
 
 }  // namespace firp

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "decode/session.h"
 #include "engine/engine.h"
@@ -16,11 +16,14 @@ struct ServerOptions {
   int slots = 4;    ///< requests that are answered at once
   std::string model_name;
   std::string api_key;  ///< empty: none is asked for
-  int max_tokens;       ///< of an answer
-  bool log = true;      ///< a line for each request, on standard error
+  // Without a key (serve/access.h):
+  std::vector<std::string> allowed_origins;  ///< of pages that may use it besides this machine's
+  std::vector<std::string> allowed_hosts;    ///< names of it besides this machine's
+  int max_tokens;                            ///< of an answer
+  bool log = true;                           ///< a line for each request, on standard error
 };
 
-/// An HTTP server with OpenAI's endpoints (docs/serve.md lists them).
+/// An HTTP server with OpenAI's endpoints (docs/serve.md lists them, and its limits).
 class Server {
  public:
   /// `engine` and `vocabulary` must outlive the server, which uses the engine alone.
@@ -32,7 +35,8 @@ class Server {
   int bind();
   /// Answers requests until stop().
   void run();
-  /// Running answers end with what they have. Any thread may call it, once run() was called.
+  /// Answers that are not complete end with an error, after the running pass. Any thread may call
+  /// it, once run() was called.
   void stop();
 
  private:

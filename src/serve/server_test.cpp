@@ -1,5 +1,6 @@
 #include "serve/server.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
@@ -9,46 +10,14 @@
 #include <optional>
 #include <thread>
 
-#include "decode/conversation.h"
-#include "engine/native_engine.h"
-#include "model/test_files.h"
 #include "serve/api.h"
+#include "serve/test_client.h"
+#include "serve/test_model.h"
 
 namespace firp {
 namespace {
 
 using testing::HasSubstr;
-
-/// The real model, loaded once, and what plain decoding makes of a prompt.
-class Loaded {
- public:
-  Loaded() : file(std::make_shared<const GgufFile>(real_model())), vocabulary(real_model()) {
-    model.emplace(file);
-    engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
-  }
-  static Loaded& get() {
-    static Loaded loaded;
-    return loaded;
-  }
-
-  std::string plain(const std::string& question, int tokens, const SamplingOptions& sampling = {}) {
-    Session session(*engine, {.sampling = sampling, .method = DraftMethod::kNone});
-    session.append(Conversation(vocabulary).user_turn(question));
-    std::string text;
-    generate(
-        session, tokens, [&](Token token) { return vocabulary.is_end_of_generation(token); },
-        [&](const DecodedToken& token) {
-          text += vocabulary.piece(token.token);
-          return true;
-        });
-    return text;
-  }
-
-  std::shared_ptr<const GgufFile> file;
-  Vocabulary vocabulary;
-  std::optional<Model> model;
-  std::optional<NativeEngine> engine;
-};
 
 class ServerTest : public testing::Test {
  protected:
@@ -86,6 +55,10 @@ class ServerTest : public testing::Test {
     fields["messages"] = Json::array({{{"role", "user"}, {"content", question}}});
     const httplib::Result result = post("/v1/chat/completions", fields);
     return result ? Json::parse(result->body) : Json();
+  }
+  static std::string request_of(const std::string& path, const std::string& body) {
+    return fmt::format("POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{}", path,
+                       body.size(), body);
   }
   static std::string text_of(const Json& reply) {
     return reply.at("choices").at(0).at("message").at("content");
@@ -246,33 +219,190 @@ TEST_F(ServerTest, FillsTheContextAndStops) {
 }
 
 TEST_F(ServerTest, AsksForItsKey) {
-  start({.api_key = "secret"});
+  start({.api_key = "sec%41ret"});
   httplib::Client client("127.0.0.1", port_);
   EXPECT_EQ(client.Get("/health")->status, 200);
   EXPECT_THAT(client.Get("/")->body, HasSubstr("</html>"));
   EXPECT_EQ(client.Get("/v1/models")->status, 401);
-  EXPECT_EQ(client.Get("/v1/models", {{"Authorization", "Bearer wrong"}})->status, 401);
-  const httplib::Result models = client.Get("/v1/models", {{"Authorization", "Bearer secret"}});
+  const auto models_with = [&](const std::string& key) {
+    return client.Get("/v1/models", httplib::Headers{{"Authorization", key}});
+  };
+  EXPECT_EQ(models_with("Bearer wrong")->status, 401);
+  EXPECT_EQ(models_with("bearer sec%41ret")->status, 200) << "as it is, in any case of 'Bearer'";
+  const httplib::Result models = models_with("Bearer sec%41ret");
   EXPECT_EQ(models->status, 200);
   EXPECT_EQ(Json::parse(models->body)["data"][0]["id"], "smol");
 }
 
-/// Who goes away frees the slot.
-TEST_F(ServerTest, NoticesThatNobodyListens) {
+/// Nothing is computed for who has gone: while an answer is written, whole or as a stream, while a
+/// prompt is read, and in the queue. The slot would be taken for minutes else.
+TEST_F(ServerTest, EndsTheWorkOfClientsWhoLeave) {
   const std::string expected = Loaded::get().plain("Hi", 3);  // before the server has the engine
+  std::string long_prompt;
+  for (int i = 0; i < 480; ++i) long_prompt += " word";
+  const Json bodies[] = {{{"prompt", "1, 2, 3, 4, 5,"}},
+                         {{"prompt", "1, 2, 3, 4, 5,"}, {"stream", true}},
+                         {{"prompt", long_prompt}, {"stream", true}},
+                         {{"prompt", "1, 2, 3, 4, 5,"}, {"max_tokens", 400}}};
   start({.slots = 1});
-  httplib::Client client("127.0.0.1", port_);
-  const Json body = {{"prompt", "Once upon a time"}, {"stream", true}, {"temperature", 1}};
-  httplib::Request request;
-  request.method = "POST";
-  request.path = "/v1/completions";
-  request.body = body.dump();
-  int parts = 0;
-  request.content_receiver = [&](const char*, std::size_t, std::uint64_t, std::uint64_t) {
-    return ++parts < 2;
-  };
-  client.send(request);
+  std::vector<RawClient> clients;
+  for (const Json& body : bodies) {
+    clients.emplace_back(port_);
+    clients.back().send(request_of("/v1/completions", body.dump()));
+  }
+  clients[1].receive("data:", 200);  // some of them have begun by then
+  clients.clear();
   EXPECT_EQ(text_of(chat("Hi", {{"max_tokens", 3}})), expected);
+  const Json again = chat("Hi", {{"max_tokens", 3}});
+  EXPECT_EQ(text_of(again), expected) << "and the slot is as good as before";
+}
+
+/// Each as much as is free: a lone answer may fill the context, several share it, and who finds no
+/// room waits.
+TEST_F(ServerTest, SharesTheContextAmongItsSlots) {
+  const std::string long_question = "Repeat this: " + [] {
+    std::string words;
+    for (int i = 0; i < 180; ++i) words += fmt::format("w{} ", i % 10);
+    return words;
+  }();
+  const std::string expected = Loaded::get().plain(long_question, 100);
+  start({.slots = 4});
+  std::vector<std::future<Json>> answers;
+  for (int i = 0; i < 4; ++i) {
+    answers.push_back(std::async(std::launch::async, [&] {
+      return chat(long_question, {{"max_tokens", 100}});
+    }));
+  }
+  for (std::future<Json>& each : answers) {
+    const Json answer = each.get();
+    ASSERT_TRUE(answer.contains("choices")) << answer;
+    EXPECT_EQ(text_of(answer), expected);
+  }
+}
+
+TEST_F(ServerTest, TakesCurlsBodiesOfAnySize) {
+  start();
+  std::string words;
+  for (int i = 0; i < 400; ++i) words += "word ";
+  const std::string body =
+      Json({{"prompt", words}, {"max_tokens", 1}, {"user", std::string(20000, 'u')}}).dump();
+  httplib::Client client("127.0.0.1", port_);
+  client.set_read_timeout(600);
+  const httplib::Result result =
+      client.Post("/v1/completions", body, "application/x-www-form-urlencoded");
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->status, 200) << result->body;
+}
+
+TEST_F(ServerTest, BoundsWhatComesIn) {
+  start();
+  const auto status_of = [&](const std::string& request) {
+    const RawClient client(port_);
+    client.send(request);
+    const std::string reply = client.receive("\r\n");
+    return reply.substr(0, std::string("HTTP/1.1 400").size());
+  };
+  const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n";
+  EXPECT_EQ(status_of(head + "Content-Length: 33554433\r\n\r\n"), "HTTP/1.1 413");
+  std::string chunks = head + "Transfer-Encoding: chunked\r\n\r\n";
+  for (int i = 0; i < 33; ++i) chunks += "100000\r\n" + std::string(1 << 20, ' ') + "\r\n";
+  EXPECT_EQ(status_of(chunks + "0\r\n\r\n"), "HTTP/1.1 413");
+  EXPECT_EQ(status_of(head + "Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" +
+                      std::string(20, 'x')),
+            "HTTP/1.1 415");
+  EXPECT_EQ(status_of(head + "Content-Type: multipart/form-data; boundary=x\r\n"
+                             "Content-Length: 3\r\n\r\nabc"),
+            "HTTP/1.1 415");
+  EXPECT_EQ(status_of("GET /health HTTP/1.1\r\nX: " + std::string(100000, 'x') + "\r\n\r\n"),
+            "HTTP/1.1 431");
+}
+
+/// What clients know an error by.
+TEST_F(ServerTest, ErrorsHaveTheCodesThatClientsKnow) {
+  start();
+  std::string endless;
+  for (int i = 0; i < 600; ++i) endless += " word";
+  const Json full = chat(endless)["error"];
+  EXPECT_EQ(full["code"], "context_length_exceeded");
+  EXPECT_EQ(full["type"], "exceed_context_size_error");
+  EXPECT_THAT(full["message"].get<std::string>(),
+              HasSubstr("model's maximum context length is 512 tokens"));
+  EXPECT_EQ(full["n_ctx"], 512);
+  EXPECT_GT(full["n_prompt_tokens"], 600);
+
+  httplib::Client client("127.0.0.1", port_);
+  const auto error_of = [](const httplib::Result& result) {
+    return fmt::format("{} {}", result->status,
+                       Json::parse(result->body)["error"]["code"].get<std::string>());
+  };
+  EXPECT_EQ(error_of(client.Get("/v1/nothing")), "404 unknown_url");
+  const httplib::Result wrong = client.Get("/v1/completions");
+  EXPECT_EQ(error_of(wrong), "405 method_not_supported");
+  EXPECT_THAT(wrong->get_header_value("Allow"), HasSubstr("POST"));
+  EXPECT_EQ(error_of(client.Delete("/health")), "405 method_not_supported");
+  EXPECT_EQ(error_of(post("/v1/completions", {{"prompt", "a"}, {"min_tokens", 3}})),
+            "400 unsupported_parameter");
+  EXPECT_EQ(
+      error_of(post("/v1/completions", {{"prompt", "a"}, {"response_format", {{"type", 1}}}})),
+      "400 unsupported_parameter");
+}
+
+TEST_F(ServerTest, PagesOfOtherOriginsCannotUseIt) {
+  start();
+  httplib::Client client("127.0.0.1", port_);
+  const auto ask = [&](const std::string& origin, const std::string& host) {
+    return client.Post("/v1/completions", httplib::Headers{{"Origin", origin}, {"Host", host}},
+                       R"({"prompt": "a", "max_tokens": 1})", "text/plain");
+  };
+  EXPECT_EQ(ask("https://evil.example", "localhost")->status, 403);
+  EXPECT_EQ(ask("http://localhost:3000", "evil.example:8080")->status, 403);
+  const httplib::Result allowed = ask("http://localhost:3000", "127.0.0.1");
+  EXPECT_EQ(allowed->status, 200);
+  EXPECT_EQ(allowed->get_header_value("Access-Control-Allow-Origin"), "http://localhost:3000");
+  const httplib::Result preflight = client.Options(
+      "/v1/chat/completions",
+      httplib::Headers{{"Origin", "http://localhost:3000"},
+                       {"Access-Control-Request-Method", "POST"},
+                       {"Access-Control-Request-Headers", "authorization,x-stainless-os"}});
+  EXPECT_EQ(preflight->status, 204);
+  EXPECT_THAT(preflight->get_header_value("Access-Control-Allow-Headers"),
+              HasSubstr("x-stainless-os"));
+}
+
+/// HTTP/1.0 knows no chunks, and no reply is a file to be had in parts.
+TEST_F(ServerTest, AnswersOldClientsInTheirWords) {
+  start();
+  const std::string body =
+      Json({{"prompt", "The capital of France is"}, {"max_tokens", 4}, {"stream", true}}).dump();
+  const RawClient client(port_);
+  client.send(fmt::format("POST /v1/completions HTTP/1.0\r\nContent-Length: {}\r\n\r\n{}",
+                          body.size(), body));
+  const std::string reply = client.receive();
+  EXPECT_THAT(reply, Not(HasSubstr("chunked")));
+  EXPECT_THAT(reply, HasSubstr("\r\n\r\ndata: {"));
+  EXPECT_TRUE(reply.ends_with("data: [DONE]\n\n")) << reply;
+
+  httplib::Client parts("127.0.0.1", port_);
+  const httplib::Result whole = parts.Get("/", httplib::Headers{{"Range", "bytes=0-9"}});
+  EXPECT_EQ(whole->status, 200);
+  EXPECT_THAT(whole->body, HasSubstr("</html>"));
+}
+
+/// An answer that was cut is not passed off as one.
+TEST_F(ServerTest, SaysThatItEndsWhenItCutsAnswers) {
+  start();
+  RawClient streamed(port_), whole(port_);
+  const Json body = {{"prompt", "1, 2, 3, 4, 5,"}, {"ignored", 1}};
+  streamed.send(
+      request_of("/v1/completions", Json({{"prompt", "1, 2, 3,"}, {"stream", true}}).dump()));
+  whole.send(request_of("/v1/completions", body.dump()));
+  const std::string begun = streamed.receive("data:");
+  server_->stop();
+  const std::string rest = begun + streamed.receive();
+  EXPECT_THAT(rest, HasSubstr("server_ending"));
+  EXPECT_THAT(rest, Not(HasSubstr("[DONE]")));
+  const std::string reply = whole.receive();
+  EXPECT_TRUE(reply.empty() || reply.starts_with("HTTP/1.1 503")) << reply;
 }
 
 TEST_F(ServerTest, TellsThatAPortIsTaken) {

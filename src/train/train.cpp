@@ -454,14 +454,13 @@ TrainReport train(const TrainOptions& options,
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const EngineOptions engine_options = {.threads = options.threads > 0 ? options.threads : cores,
                                         .context = kTextPositions,
+                                        .positions = kTextPositions * kTextsAtOnce,
                                         .max_rows = kRowsAPass};
   std::unique_ptr<Engine> made;
   if (model && options.engine != TrainEngine::kLlama) {
     made = std::make_unique<NativeEngine>(*model, engine_options);
   } else {
-    LlamaOptions llama = options.llama;
-    llama.sequences = kTextsAtOnce;
-    made = std::make_unique<LlamaEngine>(file, engine_options, llama);
+    made = std::make_unique<LlamaEngine>(file, engine_options, options.llama);
   }
   Engine& engine = *made;
   at::set_num_threads(engine.options().threads);

@@ -270,7 +270,7 @@ TEST_F(TrainingTest, RegressionOnAnyEngineMakesHeads) {
         },
         stop);
   };
-  LlamaEngine llama(file, {.threads = 1, .context = 256, .max_rows = 64}, {.sequences = 2});
+  LlamaEngine llama(file, {.threads = 1, .context = 256, .positions = 512, .max_rows = 64}, {});
   const TrainReport report = train_with(llama);
   EXPECT_TRUE(report.heads_written);
   EXPECT_EQ(report.layer, 1);

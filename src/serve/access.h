@@ -1,0 +1,36 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace firp {
+
+/// Who may use a server. A browser sends what any page asks of it, with the page's origin: without
+/// a key, only pages of this machine, or of the server itself, may. A page can also have its own
+/// name point at this machine (DNS rebinding): its requests carry that name as their Host.
+struct AccessRules {
+  bool on_loopback = true;           ///< listens to this machine alone
+  std::string api_key;               ///< empty: none is asked for
+  std::vector<std::string> origins;  ///< that may use it, too; "*": all
+  std::vector<std::string> hosts;    ///< names that it has besides those of this machine
+};
+
+/// A host as it is in a URL: an IPv6 address has brackets there.
+std::string url_host(const std::string& host);
+
+/// Whether a host, as it is in a URL ("localhost", "127.0.0.1", "[::1]"), is this machine.
+bool is_loopback(std::string_view host);
+
+/// `host`: the header, "localhost:8080"; empty where there was none. A name without a dot cannot be
+/// a stranger's.
+bool host_is_allowed(const AccessRules& rules, std::string_view host);
+
+/// `origin`: the header, "http://localhost:3000"; browsers send "null" for pages without one.
+bool origin_is_allowed(const AccessRules& rules, std::string_view origin, std::string_view host);
+
+/// Whether the headers Authorization ("Bearer KEY") or X-API-Key bring the key that is asked for.
+bool key_is_right(const AccessRules& rules, std::string_view authorization,
+                  std::string_view api_key);
+
+}  // namespace firp

@@ -1,0 +1,298 @@
+#include "serve/http_server.h"
+
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <limits>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+namespace firp {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// What else the program has open: the model, a log, the listening socket.
+constexpr std::size_t kOtherFiles = 64;
+
+/// As many as there may be, and there are file descriptors for.
+std::size_t affordable_connections() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    return HttpServer::kMostConnections;
+  }
+  const auto files = static_cast<std::size_t>(limit.rlim_cur);
+  return std::clamp<std::size_t>(files > kOtherFiles ? files - kOtherFiles : 1, 1,
+                                 HttpServer::kMostConnections);
+}
+
+/// Waits for events of a socket until `deadline`; what came, 0: nothing in time.
+int wait_for(int socket, int events, Clock::time_point deadline) {
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    pollfd one = {.fd = socket, .events = static_cast<short>(events), .revents = 0};
+    const int count = poll(&one, 1, static_cast<int>(std::max<long long>(left, 0)));
+    if (count > 0) return one.revents;
+    if (count == 0 || errno != EINTR) return 0;
+  }
+}
+
+/// Of a client that still sends when it is refused: it would lose the answer if its bytes were not
+/// read before the connection is closed.
+void read_what_still_comes(int socket) {
+  constexpr std::size_t kMostBytes = std::size_t{64} << 20;
+  constexpr auto kMostTime = std::chrono::seconds(1);
+  shutdown(socket, SHUT_WR);
+  std::array<char, 16384> ignored;
+  const Clock::time_point deadline = Clock::now() + kMostTime;
+  for (std::size_t bytes = 0; bytes < kMostBytes && wait_for(socket, POLLIN, deadline) != 0;) {
+    const ssize_t count = recv(socket, ignored.data(), ignored.size(), MSG_DONTWAIT);
+    if (count <= 0) break;
+    bytes += static_cast<std::size_t>(count);
+  }
+}
+
+}  // namespace
+
+struct HttpServer::Connection {
+  const socket_t socket;
+  std::atomic<bool> waits = true;  ///< for its client: there is no request, or it is not all there
+  std::atomic<bool> closing = false;  ///< the server stops, or
+  bool makes_room = false;            ///< it is closed for another one, and no longer counted
+  bool closes_after_answer = false;
+  Bound bound = Bound::kNone;
+
+  /// Of the calling thread; each serves one connection.
+  static thread_local Connection* current;
+};
+thread_local HttpServer::Connection* HttpServer::Connection::current = nullptr;
+
+/// A connection's bytes, with the bounds of a request.
+class HttpServer::RequestStream final : public httplib::Stream {
+ public:
+  explicit RequestStream(Connection& connection) : connection_(connection) {}
+
+  /// Waits for the first byte of the next request; false where none comes.
+  bool wait_for_request() {
+    connection_.waits = true;
+    connection_.bound = Bound::kNone;
+    head_bytes_ = kMostHeadBytes;
+    deadline_ = Clock::now() + std::chrono::seconds(kIdleSeconds);
+    if (begin_ == end_ && !fill()) return false;
+    began_ = Clock::now();
+    deadline_ = began_ + std::chrono::seconds(kHeadSeconds);
+    return true;
+  }
+  void end_head() {
+    head_bytes_ = std::numeric_limits<std::size_t>::max();
+    deadline_ = began_ + std::chrono::seconds(kRequestSeconds);
+    // Only reading the body, if it is read, waits for the client from here on.
+    connection_.waits = false;
+  }
+
+  bool is_readable() const override { return begin_ < end_; }
+  bool wait_readable() const override {
+    return is_readable() || wait_for(connection_.socket, POLLIN, deadline_) != 0;
+  }
+  bool wait_writable() const override {
+    const auto deadline = Clock::now() + std::chrono::seconds(kWriteSeconds);
+    return (wait_for(connection_.socket, POLLOUT, deadline) & POLLOUT) != 0;
+  }
+  bool is_peer_alive() const override { return !client_has_left() && wait_writable(); }
+
+  ssize_t read(char* to, std::size_t size) override {
+    if (begin_ == end_ && !fill()) return -1;
+    const std::size_t count = std::min(size, end_ - begin_);
+    if (!may_take(count)) return -1;
+    std::copy_n(bytes_.data() + begin_, count, to);
+    begin_ += count;
+    return static_cast<ssize_t>(count);
+  }
+  const char* buffered_data(std::size_t& size) const override {
+    size = std::min(end_ - begin_, head_bytes_);
+    return bytes_.data() + begin_;
+  }
+  void consume_buffered(std::size_t size) override {
+    if (may_take(size)) begin_ += size;
+  }
+
+  ssize_t write(const char* from, std::size_t size) override {
+    while (wait_writable()) {
+      const ssize_t count = send(connection_.socket, from, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (count >= 0 || (errno != EAGAIN && errno != EINTR)) return count;
+    }
+    return -1;
+  }
+
+  void get_remote_ip_and_port(std::string&, int&) const override {}
+  void get_local_ip_and_port(std::string&, int&) const override {}
+  socket_t socket() const override { return connection_.socket; }
+  time_t duration() const override {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began_).count();
+  }
+
+ private:
+  bool may_take(std::size_t count) {
+    if (count > head_bytes_) {
+      connection_.bound = Bound::kHeadBytes;
+      return false;
+    }
+    if (head_bytes_ != std::numeric_limits<std::size_t>::max()) head_bytes_ -= count;
+    return true;
+  }
+  bool fill() {
+    if (head_bytes_ == 0) {
+      connection_.bound = Bound::kHeadBytes;
+      return false;
+    }
+    const bool waited = connection_.waits.exchange(true);
+    while (true) {
+      if (wait_for(connection_.socket, POLLIN, deadline_) == 0) {
+        connection_.bound = Bound::kTime;
+        return false;
+      }
+      const ssize_t count = recv(connection_.socket, bytes_.data(), bytes_.size(), MSG_DONTWAIT);
+      if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+      if (count <= 0 || connection_.closing) return false;
+      begin_ = 0;
+      end_ = static_cast<std::size_t>(count);
+      connection_.waits = waited;
+      return true;
+    }
+  }
+
+  Connection& connection_;
+  std::array<char, 16384> bytes_;
+  std::size_t begin_ = 0, end_ = 0;  ///< of what was received and not yet read
+  std::size_t head_bytes_ = 0;       ///< that the request's head may still take
+  Clock::time_point began_, deadline_;
+};
+
+/// A thread for each connection, as cpp-httplib asks for them.
+class HttpServer::Threads final : public httplib::TaskQueue {
+ public:
+  explicit Threads(HttpServer& server) : server_(server) {}
+
+  bool enqueue(std::function<void()> serve) override {
+    {
+      const std::lock_guard lock(server_.mutex_);
+      if (server_.threads_ >= server_.most_connections_ && !server_.close_one_that_waits()) {
+        return false;
+      }
+      ++server_.threads_;
+    }
+    try {
+      std::thread(std::move(serve)).detach();
+    } catch (const std::system_error&) {  // no more threads: the connection is closed at once
+      const std::lock_guard lock(server_.mutex_);
+      --server_.threads_;
+      return false;
+    }
+    return true;
+  }
+
+  void shutdown() override {
+    std::unique_lock lock(server_.mutex_);
+    const auto all_ended = [this] { return server_.threads_ == 0 && server_.connections_.empty(); };
+    if (server_.ended_.wait_for(lock, kGrace, all_ended)) return;
+    server_.shut_down(/*all=*/true);
+    server_.ended_.wait(lock, all_ended);
+  }
+
+ private:
+  HttpServer& server_;
+};
+
+HttpServer::HttpServer() : most_connections_(affordable_connections()) {
+  new_task_queue = [this] { return new Threads(*this); };
+  set_keep_alive_timeout(kIdleSeconds);  // what clients are told
+  set_keep_alive_max_count(1000);
+  set_tcp_nodelay(true);  // a token is a small packet
+  // Without SO_REUSEPORT, which is the library's default: two servers would share a port unnoticed.
+  set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
+}
+
+void HttpServer::stop_serving() {
+  stop();
+  const std::lock_guard lock(mutex_);
+  stopping_ = true;
+  shut_down(/*all=*/false);
+}
+
+void HttpServer::shut_down(bool all) {
+  for (Connection* const each : connections_) {
+    each->closing = true;
+    if (all) {
+      shutdown(each->socket, SHUT_RDWR);
+    } else if (each->waits) {
+      shutdown(each->socket, SHUT_RD);
+    }
+  }
+}
+
+bool HttpServer::close_one_that_waits() {
+  for (Connection* const each : connections_) {
+    if (!each->waits || each->closing) continue;
+    each->closing = each->makes_room = true;
+    shutdown(each->socket, SHUT_RDWR);
+    --threads_;
+    return true;
+  }
+  return false;
+}
+
+bool HttpServer::process_and_close_socket(socket_t socket) {
+  Connection connection = {.socket = socket};
+  Connection::current = &connection;
+  std::list<Connection*>::iterator place;
+  {
+    const std::lock_guard lock(mutex_);
+    place = connections_.insert(connections_.end(), &connection);
+    connection.closing = stopping_;
+  }
+  RequestStream stream(connection);
+  std::size_t served = 0;
+  while (served < keep_alive_max_count_ && !connection.closing && stream.wait_for_request()) {
+    bool closed = ++served == keep_alive_max_count_;
+    const bool answered = serve_guarded([&] {
+      return process_request(stream, "", 0, "", 0, closed, closed, [&](httplib::Request& request) {
+        stream.end_head();
+        request.ranges.clear();  // no reply here is a file that can be asked for in parts
+      });
+    });
+    if (!answered || closed || connection.closes_after_answer) break;
+    const std::lock_guard lock(mutex_);
+    connections_.splice(connections_.end(), connections_, place);  // the last one that was used
+  }
+  if (!connection.makes_room) read_what_still_comes(socket);
+  Connection::current = nullptr;
+  // All in one: once no connection is left, the server may be gone.
+  const std::lock_guard lock(mutex_);
+  connections_.erase(place);
+  close(socket);
+  if (!connection.makes_room) --threads_;
+  ended_.notify_all();
+  return true;
+}
+
+bool HttpServer::client_has_left() {
+  const int came = wait_for(Connection::current->socket, POLLRDHUP, Clock::now());
+  return (came & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+void HttpServer::close_after_answer() { Connection::current->closes_after_answer = true; }
+
+HttpServer::Bound HttpServer::bound_hit() { return Connection::current->bound; }
+
+}  // namespace firp

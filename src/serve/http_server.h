@@ -1,0 +1,66 @@
+#pragma once
+
+#include <httplib.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <list>
+#include <mutex>
+
+namespace firp {
+
+/// cpp-httplib's server, with bounds on what strangers may take of it: connections, and the bytes
+/// and the time of a request before anything is done with it. A connection has a thread for as long
+/// as it is open.
+///
+/// When all kMostConnections are open, one more closes that which has waited longest for its client
+/// (an idle one, or a request that does not come on), so that whoever holds connections open keeps
+/// nobody out.
+class HttpServer final : public httplib::Server {
+ public:
+  static constexpr std::size_t kMostConnections = 512;
+  static constexpr std::size_t kMostHeadBytes = std::size_t{64} << 10;  ///< request line, headers
+  static constexpr int kHeadSeconds = 10;     ///< from a request's first byte to its last header
+  static constexpr int kRequestSeconds = 60;  ///< to the last byte of its body
+  static constexpr int kIdleSeconds = 30;     ///< between two requests of a connection
+  static constexpr int kWriteSeconds = 20;    ///< that a client may take to make room for bytes
+
+  HttpServer();
+
+  /// Takes no more connections or requests. Those being answered have kGrace to end; then their
+  /// connections are cut.
+  void stop_serving();
+
+  // Of the request that the calling thread answers:
+
+  /// Whether its client has closed the connection.
+  static bool client_has_left();
+  /// Ends the connection after the answer: HTTP/1.0's way to end a body of unknown length.
+  static void close_after_answer();
+  /// What bound the request ran into before it was all there.
+  enum class Bound { kNone, kHeadBytes, kTime };
+  static Bound bound_hit();
+
+ private:
+  static constexpr std::chrono::milliseconds kGrace{600};
+
+  struct Connection;
+  class RequestStream;
+  class Threads;
+
+  bool process_and_close_socket(socket_t socket) override;
+  /// The oldest of the connections that wait for their client is closed; false where all are busy.
+  bool close_one_that_waits();
+  /// Wakes whoever waits for a client, or, with `all`, for anything of a connection.
+  void shut_down(bool all);
+
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::size_t most_connections_;
+  std::size_t threads_ = 0;             ///< of connections, those that are not being closed
+  std::list<Connection*> connections_;  ///< oldest first
+  bool stopping_ = false;
+};
+
+}  // namespace firp

@@ -1,0 +1,155 @@
+#include "serve/slots.h"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <climits>
+#include <future>
+#include <thread>
+
+#include "engine/llama_engine.h"
+#include "serve/test_model.h"
+
+namespace firp {
+namespace {
+
+constexpr auto kWanted = [] { return false; };
+
+class SlotsTest : public testing::Test {
+ protected:
+  static CompletionRequest request(int max_tokens) {
+    return {.kind = CompletionKind::kText, .max_tokens = max_tokens};
+  }
+  static std::vector<Token> prompt(int i, int words) {
+    std::string text = fmt::format("Text {}:", i);
+    for (int k = 0; k < words; ++k) text += fmt::format(" w{}x{}", i, k);
+    return Loaded::get().vocabulary.tokenize(text, /*add_bos=*/true);
+  }
+  static std::string answer(Slots& slots, std::span<const Token> tokens, int max_tokens) {
+    std::string text;
+    slots.complete(
+        tokens, request(max_tokens), [&](std::string_view part) { text += part; }, kWanted);
+    return text;
+  }
+  static LlamaEngine llama_engine(int positions) {
+    return LlamaEngine(Loaded::get().file, {.threads = 1, .context = positions}, {});
+  }
+
+  const DecodeOptions plain_{.method = DraftMethod::kNone};
+};
+
+/// Each prompt fits; what idle slots hold is given up for the next one.
+TEST_F(SlotsTest, PromptsOneAfterTheOtherFindRoomOnBothEngines) {
+  Loaded& loaded = Loaded::get();
+  LlamaEngine llama = llama_engine(512);
+  for (Engine* const engine :
+       {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
+    Slots slots(*engine, loaded.vocabulary, plain_, 4);
+    for (int i = 0; i < 6; ++i) {
+      ASSERT_GT(prompt(i, 40).size(), 512u / 4) << "four of them do not fit together";
+      EXPECT_FALSE(answer(slots, prompt(i, 40), 4).empty()) << engine->isa() << " " << i;
+    }
+  }
+}
+
+/// The oldest goes on, the others wait, or begin again: all have the text that they have alone.
+TEST_F(SlotsTest, AnswersThatDoNotFitTogetherAreAllGiven) {
+  Loaded& loaded = Loaded::get();
+  LlamaEngine llama = llama_engine(512);
+  for (Engine* const engine :
+       {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
+    Slots slots(*engine, loaded.vocabulary, {.method = DraftMethod::kNone, .ngrams = true}, 4);
+    constexpr int kAnswers = 6, kTokens = 120;
+    std::vector<std::future<std::string>> together;
+    for (int i = 0; i < kAnswers; ++i) {
+      together.push_back(
+          std::async(std::launch::async, [&, i] { return answer(slots, prompt(i, 60), kTokens); }));
+    }
+    for (int i = 0; i < kAnswers; ++i) {
+      const std::string text = together[i].get();
+      EXPECT_FALSE(text.empty());
+      if (engine == &llama) continue;  // whose rows are the same within rounding
+      Slots alone(*engine, loaded.vocabulary, plain_, 1);
+      EXPECT_EQ(text, answer(alone, prompt(i, 60), kTokens)) << i;
+    }
+  }
+}
+
+TEST_F(SlotsTest, ALoneAnswerMayHaveAllThereIs) {
+  Loaded& loaded = Loaded::get();
+  Slots slots(*loaded.engine, loaded.vocabulary, plain_, 4);
+  for (int i = 0; i < 3; ++i) answer(slots, prompt(i, 40), 2);  // idle slots hold most of it
+  const std::vector<Token> tokens = prompt(9, 100);
+  ASSERT_GT(tokens.size(), 400u);
+  const Slots::Answer all = slots.complete(
+      tokens, request(INT_MAX), [](std::string_view) {}, kWanted);
+  if (all.finish == FinishReason::kLength) {
+    EXPECT_EQ(all.usage.prompt_tokens + all.usage.completion_tokens, 512);
+  }
+}
+
+/// In the queue, while the prompt is read, and while the answer is written.
+TEST_F(SlotsTest, UnwantedAnswersEndWithinAPass) {
+  Loaded& loaded = Loaded::get();
+  Slots slots(*loaded.engine, loaded.vocabulary, plain_, 1);
+  for (const int passes : {0, 1, 2, 6}) {
+    int looks = 0;
+    EXPECT_THROW(slots.complete(
+                     prompt(passes, 100), request(INT_MAX), [](std::string_view) {},
+                     [&] { return looks++ == passes; }),
+                 Cancelled);
+    EXPECT_EQ(looks, passes + 1);
+  }
+  std::atomic<bool> leave = false;
+  std::atomic<int> waits = 0;
+  auto running = std::async(std::launch::async, [&] {
+    EXPECT_THROW(
+        slots.complete(
+            prompt(1, 10), request(INT_MAX), [](std::string_view) {}, [&] { return leave.load(); }),
+        Cancelled);
+  });
+  auto queued = std::async(std::launch::async, [&] {
+    EXPECT_THROW(
+        slots.complete(
+            prompt(2, 10), request(1), [](std::string_view) {}, [&] { return ++waits >= 3; }),
+        Cancelled);
+  });
+  queued.wait();
+  leave = true;
+  running.wait();
+  const std::vector<Token> tokens = prompt(3, 20);
+  Slots alone(*loaded.engine, loaded.vocabulary, plain_, 1);
+  EXPECT_EQ(answer(slots, tokens, 8), answer(alone, tokens, 8)) << "the slot is as good as before";
+}
+
+TEST_F(SlotsTest, TooManyThatWaitAreRefused) {
+  Loaded& loaded = Loaded::get();
+  Slots slots(*loaded.engine, loaded.vocabulary, plain_, 1);
+  std::atomic<bool> leave = false;
+  std::atomic<int> refused = 0, cancelled = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < Slots::kMostWaiting + 1 + 5; ++i) {
+    threads.emplace_back([&] {
+      try {
+        slots.complete(
+            prompt(1, 10), request(INT_MAX), [](std::string_view) {}, [&] { return leave.load(); });
+      } catch (const RequestError& error) {
+        EXPECT_EQ(error.kind.status, 503);
+        ++refused;
+      } catch (const Cancelled&) {
+        ++cancelled;
+      }
+    });
+  }
+  while (refused < 5) std::this_thread::yield();
+  EXPECT_THROW(slots.refuse_if_full(), RequestError);
+  leave = true;
+  for (std::thread& each : threads) each.join();
+  EXPECT_EQ(refused, 5);
+  EXPECT_EQ(cancelled, Slots::kMostWaiting + 1);
+}
+
+}  // namespace
+}  // namespace firp

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "decode/conversation.h"
+#include "decode/session.h"
+#include "engine/native_engine.h"
+#include "model/test_files.h"
+
+namespace firp {
+
+/// The real model, loaded once, and what plain decoding makes of a prompt.
+class Loaded {
+ public:
+  Loaded() : file(std::make_shared<const GgufFile>(real_model())), vocabulary(real_model()) {
+    model.emplace(file);
+    engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
+  }
+  static Loaded& get() {
+    static Loaded loaded;
+    return loaded;
+  }
+
+  std::string plain(const std::string& question, int tokens, const SamplingOptions& sampling = {}) {
+    Session session(*engine, {.sampling = sampling, .method = DraftMethod::kNone});
+    session.append(Conversation(vocabulary).user_turn(question));
+    std::string text;
+    generate(
+        session, tokens, [&](Token token) { return vocabulary.is_end_of_generation(token); },
+        [&](const DecodedToken& token) {
+          text += vocabulary.piece(token.token);
+          return true;
+        });
+    return text;
+  }
+
+  std::shared_ptr<const GgufFile> file;
+  Vocabulary vocabulary;
+  std::optional<Model> model;
+  std::optional<NativeEngine> engine;
+};
+
+}  // namespace firp
