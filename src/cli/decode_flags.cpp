@@ -240,9 +240,11 @@ void DecodeFlags::add_engine_to(CLI::App& app) {
   engines
       ->add_option("--device", llama.devices, "(-dev) Devices to offload to, none: the CPU alone")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->trigger_on_parse();
   engines->add_option("--tensor-split", llama.tensor_split, "(-ts) Shares of the devices: 3,1")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->trigger_on_parse();
   engines->add_option("--flash-attn", flash_attention, "(-fa) on, off or auto")
       ->transform(CLI::Transformer({{"1", "on"},
@@ -256,7 +258,8 @@ void DecodeFlags::add_engine_to(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->capture_default_str();
   engines->add_option("--rpc", llama.rpc_servers, "Servers of firp rpc-server: HOST:PORT,...")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
 }
 
 void DecodeFlags::add_draft_to(CLI::App& app) {

@@ -80,7 +80,7 @@ template, it is text that the model goes on with. Without -p and -f it is read f
 if that is no terminal. Of a file, or of what is piped in, the last line break does not belong to the
 prompt, nor does a byte order mark; line breaks of Windows become plain ones. -p is taken as it
 stands. The text goes to standard output, what it took to standard error. Drafts never change the
-text.
+text; with --engine llama that takes --exact.
 
 Examples:
   firp generate model.gguf -p "Why is the sky blue?"

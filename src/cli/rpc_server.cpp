@@ -77,7 +77,8 @@ Examples:
   flags->decode.add_threads_to(*app);
   app->add_option("--device", flags->decode.llama.devices,
                   "(-dev) Devices to lend (default: all GPUs, else the CPU)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   return {app, [flags] { return run_rpc_server(*flags); }};
 }
 

@@ -205,9 +205,11 @@ Examples:
       ->capture_default_str();
   app->add_option("--rows", flags->rows, "Rows of passes, for rows")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
   app->add_option("--tree", flags->trees, "Sizes of draft trees, for tree; 0: a chain")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
   flags->decode.add_threads_to(*app);
   app->add_option("-s,--seed", flags->seed, "Seed of the model's own prompts; -1: any")

@@ -99,7 +99,7 @@ seeds=$(for seed in -1 -1 4294967295; do
 done | sort -u | wc -l)
 [ "$seeds" -eq 3 ] || fail "--seed -1 is the same seed again"
 for most in -1 -2; do
-  write -p 'Count: one two three' -c 64 -n $most > "$scratch/text"
+  "$firp" generate "$model" -p hi -c 64 -n $most -t 1 --draft none > /dev/null 2> "$scratch/log"
   grep -q 'the context of 64 tokens is full' "$scratch/log" || fail "-n $most: $(cat "$scratch/log")"
 done
 [ -z "$(write -p "$question" -n 0)" ] && grep -q '^firp: 0 tokens' "$scratch/log" &&
@@ -240,8 +240,8 @@ for answering in False, True:
     if answering:
         chat.ask()
     chat.go_away()
-    status = chat.ended()
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGHUP, status
+    status = chat.ended()  # by the signal, unless a read or a write failed before it came
+    assert os.WIFEXITED(status) or os.WTERMSIG(status) == signal.SIGHUP, status
     chat = Chat(ignores_hangup=True)
     chat.wait_for(b"\n> ")
     if answering:
@@ -250,6 +250,20 @@ for answering in False, True:
     status = chat.ended()
     assert os.WIFEXITED(status), status
 END
+
+# Chat of a script: Ctrl-C ends it, and not an answer alone.
+printf 'Tell me a very long story.\nAnd another one.\n' |
+  "$firp" chat -m "$model" -n 4000 --temp 1.5 --top-k 0 --top-p 1 --min-p 0 --draft none \
+    > "$scratch/chat" 2> "$scratch/log" &
+pid=$!
+for _ in $(seq 600); do
+  [ -s "$scratch/chat" ] && break
+  sleep 0.05
+done
+kill -INT $pid
+wait $pid
+status=$?
+[ $status -eq 130 ] || fail "Ctrl-C in a script's chat: exit $status, $(cat "$scratch/log")"
 
 # llama.cpp's engine: with --exact the text is plain decoding's there, too.
 llama=(-m "$model" --engine llama --exact -p "$question" -n 24)
