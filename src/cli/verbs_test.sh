@@ -105,6 +105,11 @@ done
 [ -z "$(write -p "$question" -n 0)" ] && grep -q '^firp: 0 tokens' "$scratch/log" &&
   ! grep -q ' 0\.00 s' "$scratch/log" || fail "-n 0 reads no prompt: $(cat "$scratch/log")"
 
+# The threads are those of the cores that the program may use.
+core=$(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')
+taskset -c "$core" "$firp" bench --load "$model" 2> "$scratch/log" | grep -q ', 1 threads$' ||
+  fail "more threads than cores that may be used: $(cat "$scratch/log")"
+
 # Kept packed weights: the second start maps them, and writes the same text.
 for start in first second; do
   FIRP_CACHE=$scratch/cache "$firp" generate -m "$model" -p "$question" -n 48 --packed-cache \
