@@ -4,12 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 
 #include "model/error.h"
+#include "model/text_input.h"
 
 namespace firp {
 namespace {
@@ -268,15 +266,6 @@ std::string figure_html(const ReportFigure& figure) {
       source, caption.empty() ? "" : fmt::format("<figcaption>{}</figcaption>", caption));
 }
 
-std::string read_text(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::string text(std::istreambuf_iterator<char>(file), {});
-  if (!file.good() && !file.eof()) {
-    throw Error(fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)));
-  }
-  return text;
-}
-
 }  // namespace
 
 std::vector<ReportFigure> read_figures(const std::filesystem::path& folder) {
@@ -291,9 +280,9 @@ std::vector<ReportFigure> read_figures(const std::filesystem::path& folder) {
   std::vector<ReportFigure> figures;
   for (std::filesystem::path& path : paths) {
     ReportFigure& figure = figures.emplace_back();
-    figure.svg = read_text(path);
+    figure.svg = TextInput("the figure", path).text();
     path.replace_extension(".txt");
-    if (std::filesystem::exists(path)) figure.caption = read_text(path);
+    if (std::filesystem::exists(path)) figure.caption = TextInput("the caption", path).text();
   }
   return figures;
 }

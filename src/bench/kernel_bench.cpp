@@ -137,7 +137,7 @@ ProductLimit product_limit(ggml_type type, MatrixShape shape, int rows, const Ma
 
 std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const Kernels& kernels,
                                         ThreadPool& pool, const MachinePeaks& peaks,
-                                        const std::function<bool(const KernelResult&)>& on_result) {
+                                        const std::function<void(const KernelResult&)>& on_result) {
   MemoryReader reader(pool);
   std::vector<KernelResult> results;
   for (const MatrixShape shape : options.shapes) {
@@ -199,7 +199,7 @@ std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const
           }
         }
         results.push_back(result);
-        if (!on_result(result)) return results;
+        on_result(result);
       }
     }
   }

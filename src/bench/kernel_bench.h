@@ -63,10 +63,10 @@ struct KernelBenchOptions {
 
 /// Measures every combination but those of types whose blocks do not divide the inputs, ours and
 /// ggml's in turn, each on as many threads as the pool has. `on_result` is told of each as soon as
-/// it is known; where it returns false, that is the end.
+/// it is known.
 std::vector<KernelResult> bench_kernels(const KernelBenchOptions& options, const Kernels& kernels,
                                         ThreadPool& pool, const MachinePeaks& peaks,
-                                        const std::function<bool(const KernelResult&)>& on_result);
+                                        const std::function<void(const KernelResult&)>& on_result);
 
 /// RMS of the difference between our product and ggml's in every form that it has, over the RMS of
 /// ggml's: the greatest. Shows that both do the same work.

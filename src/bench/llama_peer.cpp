@@ -19,6 +19,22 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// While it lives, `stop` ends passes of the context between two nodes of their graph.
+class AbortedBy {
+ public:
+  AbortedBy(llama_context& context, const std::atomic<bool>& stop) : context_(context) {
+    llama_set_abort_callback(
+        &context, [](void* flag) { return static_cast<std::atomic<bool>*>(flag)->load(); },
+        const_cast<std::atomic<bool>*>(&stop));
+  }
+  ~AbortedBy() { llama_set_abort_callback(&context_, nullptr, nullptr); }
+  AbortedBy(const AbortedBy&) = delete;
+  AbortedBy& operator=(const AbortedBy&) = delete;
+
+ private:
+  llama_context& context_;
+};
+
 }  // namespace
 
 struct LlamaPeer::State {
@@ -74,19 +90,24 @@ std::vector<BenchMethod> LlamaPeer::methods(const Vocabulary& vocabulary,
                              NgramSource::kMostTokens))};
 }
 
-void LlamaPeer::decode_batch(llama_batch batch) {
-  if (llama_decode(state_->context.get(), batch) != 0) {
-    throw Error("llama.cpp's context is full; a larger one (-c) holds more");
-  }
+bool LlamaPeer::decode_batch(llama_batch batch) {
+  constexpr int kAborted = 2;
+  const int status = llama_decode(state_->context.get(), batch);
+  if (status == kAborted) return false;
+  if (status != 0) throw Error("llama.cpp's context is full; a larger one (-c) holds more");
+  return true;
 }
 
-void LlamaPeer::decode(std::span<Token> tokens) {
+bool LlamaPeer::decode(std::span<Token> tokens) {
   const std::size_t most = llama_n_batch(state_->context.get());
   while (!tokens.empty()) {
     const std::size_t count = std::min(tokens.size(), most);
-    decode_batch(llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(count)));
+    if (!decode_batch(llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(count)))) {
+      return false;
+    }
     tokens = tokens.subspan(count);
   }
+  return true;
 }
 
 void LlamaPeer::start(std::span<const Token> prompt) {
@@ -112,6 +133,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
   const GgmlErrors errors;
   BenchRun result;
   llama_context* const context = state_->context.get();
+  const AbortedBy aborted_by(*context, stop);
   llama_memory_t const memory = llama_get_memory(context);
   llama_memory_clear(memory, /*data=*/false);
   Conversation conversation(vocabulary);
@@ -124,7 +146,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
     const std::vector<Token> given = conversation.user_turn(turn);
     tokens.insert(tokens.end(), given.begin(), given.end());
     const Clock::time_point prefill_start = Clock::now();
-    decode(std::span(tokens).subspan(done, tokens.size() - 1 - done));
+    if (!decode(std::span(tokens).subspan(done, tokens.size() - 1 - done))) break;
     llama_synchronize(context);
     result.prefill_seconds += seconds_since(prefill_start);
 
@@ -136,7 +158,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
       for (const DraftNode& node : draft) rows.push_back(node.token);
       llama_batch batch = llama_batch_get_one(rows.data(), static_cast<std::int32_t>(rows.size()));
       batch.logits = all_logits.data();
-      decode_batch(batch);
+      if (!decode_batch(batch)) break;
 
       const std::size_t before = tokens.size();
       bool foreseen = true;

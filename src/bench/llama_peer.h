@@ -35,8 +35,9 @@ class LlamaPeer {
   struct State;
   BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
                const Vocabulary& vocabulary, const SamplingOptions& sampling, bool ngrams);
-  void decode(std::span<Token> tokens);
-  void decode_batch(llama_batch batch);
+  // False where `stop` of run() ended it.
+  bool decode(std::span<Token> tokens);
+  bool decode_batch(llama_batch batch);
 
   std::unique_ptr<State> state_;
 };

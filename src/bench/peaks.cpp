@@ -12,6 +12,7 @@
 #include "bench/timing.h"
 #include "kernels/amx_shapes.h"
 #include "kernels/kernels.h"
+#include "model/usable_cores.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -347,6 +348,7 @@ nlohmann::ordered_json machine_json(const MachinePeaks& peaks, std::string_view 
   nlohmann::ordered_json json = {
       {"cpu", cpu_name()},
       {"cores", std::thread::hardware_concurrency()},
+      {"usable_cores", usable_cores()},
       {"threads", peaks.threads},
       {"isa", isa},
       {"last_level_cache_bytes", last_level_cache_bytes()},

@@ -3,9 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -13,6 +10,7 @@
 
 #include "bench/bench.h"
 #include "model/error.h"
+#include "model/text_input.h"
 
 namespace firp {
 namespace {
@@ -74,12 +72,12 @@ std::string parse_line(const std::string& text, int line, BenchPrompt& prompt) {
 
 std::vector<BenchPrompt> read_bench_prompts(const std::filesystem::path& path, int limit,
                                             int turns) {
-  std::ifstream file(path);
+  TextInput file("the prompts", path);
   std::string line;
   std::vector<BenchPrompt> prompts;
   std::map<std::string, int> taken;
   std::set<std::pair<std::string, std::string>> questions;
-  for (int number = 1; std::getline(file, line); ++number) {
+  for (int number = 1; file.next_line(line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     BenchPrompt prompt;
     std::string problem = parse_line(line, number, prompt);
@@ -92,10 +90,6 @@ std::vector<BenchPrompt> read_bench_prompts(const std::filesystem::path& path, i
     if (limit > 0 && ++taken[prompt.category] > limit) continue;
     if (turns > 0 && static_cast<int>(prompt.turns.size()) > turns) prompt.turns.resize(turns);
     prompts.push_back(std::move(prompt));
-  }
-  // Not at the end of the file: it could not be opened, or read.
-  if (!file.eof()) {
-    throw Error(fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)));
   }
   if (prompts.empty()) throw Error(fmt::format("{} holds no prompts", path.string()));
   return prompts;

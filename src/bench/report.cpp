@@ -13,6 +13,8 @@
 
 #include "model/error.h"
 #include "model/replaced_file.h"
+#include "model/text_input.h"
+#include "model/usable_cores.h"
 
 namespace firp {
 namespace {
@@ -160,6 +162,7 @@ nlohmann::ordered_json bench_machine(const Engine& engine, const GgufFile* file,
   nlohmann::ordered_json machine = {
       {"cpu", cpu_name()},
       {"cores", std::thread::hardware_concurrency()},
+      {"usable_cores", usable_cores()},
       {"threads", engine.options().threads},
       {"isa", engine.isa()},
       {"cache_type", ggml_type_name(ggml_type_of(engine.options().cache_type))},
@@ -190,10 +193,9 @@ nlohmann::ordered_json bench_json(const BenchReport& report) {
 }
 
 BenchReport read_bench_report(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  if (!file) throw Error(fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)));
+  const std::string text = TextInput("the results", path).text();
   try {
-    const auto json = nlohmann::ordered_json::parse(file);
+    const auto json = nlohmann::ordered_json::parse(text);
     BenchReport report{json.at("machine"), json.at("settings"), {}};
     for (const auto& run : json.at("runs")) report.records.push_back(record_from(run));
     if (!report.records.empty()) return report;

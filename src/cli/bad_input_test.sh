@@ -42,20 +42,21 @@ refuses 2 'draft' generate "${prompt[@]}" --draft magic
 refuses 2 'model' bench
 
 # Flags that make no sense.
-refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t 0
-refuses 1 '-t must be at least 1' generate "${prompt[@]}" -t -3
 refuses 1 '-t must be at most' generate "${prompt[@]}" -t 100000
 refuses 1 'no layer to choose|built without training' train -m "$model" --method medusa --layer 9 \
   -o "$scratch/x.firp.gguf"
-refuses 1 '-t must be at least 1|built without training' train -m "$model" -t 0 -o "$scratch/x.firp.gguf"
-refuses 1 '-n must be at least 1' generate "${prompt[@]}" -n -1
-refuses 1 '-c must be at least 1' generate "${prompt[@]}" -c 0
+refuses 1 '-n must be at least 0, or -1: no limit' generate "${prompt[@]}" -n -3
+refuses 1 '-n must be at least 1, or -1: no limit' chat -m "$model" -n 0
+refuses 1 '-n must be at least 1, or -1: no limit' serve "$model" -n 0
+refuses 1 '-c must be at least 0' generate "${prompt[@]}" -c -1
+refuses 1 '--repeat-last-n must be at least -1' generate "${prompt[@]}" --repeat-last-n -2
 refuses 2 'cache-type-k' generate "${prompt[@]}" -ctk q4_0
 refuses 1 'must be the same' generate "${prompt[@]}" -ctk q8_0
 refuses 1 'must be the same' bench --forward --synthetic smollm2-135m:q4_0 -ctv q8_0
-refuses 1 '--temp must be between' generate "${prompt[@]}" --temp -1
 refuses 1 '--temp must be between' generate "${prompt[@]}" --temp nan
 refuses 1 '--top-p must be between' generate "${prompt[@]}" --top-p 1.5
+refuses 1 '--min-p must be between' generate "${prompt[@]}" --min-p 1.5
+refuses 2 'gpu-layers' generate "${prompt[@]}" -ngl many
 refuses 1 '--tree must be at least 1' generate "${prompt[@]}" --tree -1
 refuses 2 'engine' generate "${prompt[@]}" --engine gpu
 refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --temp 1
@@ -77,6 +78,21 @@ printf 'ab\xc3' > "$scratch/cut"
 refuses 1 'not valid UTF-8 \(at byte 2\)' generate -m "$model" -f "$scratch/cut"
 refuses 1 'cannot read the prompt .*No such file' generate -m "$model" -f "$scratch/nothing"
 refuses 1 'cannot read the prompt' generate -m "$model" -f "$scratch"
+refuses 1 'prompt is empty' generate -m "$model" -f -
+# What has no end is read no further than the limit that the message names.
+refuses 1 'the prompt /dev/zero is longer than 32 MiB' generate -m "$model" -f /dev/zero
+refuses 1 'the prompts /dev/zero has a line of more than 32 MiB' bench -m "$model" --prompts /dev/zero
+refuses 1 'the results /dev/zero is longer than 32 MiB' bench --report "$scratch/x.html" --from /dev/zero
+refuses 1 'the log /dev/zero has a line of more than 32 MiB' study curve /dev/zero -o "$scratch/study"
+for verb in generate chat; do
+  cases=$((cases + 1))
+  output=$(timeout 60 "$firp" $verb -m "$model" --draft none 2>&1 < /dev/zero)
+  status=$?
+  if [ $status -ne 1 ] || ! grep -aqE '^firp: .* (longer|more) than 32 MiB$' <<< "$output"; then
+    echo "FAILED: $verb with endless input: exit $status, $output"
+    failures=$((failures + 1))
+  fi
+done
 refuses 1 'context of 4 ' generate "${prompt[@]}" -c 4 --draft none
 refuses 1 'context of 4 ' generate -m "$model" -c 4 --draft none --raw -p 'one two three four five'
 
@@ -158,7 +174,6 @@ refuses 1 "'4096' is not a shape" bench --kernels --shapes 4096
 refuses 1 'rows of 576 weights cannot be q4_K' bench --kernels --types q4_K --shapes 576x576
 refuses 1 '--rows must be at least 1' bench --kernels --rows 1,0
 refuses 1 '--rows must be at most' bench --kernels --rows 100000
-refuses 1 '-t must be at least 1' bench --kernels -t 0
 refuses 2 'model' bench --forward
 refuses 2 'prompts|kernels' bench --forward --kernels
 refuses 2 'forward' bench --synthetic llama-7b:q4_0
@@ -186,6 +201,8 @@ refuses 1 '--tokens must be at least 1' study mask "$model" --tokens 0 -o "$scra
 # serve.
 refuses 1 '--port must be 0 to 65535' serve "$model" --port 70000
 refuses 1 '--parallel must be at least 1' serve "$model" -np 0
+refuses 1 '--host is empty' serve "$model" --host ''
+refuses 1 '--host is empty' rpc-server --host ''
 refuses 1 'cannot listen at 192.0.2.1:' serve "$model" --host 192.0.2.1
 
 # The machine.
@@ -201,6 +218,20 @@ output=$("$firp" generate "${prompt[@]}" -n 4 --draft none 2>&1 > /dev/full)
 status=$?
 if [ $status -ne 1 ] || ! grep -q '^firp: cannot write the output: No space left' <<< "$output"; then
   echo "FAILED: output to a full disk: exit $status, $output"
+  failures=$((failures + 1))
+fi
+# Messages that cannot be written are lost, and nothing with them.
+cases=$((cases + 1))
+output=$("$firp" generate "${prompt[@]}" -n 4 --draft none 2> /dev/full)
+status=$?
+if [ $status -ne 0 ] || [ -z "$output" ]; then
+  echo "FAILED: messages to a full disk: exit $status, $output"
+  failures=$((failures + 1))
+fi
+"$firp" generate "${prompt[@]}" -c -1 2> /dev/full
+status=$?
+if [ $status -ne 1 ]; then
+  echo "FAILED: an error's message to a full disk: exit $status"
   failures=$((failures + 1))
 fi
 output=$(

@@ -116,12 +116,10 @@ int run_kernels(const BenchFlags& flags) {
   const OtherLoad load;
   ThreadPool pool(threads);
   const MachinePeaks peaks = measure_peaks(pool, kernels.isa);
-  catch_interrupts();
   fmt::print("{}, {}\n{}", cpu_name(), kernels.isa, kernel_table_head(peaks));
   const auto results = bench_kernels(options, kernels, pool, peaks, [](const KernelResult& result) {
     fmt::print("{}", kernel_table_line(result));
     flush_output();
-    return !interrupted;
   });
   tell_of_other_load(load.cores());
   flush_output();
@@ -130,7 +128,7 @@ int run_kernels(const BenchFlags& flags) {
     machine["other_load_cores"] = load.cores();
     write_json(kernel_json(std::move(machine), results), flags.json);
   }
-  return interrupted ? kExitInterrupted : 0;
+  return 0;
 }
 
 int report_forward(const BenchFlags& flags, Engine& engine, const Model* model,
@@ -245,7 +243,7 @@ int run_report(const BenchFlags& flags) {
 }
 
 int run_prompts(BenchFlags& flags) {
-  require_at_least(flags.tokens, 1, "-n");
+  const int most = most_tokens(flags.tokens);
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
   require_at_least(flags.repeats, 1, "--repeats");
@@ -262,10 +260,10 @@ int run_prompts(BenchFlags& flags) {
       flags.method, decoder, [&](const std::string& name) { status.show("preparing " + name); });
   std::optional<LlamaPeer> peer;
   if (!flags.peer.empty()) {
-    peer.emplace(
-        flags.decode.model, flags.decode.thread_count(),
-        flags.decode.context.value_or(std::min(decoder.engine.options().context, kPeerContext)),
-        flags.decode.cache_type());
+    peer.emplace(flags.decode.model, flags.decode.thread_count(),
+                 flags.decode.context_size().value_or(
+                     std::min(decoder.engine.options().context, kPeerContext)),
+                 flags.decode.cache_type());
     std::ranges::move(peer->methods(decoder.vocabulary, decoder.options.sampling),
                       std::back_inserter(methods));
   }
@@ -283,7 +281,7 @@ int run_prompts(BenchFlags& flags) {
   const OtherLoad load;
   const auto start = std::chrono::steady_clock::now();
   report.records = run_bench(
-      prompts, methods, flags.tokens, flags.repeats,
+      prompts, methods, most, flags.repeats,
       [&](int done, int total) {
         const double seconds =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -383,8 +381,7 @@ Examples:
   app->add_option("--peer", flags->peer,
                   "Another program beside ours: llama.cpp, plain and with n-grams as its drafts")
       ->check(CLI::IsMember({"llama.cpp"}));
-  app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
-      ->capture_default_str();
+  app->add_option("-n,--predict,--n-predict", flags->tokens, kPredictHelp)->capture_default_str();
   app->add_option("--limit", flags->limit, "Prompts of each category at most (default: all)");
   app->add_option("--turns", flags->turns, "Turns of each prompt at most (default: all)");
   app->add_option("--repeats", flags->repeats, "Runs of each prompt; the one of median time counts")

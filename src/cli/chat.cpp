@@ -1,10 +1,10 @@
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
-#include <optional>
+#include <utility>
 
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
@@ -12,6 +12,8 @@
 #include "cli/verbs.h"
 #include "decode/conversation.h"
 #include "model/error.h"
+#include "model/message.h"
+#include "model/text_input.h"
 
 namespace firp {
 namespace {
@@ -28,20 +30,8 @@ constexpr const char* kCommands =
     "/help   this list\n"
     "/exit   leave (so does the end of the input)\n";
 
-/// A line of standard input; nullopt at its end, or after Ctrl-C.
-std::optional<std::string> read_line() {
-  char* line = nullptr;
-  std::size_t capacity = 0;
-  const ssize_t length = getline(&line, &capacity, stdin);
-  const std::unique_ptr<char, decltype(&std::free)> owner(line, &std::free);
-  if (length < 0) return std::nullopt;
-  std::string text(line, static_cast<std::size_t>(length));
-  while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
-  return text;
-}
-
 int run_chat(const ChatFlags& flags) {
-  require_at_least(flags.tokens, 1, "-n");
+  const int most = most_tokens(flags.tokens);
   require_utf8(flags.system_prompt, "the system prompt");
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   const Vocabulary& vocabulary = decoder.vocabulary;
@@ -51,8 +41,8 @@ int run_chat(const ChatFlags& flags) {
   }
   const bool interactive = isatty(STDIN_FILENO) != 0;
   if (interactive) {
-    fmt::print(stderr, "{}; /help lists the commands, Ctrl-C stops an answer\n",
-               flags.decode.model.stem().string());
+    say("{}; /help lists the commands, Ctrl-C stops an answer\n",
+        flags.decode.model.stem().string());
   }
 
   Session session(decoder.engine, decoder.options);
@@ -61,33 +51,38 @@ int run_chat(const ChatFlags& flags) {
   std::size_t prompt_tokens = 0;
   std::string last = "no answer yet";
   TextPrinter printer(use_colour(flags.decode.colour));
+  TextInput input = TextInput::standard("what you say");
   while (true) {
-    if (interactive) fmt::print(stderr, "\n> ");
+    if (interactive) say("\n> ");
     catch_interrupts();
-    const std::optional<std::string> line = read_line();
-    if (!line || *line == "/exit") break;
-    if (line->find_first_not_of(" \t") == std::string::npos) continue;
-    if (*line == "/help") {
-      fmt::print(stderr, "{}", kCommands);
-    } else if (*line == "/stats") {
-      fmt::print(stderr, "{}\n", last);
-    } else if (*line == "/reset") {
+    signal(SIGTERM, SIG_DFL);  // it is meant for the program, not for an answer
+    std::string line;
+    // Ctrl-C ends the read, and the chat.
+    if (!input.next_line(line)) break;
+    line = prompt_of_bytes(std::move(line));  // a file's first line may have a byte order mark
+    if (line == "/exit") break;
+    if (line.find_first_not_of(" \t") == std::string::npos) continue;
+    if (line == "/help") {
+      say("{}", kCommands);
+    } else if (line == "/stats") {
+      say("{}\n", last);
+    } else if (line == "/reset") {
       session.truncate(0);
       conversation = Conversation(vocabulary, flags.system_prompt);
     } else {
       try {
         Conversation next = conversation;
-        const std::vector<Token> tokens = next.user_turn(*line);
+        const std::vector<Token> tokens = next.user_turn(line);
         session.append(tokens);
         conversation = std::move(next);
         const DecodeStats stats = generate(
-            session, flags.tokens,
-            [&](Token token) { return vocabulary.is_end_of_generation(token); },
+            session, most, [&](Token token) { return vocabulary.is_end_of_generation(token); },
             [&](const DecodedToken& token) {
               printer.print(vocabulary.piece(token.token), token.drafted);
               return !interrupted;
             });
         printer.finish();
+        if (interrupted && !interactive) return kExitInterrupted;
         all += stats;
         prompt_tokens += tokens.size();
         last = describe_run(stats, decoder.options, tokens.size());
@@ -98,13 +93,13 @@ int run_chat(const ChatFlags& flags) {
       } catch (const Error& error) {
         // A person can go on from here; a script cannot.
         if (!interactive) throw;
-        fmt::print(stderr, "firp: {}\n", error.what());
+        say("firp: {}\n", error.what());
       }
     }
   }
-  if (interactive) fmt::print(stderr, "\n");
+  if (interactive) say("\n");
   if (all.tokens > 0) {
-    fmt::print(stderr, "firp: {}\n", describe_run(all, decoder.options, prompt_tokens));
+    say("firp: {}\n", describe_run(all, decoder.options, prompt_tokens));
   }
   return 0;
 }
@@ -124,8 +119,7 @@ Examples:
   printf 'My name is Ada.\nWhat is my name?\n' | firp chat -m model.gguf)");
   flags->decode.add_model_to(*app);
   app->add_option("--system-prompt", flags->system_prompt, "What the model is told first");
-  app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens of an answer at most")
-      ->capture_default_str();
+  app->add_option("-n,--predict,--n-predict", flags->tokens, kPredictHelp)->capture_default_str();
   flags->decode.add_decoding_to(*app);
   flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdio>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "cli/cost_cache.h"
@@ -15,6 +14,8 @@
 #include "decode/rounding.h"
 #include "engine/native_engine.h"
 #include "model/error.h"
+#include "model/message.h"
+#include "model/usable_cores.h"
 
 namespace firp {
 namespace {
@@ -40,10 +41,9 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& mod
     throw Error(
         fmt::format("there are no heads for {}; `firp train -m {}` makes them", path, path));
   }
-  fmt::print(stderr,
-             "firp: no heads for this model, so only n-grams are drafted; `firp train -m {}` makes "
-             "them\n",
-             path);
+  say("firp: no heads for this model, so only n-grams are drafted; `firp train -m {}` makes "
+      "them\n",
+      path);
   return {};
 }
 
@@ -57,7 +57,7 @@ int largest(std::span<const int> trees) {
 DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   flags.thread_count();
   flags.cache_type();
-  require_at_least(flags.context.value_or(1), 1, "-c");
+  flags.context_size();
   require_at_least(largest_tree, 1, "--tree");
   if (largest_tree > kLargestTree) {
     throw Error(fmt::format("--tree must be at most {}", kLargestTree));
@@ -67,13 +67,12 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   }
   SamplingOptions sampling = flags.sampling;
   constexpr float kAnyPositive = 1e30f;
-  require_between(sampling.temperature, 0, kAnyPositive, "--temp");
-  require_at_least(sampling.top_k, 0, "--top-k");
+  require_between(sampling.temperature, -kAnyPositive, kAnyPositive, "--temp");
   require_between(sampling.top_p, 0, 1, "--top-p");
-  require_between(sampling.min_p, 0, 1, "--min-p");
+  require_between(sampling.min_p, -kAnyPositive, 1, "--min-p");
   require_between(sampling.repeat_penalty, 1e-3f, kAnyPositive, "--repeat-penalty");
-  require_at_least(sampling.repeat_last_n, 0, "--repeat-last-n");
-  sampling.seed = flags.seed ? *flags.seed : std::random_device()();
+  require_at_least(sampling.repeat_last_n, -1, "--repeat-last-n");
+  sampling.seed = seed_of(flags.seed.value_or(kRandomSeed));
   return {.sampling = sampling,
           .drafting = flags.drafting == "in-pass" ? Drafting::kInPass : Drafting::kDeferred,
           .tree_nodes = largest_tree,
@@ -92,11 +91,9 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
   const std::string architecture = file->get_string("general.architecture");
   const auto trained = static_cast<int>(std::clamp<std::int64_t>(
       file->find_int(architecture + ".context_length").value_or(INT_MAX), 1, INT_MAX));
-  const int context = flags.context.value_or(trained);
+  const int context = flags.context_size().value_or(trained);
   if (context > trained && !flags.context_is_shared) {
-    fmt::print(stderr,
-               "firp: the model was trained for a context of {}; beyond it text gets worse\n",
-               trained);
+    say("firp: the model was trained for a context of {}; beyond it text gets worse\n", trained);
   }
   std::optional<Heads> heads;
   if (!heads_path.empty()) heads = read_heads(heads_path, file.get());
@@ -133,12 +130,27 @@ void require_at_least(int value, int least, const char* flag) {
   if (value < least) throw Error(fmt::format("{} must be at least {}", flag, least));
 }
 
+int most_tokens(int predict, int least) {
+  if (predict == -1 || predict == -2) return INT_MAX;
+  if (predict < least) throw Error(fmt::format("-n must be at least {}, or -1: no limit", least));
+  return predict;
+}
+
+std::uint64_t seed_of(std::int64_t seed) {
+  constexpr std::int64_t kLlamaRandomSeed = 0xFFFFFFFF;  // -1 in the 32 bits that llama.cpp keeps
+  const bool random = seed == kRandomSeed || seed == kLlamaRandomSeed;
+  return random ? std::random_device()() : static_cast<std::uint64_t>(seed);
+}
+
 int DecodeFlags::thread_count() const {
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const int count = threads.value_or(cores);
-  require_at_least(count, 1, "-t");
+  const int count = threads.value_or(0);
   if (count > kMostThreads) throw Error(fmt::format("-t must be at most {}", kMostThreads));
-  return count;
+  return count > 0 ? count : usable_cores();
+}
+
+std::optional<int> DecodeFlags::context_size() const {
+  require_at_least(context.value_or(0), 0, "-c");
+  return context == 0 ? std::nullopt : context;
 }
 
 CacheType DecodeFlags::cache_type() const {
@@ -150,13 +162,17 @@ CacheType DecodeFlags::cache_type() const {
 
 void DecodeFlags::add_model_to(CLI::App& app) {
   app.add_option("-m,--model,model", model, "The model, a GGUF file")->required();
-  app.add_option("-t,--threads", threads, "Threads (default: one per core)");
+  add_threads_to(app);
 }
 
-void DecodeFlags::add_decoding_to(CLI::App& app) {
-  app.add_option(
-      "-c,--ctx-size", context,
-      "Tokens that prompt and answers may take together (default: the model's own limit)");
+void DecodeFlags::add_threads_to(CLI::App& app) {
+  app.add_option("-t,--threads", threads,
+                 "Threads; 0: one per core that this program may use, by its affinity and its "
+                 "container's CPU quota (default)");
+}
+
+void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {
+  app.add_option("-c,--ctx-size", context, context_help);
   app.add_option("--cache-type-k", cache_type_k,
                  "(-ctk) What keys are kept as: f16, or q8_0, in about half the memory")
       ->check(CLI::IsMember({"f16", "q8_0"}))
@@ -166,19 +182,25 @@ void DecodeFlags::add_decoding_to(CLI::App& app) {
       ->capture_default_str();
 
   CLI::App* sampled = app.add_option_group("Sampling");
-  sampled->add_option("--temp", sampling.temperature, "Temperature; 0: always the likeliest token")
+  sampled
+      ->add_option("--temp,--temperature", sampling.temperature,
+                   "Temperature; 0: always the likeliest token")
       ->capture_default_str();
-  sampled->add_option("--top-k", sampling.top_k, "Only the K likeliest tokens; 0: all")
+  sampled->add_option("--top-k", sampling.top_k, "Only the K likeliest tokens; 0 or -1: all")
       ->capture_default_str();
   sampled->add_option("--top-p", sampling.top_p, "Only the likeliest tokens that sum to P; 1: all")
       ->capture_default_str();
-  sampled->add_option("--min-p", sampling.min_p, "No token less likely than P times the likeliest")
+  sampled
+      ->add_option("--min-p", sampling.min_p,
+                   "No token less likely than P times the likeliest; 0: off")
       ->capture_default_str();
-  sampled->add_option("--repeat-penalty", sampling.repeat_penalty, "Above 1: repeats less")
+  sampled->add_option("--repeat-penalty", sampling.repeat_penalty, "Above 1: repeats less; 1: off")
       ->capture_default_str();
-  sampled->add_option("--repeat-last-n", sampling.repeat_last_n, "Tokens that count as repeated")
+  sampled
+      ->add_option("--repeat-last-n", sampling.repeat_last_n,
+                   "Tokens that count as repeated; 0: none, -1: the whole context")
       ->capture_default_str();
-  sampled->add_option("-s,--seed", seed, "Seed (default: another one each time)");
+  sampled->add_option("-s,--seed", seed, "Seed; -1: another one each time (default)");
 
   CLI::App* drafted = app.add_option_group("Drafting");
   drafted->add_option("--heads", heads,
@@ -210,18 +232,36 @@ void DecodeFlags::add_engine_to(CLI::App& app) {
   engines->add_flag("--exact", exact,
                     "With llama.cpp, whose rounding depends on what else is in a pass: decide near "
                     "ties in a pass of one row, so that the text is plain decoding's (greedy)");
-  engines->add_option("--gpu-layers,--n-gpu-layers", llama.gpu_layers,
-                      "(-ngl) Layers on the GPU (llama.cpp; default: as many as fit)");
+  // Any number below 0 but -1 stands for all layers, to libllama too.
+  engines
+      ->add_option("--gpu-layers,--n-gpu-layers", llama.gpu_layers,
+                   "(-ngl) Layers on the GPU, a number, auto (as many as fit) or all (llama.cpp)")
+      ->transform(CLI::Transformer({{"auto", "-1"}, {"all", "-2"}}).description(""))
+      ->default_str("auto");
+  // trigger_on_parse: a list that is given again stands in the place of the first.
   engines
       ->add_option("--device", llama.devices, "(-dev) Devices to offload to, none: the CPU alone")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->trigger_on_parse();
   engines->add_option("--tensor-split", llama.tensor_split, "(-ts) Shares of the devices: 3,1")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->trigger_on_parse();
   engines->add_option("--flash-attn", flash_attention, "(-fa) on, off or auto")
+      ->transform(CLI::Transformer({{"1", "on"},
+                                    {"enabled", "on"},
+                                    {"true", "on"},
+                                    {"0", "off"},
+                                    {"disabled", "off"},
+                                    {"false", "off"},
+                                    {"-1", "auto"}})
+                      .description(""))
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->capture_default_str();
   engines->add_option("--rpc", llama.rpc_servers, "Servers of firp rpc-server: HOST:PORT,...")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
 }
 
 void DecodeFlags::add_draft_to(CLI::App& app) {
@@ -244,8 +284,8 @@ void DecodeFlags::add_colour_to(CLI::App& app) {
 
 bool offloads(const LlamaOptions& llama) {
   const bool devices = !llama.devices.empty() && llama.devices != std::vector<std::string>{"none"};
-  return llama.gpu_layers > 0 || devices || !llama.rpc_servers.empty() ||
-         !llama.tensor_split.empty();
+  const bool layers = llama.gpu_layers > 0 || llama.gpu_layers < -1;
+  return layers || devices || !llama.rpc_servers.empty() || !llama.tensor_split.empty();
 }
 
 LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
@@ -269,7 +309,7 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
   llama.flash_attention =
       flags.flash_attention == "auto" ? -1 : static_cast<int>(flags.flash_attention == "on");
   // libllama takes the memory of its whole context at once.
-  if (!flags.context) {
+  if (!flags.context_size()) {
     options.context = std::min(options.context, kLlamaContext);
     options.positions = options.context;
   }
@@ -280,7 +320,7 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
     throw Error(fmt::format("{}; nor does llama.cpp run it: {}", why_not_native, error.what()));
   }
   if (!why_not_native.empty()) {
-    fmt::print(stderr, "firp: {}; llama.cpp runs this model\n", why_not_native);
+    say("firp: {}; llama.cpp runs this model\n", why_not_native);
   }
   return loaded;
 }

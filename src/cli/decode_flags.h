@@ -21,7 +21,21 @@ inline const std::vector<std::string> kDraftNames = {"none", "firp", "ngram", "f
 /// The size of a draft tree that stands for "as many nodes as pay": the planner chooses.
 inline constexpr int kPlannedTree = 0;
 
-/// The flags of all verbs that decode. Names and meanings are llama.cpp's where it has them.
+/// A --seed that stands for another one each time.
+inline constexpr std::int64_t kRandomSeed = -1;
+/// What a --seed stands for: for a random one, where it is kRandomSeed.
+std::uint64_t seed_of(std::int64_t seed);
+
+/// What -n allows: -1 and -2 stand for no limit but the context's. An Error for less than `least`.
+int most_tokens(int predict, int least = 1);
+
+inline constexpr const char* kContextHelp =
+    "Tokens that prompt and answers may take together; 0: the model's own limit (default)";
+inline constexpr const char* kPredictHelp =
+    "Tokens to write at most; -1: until the context is full";
+
+/// The flags of all verbs that decode. Names and meanings are llama.cpp's where it has them
+/// (docs/flags.md).
 struct DecodeFlags {
   std::filesystem::path model;
   std::filesystem::path heads;  ///< empty: looked for
@@ -34,7 +48,7 @@ struct DecodeFlags {
   std::optional<int> context;
   bool context_is_shared = false;  ///< among the sequences of a server
   std::string cache_type_k = "f16", cache_type_v = "f16";
-  std::optional<std::uint64_t> seed;
+  std::optional<std::int64_t> seed;
   SamplingOptions sampling;
   std::string colour = "auto";
 
@@ -44,14 +58,17 @@ struct DecodeFlags {
   bool exact = false;
   bool packed_cache = false;
 
-  void add_model_to(CLI::App& app);
-  void add_decoding_to(CLI::App& app);
+  void add_threads_to(CLI::App& app);
+  void add_model_to(CLI::App& app);  ///< with the threads
+  void add_decoding_to(CLI::App& app, const std::string& context_help = kContextHelp);
   void add_draft_to(CLI::App& app);
   void add_colour_to(CLI::App& app);
   void add_engine_to(CLI::App& app);
 
-  /// -t, or one per core. An Error for a number that makes no sense.
+  /// -t; one per usable core where it is 0 or less, or not given. An Error for too many.
   int thread_count() const;
+  /// -c; nullopt: the model's own limit. An Error for a number that makes no sense.
+  std::optional<int> context_size() const;
   /// An Error where keys and values are to differ.
   CacheType cache_type() const;
 };

@@ -116,7 +116,7 @@ std::vector<std::string> column(const char* title, const Answer& answer, const D
 int run_demo(DemoFlags& flags) {
   if (flags.prompt.empty()) throw Error("the prompt is empty");
   require_utf8(flags.prompt, "the prompt");
-  require_at_least(flags.tokens, 1, "-n");
+  const int most = most_tokens(flags.tokens);
   flags.decode.draft = "firp+ngram";
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   const std::vector<Token> prompt = Conversation(decoder.vocabulary).user_turn(flags.prompt);
@@ -130,10 +130,12 @@ int run_demo(DemoFlags& flags) {
   status.show("one answer without drafts, one with ...");
   constexpr int kWarmUpTokens = 16;
   decode(decoder, decoder.options, prompt, kWarmUpTokens);
-  const Answer plain = decode(decoder, plain_options, prompt, flags.tokens);
-  const Answer drafted = decode(decoder, decoder.options, prompt, flags.tokens);
-  status.clear();
   if (interrupted) return kExitInterrupted;
+  const Answer plain = decode(decoder, plain_options, prompt, most);
+  if (interrupted) return kExitInterrupted;
+  const Answer drafted = decode(decoder, decoder.options, prompt, most);
+  if (interrupted) return kExitInterrupted;
+  status.clear();
 
   const bool colour = use_colour(flags.decode.colour);
   constexpr int kNarrow = 72;
@@ -180,8 +182,7 @@ Examples:
   firp demo -m model.gguf -p "Translate into French: I like trees." --tree 32)");
   flags->decode.add_model_to(*app);
   app->add_option("-p,--prompt", flags->prompt, "The prompt")->capture_default_str();
-  app->add_option("-n,--predict,--n-predict", flags->tokens, "Tokens to write at most")
-      ->capture_default_str();
+  app->add_option("-n,--predict,--n-predict", flags->tokens, kPredictHelp)->capture_default_str();
   flags->decode.add_decoding_to(*app);
   flags->decode.add_engine_to(*app);
   app->get_option_group("Drafting")

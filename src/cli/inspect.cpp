@@ -223,7 +223,7 @@ Examples:
   firp inspect model.firp.gguf -m model.gguf)");
   app->add_option("file", flags->file, "A model or heads, a GGUF file");
   app->add_option("-m,--model", flags->model, "The model that heads are checked against");
-  app->add_option("-t,--threads", flags->decode.threads, "Threads (default: one per core)");
+  flags->decode.add_threads_to(*app);
   flags->decode.add_engine_to(*app);
   return {app, [flags] { return run_inspect(*flags); }};
 }

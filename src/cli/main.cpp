@@ -14,6 +14,7 @@
 #include "cli/verbs.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
+#include "model/message.h"
 
 namespace {
 
@@ -35,7 +36,7 @@ void end_with_message(const char* message) {
     text.erase(0, std::min(text.find(": ", file), text.size() - 2) + 2);
   }
   while (text.ends_with('\n')) text.pop_back();
-  fmt::print(stderr, "firp: llama.cpp cannot go on: {}\n", firp::one_line(text));
+  firp::say("firp: llama.cpp cannot go on: {}\n", firp::one_line(text));
   _exit(kExitUserError);
 }
 
@@ -47,6 +48,8 @@ int run(int argc, char** argv) {
       "firp");
   program.set_version_flag("--version", "firp " FIRP_VERSION);
   program.require_subcommand(1);
+  // Of a flag that is given twice the last one holds, as in llama.cpp. Verbs inherit this.
+  program.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   program.footer(R"(
 firp VERB --help tells about a verb. Start here:
   firp demo model.gguf
@@ -58,7 +61,7 @@ firp VERB --help tells about a verb. Start here:
       firp::add_inspect(program),  firp::add_study(program, argv), firp::add_rpc_server(program)};
   const auto is_named = [&](const firp::Verb& verb) { return verb.app->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(verbs, is_named)) {
-    fmt::print(stderr, "firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));
+    firp::say("firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));
     return kExitUsage;
   }
   try {
@@ -71,7 +74,7 @@ firp VERB --help tells about a verb. Start here:
     }
     std::string verb;
     for (const CLI::App* app : program.get_subcommands()) verb = " " + app->get_name();
-    fmt::print(stderr, "firp: {} (see firp{} --help)\n", firp::one_line(error.what()), verb);
+    firp::say("firp: {} (see firp{} --help)\n", firp::one_line(error.what()), verb);
     return kExitUsage;
   }
   for (const firp::Verb& verb : verbs) {
@@ -85,10 +88,10 @@ firp VERB --help tells about a verb. Start here:
 int main(int argc, char** argv) {
   open_standard_streams();
   // llama.cpp's names, which are no options to CLI11: one dash before several letters.
-  static char names[][2][20] = {{"-ctk", "--cache-type-k"}, {"-ctv", "--cache-type-v"},
-                                {"-md", "--model-draft"},   {"-ngl", "--gpu-layers"},
-                                {"-dev", "--device"},       {"-ts", "--tensor-split"},
-                                {"-fa", "--flash-attn"},    {"-np", "--parallel"}};
+  static char names[][2][20] = {
+      {"-ctk", "--cache-type-k"}, {"-ctv", "--cache-type-v"}, {"-md", "--model-draft"},
+      {"-ngl", "--gpu-layers"},   {"-dev", "--device"},       {"-ts", "--tensor-split"},
+      {"-fa", "--flash-attn"},    {"-np", "--parallel"},      {"-sys", "--system-prompt"}};
   for (int i = 1; i < argc; ++i) {
     for (auto& [short_name, long_name] : names) {
       if (argv[i] == std::string_view(short_name)) argv[i] = long_name;
@@ -100,11 +103,11 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const firp::Error& error) {
-    fmt::print(stderr, "firp: {}\n", error.what());
+    firp::say("firp: {}\n", error.what());
   } catch (const std::bad_alloc&) {
     std::fputs("firp: out of memory\n", stderr);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "firp: internal error: {}\n", error.what());
+    firp::say("firp: internal error: {}\n", error.what());
   }
   return kExitUserError;
 }

@@ -10,6 +10,7 @@
 #include "cli/decode_flags.h"
 #include "cli/verbs.h"
 #include "model/error.h"
+#include "model/message.h"
 
 namespace firp {
 namespace {
@@ -23,6 +24,7 @@ struct RpcServerFlags {
 int run_rpc_server(const RpcServerFlags& flags) {
   const auto threads = static_cast<std::size_t>(flags.decode.thread_count());
   if (flags.port < 1 || flags.port > 65535) throw Error("--port must be 1 to 65535");
+  if (flags.host.empty()) throw Error("--host is empty; 127.0.0.1 is this machine alone");
   ggml_backend_reg_t const rpc = ggml_backend_reg_by_name("RPC");
   using StartServer = void (*)(const char* endpoint, const char* cache, std::size_t threads,
                                std::size_t device_count, ggml_backend_dev_t* devices);
@@ -45,10 +47,9 @@ int run_rpc_server(const RpcServerFlags& flags) {
   }
   if (devices.empty()) throw Error("--device: there is none of that name (see firp inspect)");
   if (flags.host != "127.0.0.1" && flags.host != "localhost") {
-    fmt::print(stderr,
-               "firp: whoever reaches {}:{} may run what they like here: ggml's protocol has no "
-               "protection. Only in a network that you trust.\n",
-               flags.host, flags.port);
+    say("firp: whoever reaches {}:{} may run what they like here: ggml's protocol has no "
+        "protection. Only in a network that you trust.\n",
+        flags.host, flags.port);
   }
   signal(SIGINT, SIG_DFL);
   const std::string endpoint = fmt::format("{}:{}", flags.host, flags.port);
@@ -73,10 +74,11 @@ Examples:
   firp generate -m model.gguf --rpc 10.0.0.2:50052,10.0.0.3:50052 -p "Hello"     (elsewhere))");
   app->add_option("-H,--host", flags->host, "Address to listen at")->capture_default_str();
   app->add_option("-p,--port", flags->port, "Port")->capture_default_str();
-  app->add_option("-t,--threads", flags->decode.threads, "Threads (default: one per core)");
+  flags->decode.add_threads_to(*app);
   app->add_option("--device", flags->decode.llama.devices,
                   "(-dev) Devices to lend (default: all GPUs, else the CPU)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   return {app, [flags] { return run_rpc_server(*flags); }};
 }
 

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <climits>
 #include <cstdlib>
 #include <memory>
-#include <optional>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -24,7 +22,7 @@ struct ServeFlags {
   DecodeFlags decode;
   ServerOptions server;
   std::optional<std::string> api_key;
-  std::optional<int> tokens;
+  int tokens = -1;
 };
 
 /// The key that requests must bring; empty: none. One that was meant to be there, as an unset
@@ -75,9 +73,9 @@ int run_serve(const ServeFlags& flags) {
   if (options.slots > kMostSlots) {
     throw Error(fmt::format("--parallel must be at most {}", kMostSlots));
   }
-  require_at_least(flags.tokens.value_or(1), 1, "-n");
+  const int most = most_tokens(flags.tokens);
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
-  options.max_tokens = flags.tokens.value_or(INT_MAX);
+  options.max_tokens = most;
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
 
   catch_interrupts();
@@ -107,8 +105,12 @@ Verb add_serve(CLI::App& program) {
 Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health; at / there is
 a page to chat with the model. Several requests are answered at once, pass by pass in turn. What a
 request does not say (temperature, top_k, ...) is as the flags have it, but for the seed: without one
-of its own a request has another one each time. Drafts never change the text: with temperature 0, or
-with a seed, a request has the same answer every time, whatever else is being answered.
+of its own a request has another one each time.
+
+With the native engine (--engine) drafts never change the text: with temperature 0, or with a seed, a
+request has the same answer every time, whatever else is being answered. With --engine llama the
+rounding depends on what else is in a pass: a text can differ from the one that the request has alone,
+and with several requests at once --exact does not prevent that.
 
 Examples:
   firp serve model.gguf
@@ -121,7 +123,8 @@ Examples:
       ->capture_default_str();
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
   app->add_option("--parallel", server.slots,
-                  "(-np) Requests that are answered at once; others wait")
+                  "(-np) Requests that are answered at once; others wait; -1: as many as by default")
+      ->transform(CLI::Transformer({{"-1", std::to_string(server.slots)}}).description(""))
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");
   app->add_option("--api-key", flags->api_key,
@@ -135,9 +138,11 @@ Examples:
                   "Without a key, and listening to this machine alone: another name that requests "
                   "may call it by (behind a proxy)")
       ->delimiter(',');
-  app->add_option("-n,--predict,--n-predict", flags->tokens,
-                  "Tokens of an answer at most (default: until the context is full)");
-  flags->decode.add_decoding_to(*app);
+  app->add_option("-n,--predict,--n-predict", flags->tokens, kPredictHelp)->capture_default_str();
+  flags->decode.add_decoding_to(*app,
+                                "Tokens that all requests under way have together, prompts and "
+                                "answers, each as much as is free; 0: the model's own limit "
+                                "(default)");
   flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
   return {app, [flags] { return run_serve(*flags); }};

@@ -9,6 +9,7 @@
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/error.h"
+#include "model/message.h"
 #include "study/experiments.h"
 #include "study/texts.h"
 #ifdef FIRP_HAS_TRAIN
@@ -31,7 +32,7 @@ struct StudyFlags {
   int tokens = 4000, fitted_tokens = 40000;
   std::vector<int> rows = {1, 2, 4, 8, 16, 32, 64};
   std::vector<int> trees = {0, 1, 2, 4, 8, 16, 32, 64};
-  std::uint64_t seed = 1000;  // not that of training, whose texts would not be new
+  std::int64_t seed = 1000;  // not that of training, whose texts would not be new
 
   bool wants(const std::string& study) const { return name == study || name == "all"; }
 };
@@ -92,7 +93,7 @@ int run_on_model(const StudyFlags& flags) {
   StatusLine status;
   const StudyTexts texts = write_study_texts(
       engine, Vocabulary(flags.files.front()), prompts, flags.tokens,
-      linear ? flags.fitted_tokens : 0, flags.seed, [&](long long done, long long total) {
+      linear ? flags.fitted_tokens : 0, seed_of(flags.seed), [&](long long done, long long total) {
         status.show(fmt::format("Writing texts: {} of {} tokens", done, total));
       });
   status.clear();
@@ -150,7 +151,7 @@ int run_study(StudyFlags& flags, char** arguments) {
     if (flags.name == "layer") {
       throw Error("this firp was built without training: it needs LibTorch (Debian: libtorch-dev)");
     }
-    fmt::print(stderr, "firp: built without training, so there is no ridge regression\n");
+    say("firp: built without training, so there is no ridge regression\n");
   }
   require_gnuplot();
   std::error_code error;
@@ -204,12 +205,14 @@ Examples:
       ->capture_default_str();
   app->add_option("--rows", flags->rows, "Rows of passes, for rows")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
   app->add_option("--tree", flags->trees, "Sizes of draft trees, for tree; 0: a chain")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
-  app->add_option("-t,--threads", flags->decode.threads, "Threads (default: one per core)");
-  app->add_option("-s,--seed", flags->seed, "Seed of the model's own prompts")
+  flags->decode.add_threads_to(*app);
+  app->add_option("-s,--seed", flags->seed, "Seed of the model's own prompts; -1: any")
       ->capture_default_str();
   flags->decode.add_engine_to(*app);
   return {app, [flags, arguments] { return run_study(*flags, arguments); }};

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "model/error.h"
+#include "model/message.h"
 #include "model/vocabulary.h"
 
 namespace firp {
@@ -55,8 +56,6 @@ void TextPrinter::print(std::string_view bytes, bool drafted) {
 }
 
 void TextPrinter::finish() {
-  if (!held_.empty()) last_ = held_.back();
-  std::fwrite(held_.data(), 1, held_.size(), stdout);
   held_.clear();
   if (last_ != '\n') std::fputc('\n', stdout);
   last_ = '\n';
@@ -76,18 +75,18 @@ void StatusLine::show(std::string_view text) {
     winsize size = {};
     const bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
     // A line that wraps could not be rewritten.
-    fmt::print(stderr, "\r\x1b[K{}", text.substr(0, known ? size.ws_col - 1 : 79));
+    say("\r\x1b[K{}", text.substr(0, known ? size.ws_col - 1 : 79));
     std::fflush(stderr);
     shown_ = true;
   } else if (std::chrono::steady_clock::now() >= next_) {
-    fmt::print(stderr, "{}\n", text);
+    say("{}\n", text);
     next_ = std::chrono::steady_clock::now() + kLineInterval;
   }
 }
 
 void StatusLine::keep(std::string_view text) {
   clear();
-  fmt::print(stderr, "{}\n", text);
+  say("{}\n", text);
 }
 
 void StatusLine::clear() {

@@ -29,7 +29,8 @@ class TextPrinter {
   explicit TextPrinter(bool colour) : colour_(colour) {}
 
   void print(std::string_view bytes, bool drafted);
-  /// Ends the text: what is left of it, and a line break unless there is one.
+  /// Ends the text, with a line break unless there is one. Of a character that it was cut in,
+  /// nothing is written.
   void finish();
 
  private:

@@ -19,10 +19,18 @@ TEST(TextPrinter, WritesWholeCharactersAndOneLineBreak) {
   printer.print("x\n", false);
   printer.finish();
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "x\n");
-  testing::internal::CaptureStdout();
-  printer.print("y\xc3", false);  // an answer that was cut
-  printer.finish();
-  EXPECT_EQ(testing::internal::GetCapturedStdout(), "y\xc3\n");
+}
+
+TEST(TextPrinter, OfACharacterThatTheTextIsCutInNothingIsWritten) {
+  for (const std::string half : {"\xc3", "\xe2\x82", "\xf0\x9f\x98"}) {
+    testing::internal::CaptureStdout();
+    TextPrinter printer(/*colour=*/false);
+    printer.print("y" + half, false);
+    printer.finish();
+    printer.print("z", false);  // the next answer
+    printer.finish();
+    EXPECT_EQ(testing::internal::GetCapturedStdout(), "y\nz\n");
+  }
 }
 
 TEST(TextPrinter, ColoursDraftedTokens) {

@@ -4,12 +4,14 @@
 #include <unistd.h>
 
 #include <memory>
+#include <utility>
 
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/error.h"
+#include "model/message.h"
 
 namespace firp {
 namespace {
@@ -78,11 +80,12 @@ void print_report(const TrainReport& report, const TrainOptions& options) {
 }
 
 int run(const TrainOptions& options) {
-  catch_interrupts();
   StatusLine status;
+  bool begun = false;  // until then there is nothing to keep, and Ctrl-C ends the program at once
   const TrainReport report = train(
       options,
       [&](const TrainProgress& progress) {
+        if (!std::exchange(begun, true)) catch_interrupts();
         if (!progress.note.empty()) status.keep(progress.note);
         if (progress.done == progress.total && progress.note.empty()) {
           status.keep(progress_text(progress));
@@ -97,8 +100,8 @@ int run(const TrainOptions& options) {
     flush_output();
   }
   if (report.stopped) {
-    fmt::print(stderr, "firp: stopped after {} of {} updates{}; --resume goes on\n", report.updates,
-               report.planned_updates, report.heads_written ? "" : ", before there were any heads");
+    say("firp: stopped after {} of {} updates{}; --resume goes on\n", report.updates,
+        report.planned_updates, report.heads_written ? "" : ", before there were any heads");
     return kExitInterrupted;
   }
   return 0;
@@ -122,7 +125,7 @@ int run_train(TrainFlags& flags, char** arguments) {
     options.engine = TrainEngine::kLlama;
   }
   options.llama = flags.decode.llama;
-  options.seed = flags.decode.seed.value_or(options.seed);
+  if (flags.decode.seed) options.seed = seed_of(*flags.decode.seed);
   options.command = command_line(arguments);
   if (options.output.empty()) {
     options.output = options.model;
@@ -145,8 +148,8 @@ Verb add_train(CLI::App& program, char** arguments) {
   const auto flags = std::make_shared<TrainFlags>();
   TrainOptions& options = flags->train;
   app->footer(R"(
-The model writes its own training text; no data set is needed. Ctrl-C keeps what was learnt, and
---resume goes on from there.
+The model writes its own training text; no data set is needed. Ctrl-C keeps what was learnt, once
+the update under way is done, and --resume goes on from there; a second Ctrl-C ends at once.
 
 Examples:
   firp train model.gguf
@@ -189,7 +192,8 @@ Examples:
   app->add_option("--max-answer", options.max_answer, "Tokens of one answer at most")
       ->capture_default_str();
   app->add_option("--learning-rate", options.learning_rate, "At its peak")->capture_default_str();
-  app->add_option("-s,--seed", flags->decode.seed, "Seed of everything random (default: 1)");
+  app->add_option("-s,--seed", flags->decode.seed,
+                  "Seed of everything random (default: 1); -1: any");
   app->add_flag("--resume", options.resume, "Go on from OUTPUT.checkpoint");
   return {app, [flags, arguments] { return run_train(*flags, arguments); }};
 }

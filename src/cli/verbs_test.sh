@@ -56,6 +56,60 @@ printf '%s' "$question" > "$scratch/question"
 "$firp" generate -m "$model" -p "$question" -n 48 --draft firp --tree 16 --colour always 2> /dev/null |
   grep $'\x1b\[32m' > /dev/null || fail "no drafted token in colour"
 
+# Of a file and of a pipe: without the editor's last line break, its byte order mark and Windows'
+# line breaks. -p is taken as it stands, and a pipe beside it is not read.
+raw=(-m "$model" --raw -n 8 -t 1 --draft none)
+write() { "$firp" generate "${raw[@]}" "$@" 2> "$scratch/log"; }
+mkfifo "$scratch/endless"
+sleep 1000 > "$scratch/endless" &
+writer=$!
+plain=$(write -p $'One.\nThe capital of France is' < "$scratch/endless")
+kill $writer && wait $writer 2> /dev/null
+grep -q Paris <<< "$plain" || fail "-p beside a pipe that stays open: $plain $(cat "$scratch/log")"
+for text in 'One.\nThe capital of France is' 'One.\nThe capital of France is\n' \
+  'One.\r\nThe capital of France is\r\n' '\357\273\277One.\nThe capital of France is\n'; do
+  # shellcheck disable=SC2059 # escapes
+  printf "$text" > "$scratch/question"
+  [ "$(write -f "$scratch/question")" = "$plain" ] || fail "another text from -f with $text"
+  [ "$(write -f - < "$scratch/question")" = "$plain" ] || fail "another text from -f - with $text"
+  [ "$(cat "$scratch/question" | write)" = "$plain" ] || fail "another text from a pipe with $text"
+done
+printf 'One.\nThe capital of France is\n\n' > "$scratch/question"
+[ "$(write -f "$scratch/question" | head -c 100)" != "$plain" ] || fail "-f takes off two line breaks"
+
+# llama.cpp's values of its flags, -1 and 0 included; of flags given twice the last one holds.
+plain=$(write -p 'The capital of France is')
+for flags in '-t 0' '-t -1' '-c 0' '--temp -1' '--temperature 0' '-ngl auto' '-ngl 0' '-fa 1' '-n 3 -n 8' \
+  '--temp 1.5 --temp 0' '-c 4 -c 0' '-dev CUDA7 -dev none' '--draft firp --draft none' '-t 1 -t 1' \
+  '--colour always --color never' '--exact --exact --raw'; do
+  # shellcheck disable=SC2086 # flags
+  [ "$(write -p 'The capital of France is' $flags)" = "$plain" ] ||
+    fail "another text with $flags: $(cat "$scratch/log")"
+done
+sampled=(-p 'The capital of France is' --temp 1.5 --seed 7 --repeat-penalty 1.3)
+[ "$(write "${sampled[@]}" --top-k -1)" = "$(write "${sampled[@]}" --top-k 0)" ] ||
+  fail "--top-k -1 is not --top-k 0"
+[ "$(write "${sampled[@]}" --min-p -1)" = "$(write "${sampled[@]}" --min-p 0)" ] ||
+  fail "--min-p -1 is not --min-p 0"
+[ "$(write "${sampled[@]}" --repeat-last-n -1)" = "$(write "${sampled[@]}" --repeat-last-n 1000)" ] ||
+  fail "--repeat-last-n -1 is not the whole context"
+seeds=$(for seed in -1 -1 4294967295; do
+  write -p Hi --temp 1 --seed $seed > /dev/null
+  grep -o 'seed [0-9]*' "$scratch/log"
+done | sort -u | wc -l)
+[ "$seeds" -eq 3 ] || fail "--seed -1 is the same seed again"
+for most in -1 -2; do
+  "$firp" generate "$model" -p hi -c 64 -n $most -t 1 --draft none > /dev/null 2> "$scratch/log"
+  grep -q 'the context of 64 tokens is full' "$scratch/log" || fail "-n $most: $(cat "$scratch/log")"
+done
+[ -z "$(write -p "$question" -n 0)" ] && grep -q '^firp: 0 tokens' "$scratch/log" &&
+  ! grep -q ' 0\.00 s' "$scratch/log" || fail "-n 0 reads no prompt: $(cat "$scratch/log")"
+
+# The threads are those of the cores that the program may use.
+core=$(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')
+taskset -c "$core" "$firp" bench --load "$model" 2> "$scratch/log" | grep -q ', 1 threads$' ||
+  fail "more threads than cores that may be used: $(cat "$scratch/log")"
+
 # Kept packed weights: the second start maps them, and writes the same text.
 for start in first second; do
   FIRP_CACHE=$scratch/cache "$firp" generate -m "$model" -p "$question" -n 48 --packed-cache \
@@ -106,6 +160,115 @@ printf 'What is my name?\n' | "$firp" chat -m "$model" -n 20 2> /dev/null > "$sc
 [ "$(tail -n 1 "$scratch/reset")" = "$(tail -n 1 "$scratch/fresh")" ] ||
   fail "/reset leaves something behind: $(cat "$scratch/reset")"
 "$firp" chat -m "$model" < /dev/null > "$scratch/text" 2>&1 || fail "chat without input"
+
+# Chat at a terminal: stopped and continued it goes on; Ctrl-C stops an answer, and at the prompt it
+# leaves; SIGTERM, and a terminal that goes away, end the program.
+python3 - "$firp" "$model" > "$scratch/log" 2>&1 << 'END' || fail "chat at a terminal: $(cat "$scratch/log")"
+import os, pty, select, signal, sys, time
+
+class Chat:
+    def __init__(self, ignores_hangup=False):
+        self.seen = b""
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            if ignores_hangup:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            os.execv(sys.argv[1], [sys.argv[1], "chat", sys.argv[2], "--draft", "none", "--temp", "1.5",
+                                   "--top-k", "0", "--top-p", "1", "--min-p", "0", "-n", "4000"])
+
+    def wait_for(self, text):  # what comes after it is left
+        end = time.time() + 120
+        while text not in self.seen:
+            assert time.time() < end, (text, self.seen)
+            if select.select([self.terminal], [], [], 1)[0]:
+                self.seen += os.read(self.terminal, 4096)
+        self.seen = self.seen[self.seen.index(text) + len(text):]
+
+    def say(self, line):
+        os.write(self.terminal, line)
+
+    def ask(self):
+        self.say(b"Tell me a very long story.\n")
+        self.wait_for(b"story.\r\n")
+        while len(self.seen) < 20:
+            self.seen += os.read(self.terminal, 4096)
+
+    def ended(self):
+        end = time.time() + 20
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return status
+            assert time.time() < end, "it does not end"
+            if select.select([self.terminal], [], [], 0.1)[0] if self.terminal >= 0 else time.sleep(0.1):
+                try:
+                    os.read(self.terminal, 4096)
+                except OSError:
+                    pass
+
+    def go_away(self):
+        os.close(self.terminal)
+        self.terminal = -1
+
+chat = Chat()
+chat.wait_for(b"\n> ")
+for _ in range(2):
+    os.kill(chat.pid, signal.SIGSTOP)
+    os.waitpid(chat.pid, os.WUNTRACED)
+    os.kill(chat.pid, signal.SIGCONT)
+chat.say(b"/help\n")
+chat.wait_for(b"/reset")
+chat.wait_for(b"\n> ")
+chat.ask()
+os.kill(chat.pid, signal.SIGSTOP)
+os.waitpid(chat.pid, os.WUNTRACED)
+os.kill(chat.pid, signal.SIGCONT)
+chat.seen += os.read(chat.terminal, 4096)
+chat.say(b"\x03")
+chat.wait_for(b"\n> ")
+chat.say(b"/stats\n")
+chat.wait_for(b"tokens/s")
+chat.wait_for(b"\n> ")
+chat.say(b"\x03")
+assert chat.ended() == 0
+
+chat = Chat()
+chat.wait_for(b"\n> ")
+chat.ask()
+os.kill(chat.pid, signal.SIGTERM)
+status = chat.ended()
+assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM, status
+
+for answering in False, True:
+    chat = Chat()
+    chat.wait_for(b"\n> ")
+    if answering:
+        chat.ask()
+    chat.go_away()
+    status = chat.ended()  # by the signal, unless a read or a write failed before it came
+    assert os.WIFEXITED(status) or os.WTERMSIG(status) == signal.SIGHUP, status
+    chat = Chat(ignores_hangup=True)
+    chat.wait_for(b"\n> ")
+    if answering:
+        chat.ask()
+    chat.go_away()
+    status = chat.ended()
+    assert os.WIFEXITED(status), status
+END
+
+# Chat of a script: Ctrl-C ends it, and not an answer alone.
+printf 'Tell me a very long story.\nAnd another one.\n' |
+  "$firp" chat -m "$model" -n 4000 --temp 1.5 --top-k 0 --top-p 1 --min-p 0 --draft none \
+    > "$scratch/chat" 2> "$scratch/log" &
+pid=$!
+for _ in $(seq 600); do
+  [ -s "$scratch/chat" ] && break
+  sleep 0.05
+done
+kill -INT $pid
+wait $pid
+status=$?
+[ $status -eq 130 ] || fail "Ctrl-C in a script's chat: exit $status, $(cat "$scratch/log")"
 
 # llama.cpp's engine: with --exact the text is plain decoding's there, too.
 llama=(-m "$model" --engine llama --exact -p "$question" -n 24)

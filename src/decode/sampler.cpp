@@ -20,6 +20,10 @@ double uniform(std::uint64_t seed, int sequence, int position) {
   return static_cast<double>(x >> 11) * 0x1.0p-53;
 }
 
+bool penalizes(const SamplingOptions& options) {
+  return options.repeat_penalty != 1.0f && options.repeat_last_n != 0;
+}
+
 bool likelier(const TokenLogit& a, const TokenLogit& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
@@ -123,16 +127,18 @@ Token draw_from_all(std::span<const float> logits, int sequence, int position,
 }  // namespace
 
 int tokens_to_sample_from(const SamplingOptions& options) {
-  if (options.repeat_penalty != 1.0f && options.repeat_last_n > 0) return 0;
+  if (penalizes(options)) return 0;
   return options.temperature <= 0 ? 1 : std::max(options.top_k, 0);
 }
 
 Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
                    int position, const SamplingOptions& options) {
   std::vector<float> penalized;
-  if (options.repeat_penalty != 1.0f && options.repeat_last_n > 0) {
+  if (penalizes(options)) {
     penalized.assign(logits.begin(), logits.end());
-    const std::size_t last = std::min<std::size_t>(history.size(), options.repeat_last_n);
+    const std::size_t last = options.repeat_last_n < 0
+                                 ? history.size()
+                                 : std::min<std::size_t>(history.size(), options.repeat_last_n);
     for (const Token token : history.last(last)) {
       const float logit = logits[token];
       penalized[token] =

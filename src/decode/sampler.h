@@ -9,15 +9,15 @@
 
 namespace firp {
 
-/// Names and defaults as in llama.cpp; applied in its order: penalties, top-k, top-p, min-p,
-/// temperature.
+/// Names, values and meanings as in llama.cpp (docs/flags.md); applied in its order: penalties,
+/// top-k, top-p, min-p, temperature.
 struct SamplingOptions {
-  float temperature = 0;        ///< 0: greedy
-  int top_k = 40;               ///< 0: off
+  float temperature = 0;        ///< 0 or less: greedy
+  int top_k = 40;               ///< 0 or less: off
   float top_p = 0.95f;          ///< 1: off
   float min_p = 0.05f;          ///< 0: off
   float repeat_penalty = 1.0f;  ///< 1: off; divides positive and multiplies negative logits
-  int repeat_last_n = 64;
+  int repeat_last_n = 64;       ///< tokens that count as repeated; 0: off; less: all
   std::uint64_t seed = 0;
 };
 

@@ -70,6 +70,31 @@ TEST(Sampler, RepetitionPenaltyHitsRecentTokensOnly) {
   EXPECT_EQ(sample_token(negative, std::vector<Token>{0}, 0, 0, options), 1);
 }
 
+TEST(Sampler, RepetitionPenaltyOfMinusOneHitsTheWholeContext) {
+  SamplingOptions options;
+  options.repeat_penalty = 2.0f;
+  options.repeat_last_n = -1;
+  EXPECT_EQ(tokens_to_sample_from(options), 0);
+  std::vector<Token> history(1000, 5);
+  history[0] = 3;
+  history[1] = 1;
+  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 2);
+  options.repeat_last_n = 0;
+  EXPECT_EQ(tokens_to_sample_from(options), 1);
+  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 1);
+}
+
+TEST(Sampler, ANegativeTopKIsAllTokensAndANegativeTemperatureGreedy) {
+  SamplingOptions options = plain_sampling();
+  SamplingOptions negative = options;
+  negative.top_k = -1;
+  EXPECT_EQ(tokens_to_sample_from(negative), 0);
+  EXPECT_EQ(histogram(negative, 2000), histogram(options, 2000));
+  negative.temperature = -1;
+  EXPECT_EQ(tokens_to_sample_from(negative), 1);
+  EXPECT_EQ(histogram(negative, 100), (std::map<Token, int>{{1, 100}}));
+}
+
 /// Sorts all tokens and lets the other sample_token choose.
 Token sample_of_sorted(std::span<const float> logits, int position,
                        const SamplingOptions& options) {

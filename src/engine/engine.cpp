@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <thread>
 
 #include "model/error.h"
+#include "model/usable_cores.h"
 
 namespace firp {
 
@@ -26,8 +26,7 @@ EngineOptions checked(EngineOptions options) {
     throw Error("all sequences together must have room for the context of one");
   }
   if (options.max_rows < 1) throw Error("a pass must hold at least 1 row");
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (options.threads == 0) options.threads = std::max(1, cores);
+  if (options.threads == 0) options.threads = usable_cores();
   return options;
 }
 

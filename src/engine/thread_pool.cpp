@@ -1,5 +1,7 @@
 #include "engine/thread_pool.h"
 
+#include "model/usable_cores.h"
+
 namespace firp {
 namespace {
 
@@ -21,7 +23,7 @@ inline void pause() {
 ThreadPool::ThreadPool(int threads)
     : arrivals_(static_cast<std::size_t>(threads)), left_(static_cast<std::size_t>(threads)) {
   // With more threads than cores the one that is waited for may need this very core.
-  spin_ = threads <= static_cast<int>(std::thread::hardware_concurrency());
+  spin_ = threads <= usable_cores();
   for (int thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread] { work_loop(thread); });
   }

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -11,6 +10,7 @@
 #include <utility>
 
 #include "model/error.h"
+#include "model/text_input.h"
 #include "train/instructions.h"
 
 namespace firp {
@@ -47,13 +47,10 @@ bool is_valid_utf8(const std::string& text) {
 }  // namespace
 
 std::vector<std::string> read_prompts(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  if (!file) {
-    throw Error(fmt::format("cannot read the prompts file {}", path.string()));
-  }
+  TextInput file("the prompts", path);
   std::vector<std::string> prompts;
   std::string line;
-  for (int number = 1; std::getline(file, line); ++number) {
+  for (int number = 1; file.next_line(line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) {
       continue;
     }

@@ -10,7 +10,6 @@
 #include <limits>
 #include <numeric>
 #include <optional>
-#include <thread>
 
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
@@ -327,7 +326,10 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
     int loss_count = 0;
     const auto evaluate_quickly = [&] {
       const Distillation::State& state = distillation.state();
-      last_quick = evaluate(upper, state.maps, quick, hidden_of);
+      const Evaluation now =
+          evaluate(upper, state.maps, quick, hidden_of, {}, [&](int) { return !stop; });
+      if (stop) return;
+      last_quick = now;
       phase.progress().evaluation = last_quick;
       if (options.log.empty()) return;
       append_to_training_log(
@@ -451,8 +453,7 @@ TrainReport train(const TrainOptions& options,
                     saved.string()));
   }
 
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const EngineOptions engine_options = {.threads = options.threads > 0 ? options.threads : cores,
+  const EngineOptions engine_options = {.threads = options.threads,
                                         .context = kTextPositions,
                                         .positions = kTextPositions * kTextsAtOnce,
                                         .max_rows = kRowsAPass};

@@ -46,7 +46,7 @@ struct TrainOptions {
   double minutes = 4;
   float learning_rate = 2e-3f;  ///< at its peak; cosine decay to a hundredth
 
-  int threads = 0;  ///< 0: one per core
+  int threads = 0;  ///< 0: one per usable core
   TrainEngine engine = TrainEngine::kAny;
   LlamaOptions llama;  ///< of llama.cpp's
   std::uint64_t seed = 1;

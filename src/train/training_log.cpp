@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "model/error.h"
+#include "model/text_input.h"
 
 namespace firp {
 namespace {
@@ -62,16 +63,16 @@ void append_to_training_log(const std::filesystem::path& path, const TrainingLog
 }
 
 std::vector<TrainingLogLine> read_training_log(const std::filesystem::path& path) {
-  std::ifstream file(path);
+  TextInput file("the log", path);
   std::string text;
-  const bool good = static_cast<bool>(std::getline(file, text));
+  const bool good = file.next_line(text);
   std::size_t steps = 0;
   while (steps < kMaxDraftSteps && text != header(static_cast<int>(steps))) ++steps;
   if (!good || text != header(static_cast<int>(steps))) {
     throw Error(fmt::format("{} is no log of firp train --log", path.string()));
   }
   std::vector<TrainingLogLine> lines;
-  while (std::getline(file, text)) {
+  while (file.next_line(text)) {
     const std::vector<double> fields = numbers(text);
     if (fields.size() != kFieldsBeforeSteps + steps + kRates) {
       throw Error(fmt::format("{}, line {}: not a line of firp train --log", path.string(),
