@@ -37,7 +37,7 @@ class Served:
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def end(self, patience=60):
+    def end(self, patience=30):
         """SIGTERM. What it ended with (None: not in time, it is killed), and the seconds that it took."""
         begin = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
