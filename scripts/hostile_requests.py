@@ -11,7 +11,8 @@ are ended by SIGTERM. What counts as a fault:
   - a status that the request must not have (a wrong type let pass, a body taken for a second request)
   - an error without {"error": {"message", "type", "code"}}
   - a valid request's answer that is another one than alone (engine native)
-  - /health later than --health-ms; more memory or descriptors after the run than after its first quarter
+  - /health later than --health-ms; more memory at rest after the run than after its first quarter, or more
+    descriptors than before
   - SIGTERM that takes more than --end-seconds, or a status other than 0
 The requests depend on --seed alone. `--only INDEX` shows one and sends it again, alone.
 """
@@ -52,10 +53,12 @@ FULL = frozenset({503})
 class Case:
     """What is sent, and what may come back."""
 
-    def __init__(self, name, steps, allowed=None, answers=1, required=True, text=None, head=False, at_most=None):
+    def __init__(self, name, steps, allowed=None, answers=1, required=True, text=None, head=False, at_most=None,
+                 wait=0.25):  # fmt: skip
         self.name, self.steps = name, steps
         self.allowed = allowed  # statuses; None: any below 500
-        self.answers = answers  # 0: whatever comes in a moment; None: it goes away
+        self.answers = answers  # 0: whatever comes in `wait` seconds; None: it goes away
+        self.wait = wait
         self.required = required  # an answer; else the connection may be closed without one
         self.text = text  # the answer's
         self.head = head
@@ -358,14 +361,15 @@ def framing(rng, alone):
     chunk = b"%x\r\n%b\r\n" % (len(data), data)
     inside = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
     te = b"Transfer-Encoding: chunked\r\n"
+    pause = rng.choice((0, 0.05))
 
     def bad(name, *steps, answers=0, **more):
         """Must not be answered as if it were right, nor more than once."""
-        return Case(name, list(steps), allowed=CLIENT_ERRORS, answers=answers, required=False, **more)
+        return Case(name, list(steps), allowed=CLIENT_ERRORS, answers=answers, required=False, wait=1, **more)
 
     def odd(name, *steps, **more):
         """May be taken or refused."""
-        return Case(name, list(steps), allowed={200} | CLIENT_ERRORS, answers=0, required=False, **more)
+        return Case(name, list(steps), allowed={200} | CLIENT_ERRORS, answers=0, required=False, wait=1, **more)
 
     return rng.choice((
         lambda: bad("two Content-Lengths", head + b"Content-Length: %b\r\nContent-Length: 3\r\n\r\n" % size + data),
@@ -397,10 +401,10 @@ def framing(rng, alone):
         lambda: bad("an unknown coding", head + b"Transfer-Encoding: cow\r\n\r\n" + chunk + b"0\r\n\r\n"),
         lambda: odd("chunked twice", head + b"Transfer-Encoding: chunked, chunked\r\n\r\n" + chunk + b"0\r\n\r\n"),
         lambda: odd("chunked, odd spelling", head + b"Transfer-Encoding:\tCHUNKED \r\n\r\n" + chunk + b"0\r\n\r\n"),
-        lambda: bad("a body behind another method", b"PUT %b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (path.encode(), KEY.encode(), len(inside)) + inside),
-        lambda: bad("a body without a key", b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(inside)) + inside),
-        lambda: bad("a body for nobody", b"POST /nothing HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(inside)) + inside),
-        lambda: odd("a GET with a body", b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(inside) + inside),
+        lambda: bad("a body behind another method", b"PUT %b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (path.encode(), KEY.encode(), len(inside)), pause, inside),
+        lambda: bad("a body without a key", b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(inside)), pause, inside),
+        lambda: bad("a body for nobody", b"POST /nothing HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(inside)), pause, inside),
+        lambda: odd("a GET with a body", b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(inside), pause, inside),
         lambda: odd("a GET with chunks", b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(inside), inside)),
         lambda: odd("half-closed after the request", head + b"Content-Length: %b\r\n\r\n" % size + data, HALF_CLOSE),
         lambda: odd("half a request", (head + b"Content-Length: %b\r\n\r\n" % size + data)[: rng.randrange(1, len(head) + len(data))]),
@@ -551,7 +555,7 @@ def send(port, case, compare, patience):
         if case.answers is None:
             leave(port, case.steps)
             return None, 0
-        responses, closed = exchange(port, case.steps, case.answers, patience, case.head)
+        responses, closed = exchange(port, case.steps, case.answers, patience, case.head, case.wait)
     except Malformed as error:
         return f"not HTTP: {error}", 0
     except OSError as error:
@@ -566,18 +570,18 @@ def leave(port, steps):
         time.sleep(seconds)
 
 
-def client(port, args, planned, alone, first, ended, doing, done, found):
-    for index in range(first, len(planned), args.clients):
+def client(port, args, planned, alone, number, indices, ended, doing, done, found):
+    for index in indices:
         if ended.is_set():
             break
-        doing[first] = index
+        doing[number] = index
         case = make(args.seed, index, planned[index], alone)
         begin = time.monotonic()
         wrong, full = send(port, case, args.engine == "native", args.patience)
         found.put((index, case.name, wrong, full, time.monotonic() - begin))
         with done.get_lock():
             done.value += 1
-    doing[first] = -1
+    doing[number] = -1
 
 
 def probe(port, ended, found):
@@ -603,7 +607,8 @@ def probe(port, ended, found):
 
 
 def command(args):
-    return [args.firp, "serve", "-m", args.model, "-t", "1", "-c", str(CONTEXT), "-np", "4", "--engine", args.engine, "--api-key", KEY]  # fmt: skip
+    return [args.firp, "serve", "-m", args.model, "-t", "1", "-c", str(CONTEXT), "-np", "4",
+            "--engine", args.engine, "--api-key", KEY]  # fmt: skip
 
 
 def run(args):
@@ -622,7 +627,7 @@ def run(args):
             print(step if not isinstance(step, bytes) or len(step) < 4000 else step[:4000] + b"... (%d bytes)" % len(step))
         print("should be:", among(case.allowed))
         try:
-            print("answers:", exchange(server.port, case.steps, case.answers, args.patience, case.head))
+            print("answers:", exchange(server.port, case.steps, case.answers, args.patience, case.head, case.wait))
         except Malformed as error:
             print("answer is not HTTP:", error)
         print("server ended with", server.end()[0])
@@ -632,48 +637,57 @@ def run(args):
     ended, found, probed = multiprocessing.Event(), multiprocessing.Queue(), multiprocessing.Queue()
     doing, done = multiprocessing.Array("q", [-1] * args.clients), multiprocessing.Value("q", 0)
     prober = multiprocessing.Process(target=probe, args=(server.port, ended, probed))
-    clients = [
-        multiprocessing.Process(target=client, args=(server.port, args, planned, alone, i, ended, doing, done, found))
-        for i in range(args.clients)
-    ]
-    begin = time.monotonic()
-    for each in (prober, *clients):
-        each.start()
-    warm, told, full, slowest = None, begin, 0, (0, None)
-    died = False
-    while not died and (any(each.is_alive() for each in clients) or not found.empty()):
-        try:
-            index, name, wrong, was_full, seconds = found.get(timeout=0.2)
-            full += was_full
-            slowest = max(slowest, (seconds, f"{index} ({name})"))
-            if wrong:
-                faults.append(f"request {index} ({name}): {wrong}")
-                if len(faults) <= args.show:
-                    print("FAULT:", faults[-1][:1000], flush=True)
-        except queue.Empty:
-            pass
-        died = server.process.poll() is not None
-        if warm is None and done.value >= max(largest, len(planned) // 4) and not died:
-            warm = server.status("VmRSS")
-        now = time.monotonic()
-        if now - begin > args.seconds:
-            ended.set()
-        if now - told > 15:
-            told = now
-            print(f"{done.value} requests, {now - begin:.0f} s, {len(faults)} faults, "
-                  f"{0 if died else server.status('VmRSS') // 1024} MiB", flush=True)  # fmt: skip
+    prober.start()
+    begin = told = time.monotonic()
+    full, slowest, died, at_rest = 0, (0, None), False, []
+    quarter = max(largest, len(planned) // 4)
+    for part in (range(0, quarter), range(quarter, len(planned))):
+        clients = [
+            multiprocessing.Process(
+                target=client,
+                args=(server.port, args, planned, alone, i, part[i :: args.clients], ended, doing, done, found),
+            )
+            for i in range(args.clients)
+        ]
+        for each in clients:
+            each.start()
+        while not died and (any(each.is_alive() for each in clients) or not found.empty()):
+            try:
+                index, name, wrong, was_full, seconds = found.get(timeout=0.2)
+                full += was_full
+                slowest = max(slowest, (seconds, f"{index} ({name})"))
+                if wrong:
+                    faults.append(f"request {index} ({name}): {wrong}")
+                    if len(faults) <= args.show:
+                        print("FAULT:", faults[-1][:1000], flush=True)
+            except queue.Empty:
+                pass
+            died = server.process.poll() is not None
+            now = time.monotonic()
+            if now - begin > args.seconds:
+                ended.set()
+            if now - told > 15:
+                told = now
+                print(f"{done.value} requests, {now - begin:.0f} s, {len(faults)} faults", flush=True)
+        if not died:
+            time.sleep(3)  # what was asked for and not waited for ends
+            died = server.process.poll() is not None
+        if died:
+            break
+        for each in clients:
+            each.join()
+        at_rest.append((server.status("VmRSS"), server.descriptors()))
     took = time.monotonic() - begin
     if died:
         faults.append(f"the server ended with {server.process.returncode}; requests then: "
                       f"{sorted(i for i in doing if i >= 0)}\n{server.tail()}")  # fmt: skip
         print("FAULT:", faults[-1], flush=True)
+        for each in clients:
+            each.terminate()
     ended.set()
     probes, late = probed.get(timeout=60)
-    for each in (prober, *clients):
-        each.join(timeout=5)
-        each.terminate()
-    sent = done.value
-    print(f"{sent} of {len(planned)} requests in {took:.0f} s, {full} answered that the server is full; "
+    prober.join()
+    print(f"{done.value} of {len(planned)} requests in {took:.0f} s, {full} answered that the server is full; "
           f"the slowest {slowest[1]}: {slowest[0]:.1f} s")  # fmt: skip
 
     times = sorted(seconds for seconds, _ in probes)
@@ -685,29 +699,30 @@ def run(args):
         faults.append(f"/health took {times[-1] * 1e3:.0f} ms; {failed} times no answer")
 
     if not died:
-        time.sleep(3)  # idle connections end
-        rss, peak, now = server.status("VmRSS"), server.status("VmHWM"), server.descriptors()
-        warm = warm if warm is not None else rss
-        print(f"memory: {warm // 1024} MiB after the first quarter, {rss // 1024} MiB at the end, at most {peak // 1024} "
-              f"MiB; descriptors {descriptors} before and {now} after")  # fmt: skip
+        (warm, _), (rss, now) = at_rest
+        peak = server.status("VmHWM")
+        print(f"memory: {warm // 1024} MiB at rest after the first {quarter} requests, {rss // 1024} MiB after all, "
+              f"at most {peak // 1024} MiB; descriptors {descriptors} before and {now} after")  # fmt: skip
         if rss > warm + MEMORY_TOLERANCE:
             faults.append(f"memory grew from {warm} to {rss} kB; {MEMORY_TOLERANCE} more are let pass")
         if now > descriptors:
             faults.append(f"{now - descriptors} descriptors more than before")
         status, seconds = server.end()
-        if status != 0:
-            faults.append(f"SIGTERM at rest: the server ended with {status}\n{server.tail()}")
-        faults += end_under_load(args, planned, alone)
+        if status != 0 or seconds > args.end_seconds:
+            faults.append(f"SIGTERM at rest: ended with {status} after {seconds:.2f} s\n{server.tail()[-500:]}")
+        faults += end_under_load(args)
     print(f"{len(faults)} faults" + (":" if faults else ""))
     kinds = {}
     for fault in faults:
-        kinds.setdefault(fault.split("(", 1)[-1].split(":")[0].split("=")[0] if fault.startswith("request") else fault, []).append(fault)
-    for kind, those in sorted(kinds.items(), key=lambda each: -len(each[1])):
+        # A request's kind stands between its index and what was wrong, without the value that was tried.
+        kind = fault.split("(", 1)[1].split(":")[0].split(" = ")[0] if fault.startswith("request ") else fault
+        kinds.setdefault(kind, []).append(fault)
+    for those in sorted(kinds.values(), key=len, reverse=True):
         print(f"  {len(those)} x {those[0][:400]}")
     return 1 if faults else 0
 
 
-def end_under_load(args, planned, alone):
+def end_under_load(args):
     """SIGTERM at a random moment, with clients that ask for much."""
     faults = []
     times = []

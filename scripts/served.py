@@ -132,10 +132,10 @@ def parse(data, closed, head=False):
 HALF_CLOSE, AWAIT_100 = "closes its side", "waits for 100"
 
 
-def exchange(port, steps, answers=1, patience=60.0, head=False):
+def exchange(port, steps, answers=1, patience=60.0, head=False, wait=0.25):
     """Sends bytes, pauses (numbers) and HALF_CLOSE / AWAIT_100, and reads until there are that many
-    answers (0: what comes within a quarter of a second, and soon after a first answer), the server
-    closes, or the time is over. Returns the responses, and whether the server closed."""
+    answers (0: what comes within `wait` seconds, and soon after a first answer), the server closes, or
+    the time is over. Returns the responses, and whether the server closed."""
     data, closed = b"", False
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -156,7 +156,7 @@ def exchange(port, steps, answers=1, patience=60.0, head=False):
                     time.sleep(step)
         except OSError:
             pass  # the server closed, perhaps after an answer
-        deadline = time.monotonic() + (patience if answers else 0.25)
+        deadline = time.monotonic() + (patience if answers else wait)
         while True:
             done = parse(data, False, head)
             if len(done) >= max(answers, 1) and done[-1].complete:
