@@ -7,7 +7,8 @@
 #   - cpp-httplib, from the same source package, in $FIRP_CACHE
 #   - the model of the demo and the tests, in $FIRP_CACHE/models
 #   - with the argument `tests`, what scripts/test_neon.sh needs: a compiler for AArch64 and QEMU (68 MB
-#     to fetch, 320 MB installed), ggml's source (77 and 25 MB). Without them that test is skipped.
+#     to fetch, 320 MB installed), ggml's source (77 and 25 MB); and Node.js, which runs the script of
+#     firp serve's page. Without them these tests are skipped.
 # FIRP_CACHE (default ~/.cache/firp) is shared by all clones of this user.
 set -euo pipefail
 
@@ -145,6 +146,9 @@ fetch_model() {
 }
 
 install_packages "${packages[@]}" || exit 1
+if [ "${1-}" = tests ] && ! command -v node > /dev/null; then
+  install_packages nodejs || say "without it the page of firp serve is not tested"
+fi
 for_neon=false
 if [ "${1-}" = tests ] && [ "$(uname -m)" != aarch64 ]; then
   install_packages "${neon_packages[@]}" || say 'without them the NEON kernels are not tested'
