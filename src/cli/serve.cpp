@@ -12,6 +12,7 @@
 #include "cli/interrupt.h"
 #include "cli/verbs.h"
 #include "model/error.h"
+#include "model/message.h"
 #include "serve/access.h"
 #include "serve/server.h"
 
@@ -81,11 +82,10 @@ int run_serve(const ServeFlags& flags) {
   catch_interrupts();
   Server server(decoder.engine, decoder.vocabulary, decoder.options, options);
   const int port = server.bind();
-  fmt::print(stderr, "firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n",
+  say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n",
              options.model_name, url_host(options.host), port);
   if (options.api_key.empty() && !is_loopback(url_host(options.host))) {
-    fmt::print(stderr,
-               "firp: whoever reaches this address can use the model; --api-key KEY asks for a "
+    say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
                "key\n");
   }
   const std::jthread watch(

@@ -47,6 +47,9 @@ std::string OutgoingText::add(std::string_view bytes) {
   return sent;
 }
 
-std::string OutgoingText::finish() { return std::exchange(held_, {}); }
+std::string OutgoingText::finish() {
+  held_.resize(held_.size() - unfinished_utf8(held_));
+  return std::exchange(held_, {});
+}
 
 }  // namespace firp

@@ -15,7 +15,7 @@ class OutgoingText {
 
   /// What can be sent now that `bytes` have come.
   std::string add(std::string_view bytes);
-  /// What is left where nothing more comes.
+  /// What is left where nothing more comes: a character that was cut is left out.
   std::string finish();
   /// A stop string came: it was not sent, nor will be what follows it.
   bool stopped() const { return stopped_; }

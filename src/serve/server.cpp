@@ -18,6 +18,7 @@
 
 #include "model/error.h"
 #include "model/ggml_log.h"
+#include "model/message.h"
 #include "serve/access.h"
 #include "serve/api.h"
 #include "serve/http_server.h"
@@ -173,7 +174,7 @@ struct Server::State {
   RequestError error_of(const std::exception_ptr& thrown) const;
   bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
   void log(const std::string& path, const std::string& what) const {
-    if (options.log) fmt::print(stderr, "{}: {}\n", one_line(path), one_line(what));
+    if (options.log) say("{}: {}\n", one_line(path), one_line(what));
   }
   void log(const std::string& path, const Usage& usage) const;
 
