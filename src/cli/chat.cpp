@@ -45,9 +45,10 @@ int run_chat(const ChatFlags& flags) {
   require_utf8(flags.system_prompt, "the system prompt");
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   const Vocabulary& vocabulary = decoder.vocabulary;
-  if (!vocabulary.has_chat_template()) {
-    throw Error(fmt::format("{} has no chat template; use `firp generate --raw`",
-                            flags.decode.model.string()));
+  if (!vocabulary.knows_chat_template()) {
+    throw Error(fmt::format("{} has no chat template{}; use `firp generate --raw`",
+                            flags.decode.model.string(),
+                            vocabulary.has_chat_template() ? " that libllama knows" : ""));
   }
   const bool interactive = isatty(STDIN_FILENO) != 0;
   if (interactive) {
@@ -76,6 +77,7 @@ int run_chat(const ChatFlags& flags) {
       conversation = Conversation(vocabulary, flags.system_prompt);
     } else {
       try {
+        vocabulary.require_fits(line->size(), session.context());
         Conversation next = conversation;
         const std::vector<Token> tokens = next.user_turn(*line);
         session.append(tokens);

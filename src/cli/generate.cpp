@@ -47,6 +47,7 @@ int run_generate(const GenerateFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   const Vocabulary& vocabulary = decoder.vocabulary;
+  vocabulary.require_fits(prompt.size(), decoder.engine.options().context);
   const std::vector<Token> tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
                                               : Conversation(vocabulary).user_turn(prompt);
   Session session(decoder.engine, decoder.options);

@@ -98,19 +98,25 @@ void Server::State::log(const std::string& path, const Usage& usage) const {
 
 std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
   const bool chat = request.kind == CompletionKind::kChat;
-  if (chat && !vocabulary.has_chat_template()) {
-    throw RequestError(400, "this model has no chat template; ask /v1/completions");
+  if (chat && !vocabulary.knows_chat_template()) {
+    throw RequestError(400, fmt::format("{}; ask /v1/completions",
+                                        vocabulary.has_chat_template()
+                                            ? "libllama does not know this model's chat template"
+                                            : "this model has no chat template"));
   }
+  const int context = engine.options().context;
+  std::size_t bytes = request.prompt.size();
+  for (const ChatMessage& message : request.messages) bytes += message.content.size();
   std::vector<Token> tokens;
   try {
-    tokens = vocabulary.tokenize(
-        chat ? vocabulary.apply_chat_template(request.messages, /*open_answer=*/true)
-             : request.prompt,
-        /*add_bos=*/true);
+    vocabulary.require_fits(bytes, context);
+    tokens = chat ? vocabulary.tokenize(
+                        vocabulary.apply_chat_template(request.messages, /*open_answer=*/true),
+                        /*add_bos=*/true)
+                  : vocabulary.tokenize(request.prompt, /*add_bos=*/true);
   } catch (const Error& error) {
     throw RequestError(400, error.what());
   }
-  const int context = engine.options().context;
   if (std::ssize(tokens) >= context) {
     throw RequestError(400, fmt::format("the prompt has {} tokens; with at least one of the answer "
                                         "it must fit into a context of {} (firp serve -c)",
