@@ -43,13 +43,15 @@ std::optional<std::string> read_line() {
 int run_chat(const ChatFlags& flags) {
   require_at_least(flags.tokens, 1, "-n");
   require_utf8(flags.system_prompt, "the system prompt");
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
-  const Vocabulary& vocabulary = decoder.vocabulary;
-  if (!vocabulary.knows_chat_template()) {
+  const auto check = [&](const Vocabulary& known, int context) {
+    known.require_fits(flags.system_prompt.size(), context);
+    if (known.knows_chat_template()) return;
     throw Error(fmt::format("{} has no chat template{}; use `firp generate --raw`",
                             flags.decode.model.string(),
-                            vocabulary.has_chat_template() ? " that libllama knows" : ""));
-  }
+                            known.has_chat_template() ? " that libllama knows" : ""));
+  };
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1), check);
+  const Vocabulary& vocabulary = decoder.vocabulary;
   const bool interactive = isatty(STDIN_FILENO) != 0;
   if (interactive) {
     fmt::print(stderr, "{}; /help lists the commands, Ctrl-C stops an answer\n",

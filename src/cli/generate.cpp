@@ -45,11 +45,14 @@ std::string read_prompt(const GenerateFlags& flags) {
 int run_generate(const GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
   require_at_least(flags.tokens, 1, "-n");
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
+  std::vector<Token> tokens;
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1),
+                  [&](const Vocabulary& vocabulary, int context) {
+                    vocabulary.require_fits(prompt.size(), context);
+                    tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
+                                       : Conversation(vocabulary).user_turn(prompt);
+                  });
   const Vocabulary& vocabulary = decoder.vocabulary;
-  vocabulary.require_fits(prompt.size(), decoder.engine.options().context);
-  const std::vector<Token> tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
-                                              : Conversation(vocabulary).user_turn(prompt);
   Session session(decoder.engine, decoder.options);
   session.append(tokens);
 

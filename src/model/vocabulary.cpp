@@ -11,6 +11,7 @@
 #include <exception>
 #include <limits>
 #include <optional>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
@@ -225,11 +226,19 @@ std::vector<Token> Vocabulary::tokenize(const PromptText& prompt, bool add_bos) 
     }
   }
   std::vector<Token> tokens;
+  // Between the turns of a long conversation stand the same few texts again and again, and a call
+  // of libllama takes longer than what it does with one of them.
+  constexpr std::size_t kShort = 16;
+  std::unordered_map<std::string_view, std::vector<Token>> known;
   for (const SpecialTokens::Piece& piece : handle_->special->split(text, prompt.literal)) {
     if (piece.token != LLAMA_TOKEN_NULL) {
       tokens.push_back(piece.token);
-    } else {
+    } else if (piece.text.size() > kShort) {
       handle_->append_tokens(piece.text, tokens);
+    } else {
+      const auto [found, is_new] = known.try_emplace(piece.text);
+      if (is_new) handle_->append_tokens(piece.text, found->second);
+      tokens.insert(tokens.end(), found->second.begin(), found->second.end());
     }
   }
   if (bos != LLAMA_TOKEN_NULL && (tokens.empty() || tokens.front() != bos)) {
