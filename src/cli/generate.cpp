@@ -46,12 +46,17 @@ int run_generate(const GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
   require_at_least(flags.tokens, 1, "-n");
   std::vector<Token> tokens;
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1),
-                  [&](const Vocabulary& vocabulary, int context) {
-                    vocabulary.require_fits(prompt.size(), context);
-                    tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
-                                       : Conversation(vocabulary).user_turn(prompt);
-                  });
+  Decoder decoder(
+      flags.decode, std::span(&flags.decode.tree, 1),
+      [&](const Vocabulary& vocabulary, int context) {
+        vocabulary.require_fits(prompt.size(), context);
+        tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
+                           : Conversation(vocabulary).user_turn(prompt);
+        if (std::ssize(tokens) > context) {
+          throw Error(fmt::format("the prompt's {} tokens do not fit into a context of {} (-c)",
+                                  tokens.size(), context));
+        }
+      });
   const Vocabulary& vocabulary = decoder.vocabulary;
   Session session(decoder.engine, decoder.options);
   session.append(tokens);
