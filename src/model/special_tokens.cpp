@@ -19,12 +19,9 @@ SpecialTokens::SpecialTokens(const llama_vocab* vocabulary) {
   for (Token token = 0; token < llama_vocab_n_tokens(vocabulary); ++token) {
     const int attributes = llama_vocab_get_attr(vocabulary, token);
     if ((attributes & (kControl | LLAMA_TOKEN_ATTR_USER_DEFINED)) == 0) continue;
-    const std::string_view text = llama_vocab_get_text(vocabulary, token);
-    // Many files, gpt-oss's and those of ChatML models, call what begins a turn user-defined.
-    const bool looks_like_control = text.starts_with("<|") && text.ends_with("|>");
-    found.push_back({.text = text,
+    found.push_back({.text = llama_vocab_get_text(vocabulary, token),
                      .token = token,
-                     .control = (attributes & kControl) != 0 || looks_like_control,
+                     .control = (attributes & kControl) != 0,
                      .strips_left = (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
                      .strips_right = (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
   }

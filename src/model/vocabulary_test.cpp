@@ -317,21 +317,6 @@ TEST(Vocabulary, SplitsOddVocabulariesAsLibllamaDoes) {
   }
 }
 
-TEST(Vocabulary, LiteralTextHasTheUserDefinedTokensThatLookLikeWords) {
-  const TemporaryDirectory directory;
-  TokenizerFile file;
-  file.tokens = {"<|start|>", "a", "b", "ab", "bb", "\u0120", "<", "|", ">", "s", "t", "r"};
-  file.types.assign(file.tokens.size(), 1);
-  file.types[0] = file.types[4] = 4;
-  file.scores.assign(file.tokens.size(), -1.0f);
-  file.write(directory / "v.gguf");
-  const Vocabulary vocabulary(directory / "v.gguf");
-  const PromptText prompt = {"<|start|>bb", {{0, 11}}};
-  EXPECT_EQ(vocabulary.tokenize(prompt.text, false), (std::vector<Token>{0, 4}));
-  EXPECT_EQ(vocabulary.tokenize(prompt, false),
-            (std::vector<Token>{6, 7, 9, 10, 1, 11, 10, 7, 8, 4}));
-}
-
 TEST(Vocabulary, PutsNoSecondBosBeforeAText) {
   const TemporaryDirectory directory;
   TokenizerFile().write(directory / "v.gguf");
