@@ -64,7 +64,10 @@ refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact
 refuses 1 'there is no CUDA7 \(there are: none, ' generate "${prompt[@]}" --device CUDA7
 refuses 1 'llama.cpp cannot go on: Failed to connect to 127.0.0.1:1$' generate "${prompt[@]}" --rpc 127.0.0.1:1
 refuses 1 '--port must be' rpc-server --port 0
-refuses 1 'native' bench -m "$model" --engine llama --methods early-exit
+# Before a model is read, and so before anything is measured.
+refuses 1 'early-exit needs the native engine' bench -m "$scratch/nothing.gguf" --engine llama --methods early-exit
+refuses 1 'self-speculative needs the native' bench -m "$scratch/nothing.gguf" -ngl 9 --methods self-speculative
+refuses 1 'other.gguf' bench -m "$scratch/nothing.gguf" --methods draft-model -md "$scratch/other.gguf"
 refuses 1 'they draft deferred only' generate "${prompt[@]}" --tree 8 --drafting in-pass
 refuses 1 '--tree must be at most' generate "${prompt[@]}" --tree 100000
 
@@ -95,6 +98,10 @@ for verb in generate chat; do
 done
 refuses 1 'context of 4 ' generate "${prompt[@]}" -c 4 --draft none
 refuses 1 'context of 4 ' generate -m "$model" -c 4 --draft none --raw -p 'one two three four five'
+
+head -c 2000 /dev/zero | tr '\0' a > "$scratch/long"
+refuses 1 'has 2000 bytes: a context of 4 tokens' generate -m "$model" -c 4 -f "$scratch/long"
+refuses 1 'has 2000 bytes: a context of 4 tokens' generate -m "$model" -c 4 --raw -f "$scratch/long"
 
 # Models.
 refuses 1 'nothing.gguf' generate -m "$scratch/nothing.gguf" -p hello
@@ -196,6 +203,7 @@ refuses 1 'good.jsonl is no log' study curve "$scratch/good.jsonl" -o "$scratch/
 refuses 1 'nothing.gguf' study rows "$scratch/nothing.gguf" -o "$scratch/study"
 refuses 1 'not a FIRP heads file' study mask "$model" "$model" -o "$scratch/study"
 refuses 1 'cannot make the folder' study rows "$model" -o "$scratch/good.jsonl/study"
+refuses 1 'needs --engine native' study mask "$scratch/nothing.gguf" --engine llama -o "$scratch/study"
 refuses 1 '--tokens must be at least 1' study mask "$model" --tokens 0 -o "$scratch/study"
 
 # serve.

@@ -247,7 +247,7 @@ int run_prompts(BenchFlags& flags) {
   require_at_least(flags.limit, 0, "--limit");
   require_at_least(flags.turns, 0, "--turns");
   require_at_least(flags.repeats, 1, "--repeats");
-  flags.decode.draft = flags.method.draft();
+  flags.method.prepare(flags.decode);
   if (!flags.json.empty()) require_writable(flags.json);
   if (!flags.report.empty()) require_writable(flags.report);
   const std::vector<ReportFigure> figures = figures_of(flags);

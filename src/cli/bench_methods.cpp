@@ -204,7 +204,7 @@ void MethodFlags::add_to(CLI::App& app) {
       "costs: what it would choose on a GPU (its seconds mean nothing here)");
 }
 
-std::string MethodFlags::draft() const {
+void MethodFlags::prepare(DecodeFlags& flags) const {
   std::set<std::string> names(methods.begin(), methods.end());
   bool twice =
       names.size() != methods.size() || std::set(trees.begin(), trees.end()).size() != trees.size();
@@ -214,8 +214,26 @@ std::string MethodFlags::draft() const {
   if (names.contains("draft-model") != !draft_model.empty()) {
     throw Error("the method draft-model and its model (--model-draft FILE) need each other");
   }
-  if (names.contains("firp") || names.contains("firp+ngram")) return "firp";
-  return names.size() > 1 || !names.contains(kPlain) ? "ngram" : "none";
+  const bool firp = names.contains("firp") || names.contains("firp+ngram");
+  const bool plain = names.size() == 1 && names.contains(kPlain);
+  flags.draft = firp ? "firp" : plain ? "none" : "ngram";
+
+  const auto need_native = [&](std::string_view what) {
+    if (flags.engine == "llama" || offloads(flags.llama)) {
+      throw Error(fmt::format("{} needs the native engine (--engine native)", what));
+    }
+    flags.engine = "native";
+  };
+  for (const char* const name : {"early-exit", "self-speculative"}) {
+    if (names.contains(name)) need_native(fmt::format("the method {}", name));
+  }
+  if (!draft_model.empty()) Model{draft_model};
+  if (rivals.empty()) return;
+  const GgufFile model(flags.model);
+  for (const std::string& rival : rivals) {
+    const Heads heads = read_heads(parse_rival(rival).path, &model);
+    if (heads.method == HeadsMethod::kMedusa) need_native("a Medusa rival");
+  }
 }
 
 std::vector<BenchMethod> make_methods(const MethodFlags& flags, Decoder& decoder,

@@ -21,9 +21,9 @@ struct MethodFlags {
 
   void add_to(CLI::App& app);
 
-  /// Refuses what can be refused before the model is read, and says by --draft what the engine
+  /// Refuses what can be refused before anything is measured, and sets in `flags` what the engine
   /// must be made ready for.
-  std::string draft() const;
+  void prepare(DecodeFlags& flags) const;
 };
 
 /// The methods, ready to run on the decoder's engine one at a time. `decoder` outlives them. Those

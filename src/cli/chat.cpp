@@ -33,12 +33,15 @@ constexpr const char* kCommands =
 int run_chat(const ChatFlags& flags) {
   const int most = most_tokens(flags.tokens);
   require_utf8(flags.system_prompt, "the system prompt");
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
+  const auto check = [&](const Vocabulary& known, int context) {
+    known.require_fits(flags.system_prompt.size(), context);
+    if (known.knows_chat_template()) return;
+    throw Error(fmt::format("{} has no chat template{}; use `firp generate --raw`",
+                            flags.decode.model.string(),
+                            known.has_chat_template() ? " that libllama knows" : ""));
+  };
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1), check);
   const Vocabulary& vocabulary = decoder.vocabulary;
-  if (!vocabulary.has_chat_template()) {
-    throw Error(fmt::format("{} has no chat template; use `firp generate --raw`",
-                            flags.decode.model.string()));
-  }
   const bool interactive = isatty(STDIN_FILENO) != 0;
   if (interactive) {
     say("{}; /help lists the commands, Ctrl-C stops an answer\n",
@@ -71,6 +74,7 @@ int run_chat(const ChatFlags& flags) {
       conversation = Conversation(vocabulary, flags.system_prompt);
     } else {
       try {
+        vocabulary.require_fits(line->size(), session.context());
         Conversation next = conversation;
         const std::vector<Token> tokens = next.user_turn(line);
         session.append(tokens);

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "draft/planner.h"
 #include "engine/engine.h"
+#include "engine/llama_engine.h"
 
 namespace firp {
 
@@ -13,5 +15,11 @@ namespace firp {
 /// sees later, so an old file does no harm. Where none can be kept, every start measures.
 PassCosts cached_costs(Engine& engine, const std::filesystem::path& model,
                        const std::filesystem::path& heads);
+
+/// measure_tie_margin() of an engine on this machine's CPU, kept in $FIRP_CACHE/ties as long as
+/// nothing changes that it depends on, libllama's own files among that. With `llama`, what the
+/// engine was made with, saying that something else computes, it is measured at every start.
+float cached_tie_margin(Engine& engine, const std::filesystem::path& model,
+                        const LlamaOptions& llama, const std::string& flash_attention);
 
 }  // namespace firp

@@ -11,7 +11,6 @@
 
 #include "cli/cost_cache.h"
 #include "cli/interrupt.h"
-#include "decode/rounding.h"
 #include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/message.h"
@@ -85,12 +84,17 @@ int rows_a_pass(const DecodeFlags& flags, int largest_tree, int draft_steps) {
   return std::max(EngineOptions().max_rows, (1 + largest_tree) * branches);
 }
 
+/// Positions that the model was trained for.
+int trained_context(const GgufFile& file) {
+  const std::string architecture = file.get_string("general.architecture");
+  return static_cast<int>(std::clamp<std::int64_t>(
+      file.find_int(architecture + ".context_length").value_or(INT_MAX), 1, INT_MAX));
+}
+
 LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
                               const std::shared_ptr<const GgufFile>& file,
                               const std::filesystem::path& heads_path) {
-  const std::string architecture = file->get_string("general.architecture");
-  const auto trained = static_cast<int>(std::clamp<std::int64_t>(
-      file->find_int(architecture + ".context_length").value_or(INT_MAX), 1, INT_MAX));
+  const int trained = trained_context(*file);
   const int context = flags.context_size().value_or(trained);
   if (context > trained && !flags.context_is_shared) {
     say("firp: the model was trained for a context of {}; beyond it text gets worse\n", trained);
@@ -325,16 +329,22 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
   return loaded;
 }
 
-Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees)
+Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
+                 const std::function<void(const Vocabulary&, int context)>& check)
     : options(decode_options(flags, largest(trees))),
       file(std::make_shared<const GgufFile>(flags.model)),
-      vocabulary(flags.model),
+      vocabulary([&] {
+        Vocabulary read(flags.model);
+        if (check) check(read, flags.context_size().value_or(trained_context(*file)));
+        return read;
+      }()),
       heads_path(choose_heads(flags, *file)),
       loaded(load_for_decoding(flags, largest(trees), file, heads_path)),
       engine(*loaded.engine) {
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
   options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
-  if (flags.exact && !loaded.model) options.tie_margin = measure_tie_margin(engine);
+  if (flags.exact && !loaded.model)
+    options.tie_margin = cached_tie_margin(engine, flags.model, flags.llama, flags.flash_attention);
   const bool drafts = options.ngrams || !heads_path.empty();
   if (drafts && planned(trees) && !options.chain && options.drafting == Drafting::kDeferred) {
     options.planner = &planner.emplace(cached_costs(engine, flags.model, heads_path));

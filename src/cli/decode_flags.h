@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -90,8 +91,11 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
 
 /// A model made ready to decode as the flags say.
 struct Decoder {
-  /// `trees`: the sizes of draft trees that will be asked for.
-  Decoder(const DecodeFlags& flags, std::span<const int> trees);
+  /// `trees`: the sizes of draft trees that will be asked for. `check` may refuse, by the
+  /// vocabulary and the context, what it takes no engine to refuse: it is called before one is
+  /// made.
+  Decoder(const DecodeFlags& flags, std::span<const int> trees,
+          const std::function<void(const Vocabulary&, int context)>& check = nullptr);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 

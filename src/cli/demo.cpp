@@ -118,8 +118,12 @@ int run_demo(DemoFlags& flags) {
   require_utf8(flags.prompt, "the prompt");
   const int most = most_tokens(flags.tokens);
   flags.decode.draft = "firp+ngram";
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
-  const std::vector<Token> prompt = Conversation(decoder.vocabulary).user_turn(flags.prompt);
+  std::vector<Token> prompt;
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1),
+                  [&](const Vocabulary& vocabulary, int context) {
+                    vocabulary.require_fits(flags.prompt.size(), context);
+                    prompt = Conversation(vocabulary).user_turn(flags.prompt);
+                  });
   DecodeOptions plain_options = decoder.options;
   plain_options.method = DraftMethod::kNone;
   plain_options.ngrams = false;

@@ -42,10 +42,19 @@ std::string read_prompt(const GenerateFlags& flags) {
 int run_generate(const GenerateFlags& flags) {
   const int most = most_tokens(flags.tokens, /*least=*/0);
   const std::string prompt = read_prompt(flags);
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
+  std::vector<Token> tokens;
+  Decoder decoder(
+      flags.decode, std::span(&flags.decode.tree, 1),
+      [&](const Vocabulary& vocabulary, int context) {
+        vocabulary.require_fits(prompt.size(), context);
+        tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
+                           : Conversation(vocabulary).user_turn(prompt);
+        if (std::ssize(tokens) > context) {
+          throw Error(fmt::format("the prompt's {} tokens do not fit into a context of {} (-c)",
+                                  tokens.size(), context));
+        }
+      });
   const Vocabulary& vocabulary = decoder.vocabulary;
-  const std::vector<Token> tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
-                                              : Conversation(vocabulary).user_turn(prompt);
   Session session(decoder.engine, decoder.options);
   session.append(tokens);
 

@@ -12,6 +12,7 @@
 
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "model/cut_file.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
@@ -98,6 +99,7 @@ int main(int argc, char** argv) {
     }
   }
   ggml_set_abort_callback(end_with_message);
+  firp::name_cut_files();
   signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
   signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message
   try {

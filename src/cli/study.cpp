@@ -72,6 +72,10 @@ std::vector<std::filesystem::path> heads_of(const StudyFlags& flags, const GgufF
 }
 
 int run_on_model(const StudyFlags& flags) {
+  const auto need_native = [&](bool there) {
+    if (flags.name == "mask" && !there) throw Error("firp study mask needs --engine native");
+  };
+  need_native(flags.decode.engine != "llama" && !offloads(flags.decode.llama));
   const auto file = std::make_shared<const GgufFile>(flags.files.front());
   const bool needs_texts = flags.name != "rows";
   std::vector<NamedHeads> heads;
@@ -86,6 +90,7 @@ int run_on_model(const StudyFlags& flags) {
                   .max_rows = std::max(EngineOptions().max_rows, most_rows)});
   Engine& engine = *loaded.engine;
   const Model* const native = loaded.model ? &*loaded.model : nullptr;
+  need_native(native != nullptr);
   if (flags.wants("rows")) tell(flags.output, "rows", study_rows(engine, native, flags.rows));
   if (!needs_texts) return 0;
 
@@ -124,8 +129,7 @@ int run_on_model(const StudyFlags& flags) {
   });
   if (!maps.empty()) study("layer", [&] { return study_layer(engine, maps, texts.measured); });
   study("similarity", [&] { return study_similarity(engine, heads.front(), texts.measured); });
-  // llama.cpp has no such rows: `all` goes without, `mask` alone says so.
-  if (native != nullptr || flags.name == "mask") {
+  if (native != nullptr) {  // llama.cpp has no such rows: `all` goes without
     study("mask", [&] { return study_mask(engine, heads.front(), texts.measured); });
   }
   std::vector<Text> decoded;  // a third of them takes long enough

@@ -29,14 +29,20 @@ std::vector<Token> Conversation::user_turn(std::string_view text) {
     throw Error("a message holds control characters that stand for an answer here");
   }
   messages_.push_back({"user", std::string(text)});
-  std::string written = vocabulary_->apply_chat_template(messages_, /*open_answer=*/true);
+  PromptText written = vocabulary_->apply_chat_template(messages_, /*open_answer=*/true);
   messages_.push_back({"assistant", std::string(kAnswer)});
   if (!first) {
-    const std::size_t answer = written.rfind(kAnswer);
+    const std::size_t answer = written.text.rfind(kAnswer);
     if (answer == std::string::npos) {
       throw Error("the model's chat template drops earlier answers: only one turn is possible");
     }
-    written.erase(0, answer + kAnswer.size());
+    const std::size_t known = answer + kAnswer.size();
+    written.text.erase(0, known);
+    std::erase_if(written.literal, [&](const TextRange& range) { return range.begin < known; });
+    for (TextRange& range : written.literal) {
+      range.begin -= known;
+      range.end -= known;
+    }
   }
   return vocabulary_->tokenize(written, /*add_bos=*/first);
 }

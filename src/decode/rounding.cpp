@@ -35,16 +35,20 @@ float measure_tie_margin(Engine& engine) {
   // What follows a token in the middle of the vocabulary, greedily.
   const Token prompt = engine.config().vocabulary_size / 2;
   std::vector<Token> tokens = {prompt};
+  std::vector<float> alone;  // the logits behind each token but the first, in passes of one row
   const int sequence = engine.add_sequence();
   while (std::ssize(tokens) <= std::min(kTokens, engine.options().context - 1)) {
     append_tokens(engine, sequence, {&tokens.back(), 1});
     const int first[] = {0};
+    if (tokens.size() > 1) {
+      const std::span<const float> logits = engine.logits(first);
+      alone.insert(alone.end(), logits.begin(), logits.end());
+    }
     tokens.push_back(engine.best_tokens(first, 1)[0].tokens.front().token);
   }
   engine.remove_sequence(sequence);
   const std::span<const Token> text = std::span(tokens).subspan(1, tokens.size() - 2);
 
-  const std::vector<float> alone = logits_of(engine, prompt, text, 1);
   float largest = 0;
   for (std::size_t rows = 2; rows <= static_cast<std::size_t>(kTokens); rows *= 2) {
     if (static_cast<int>(rows) > engine.options().max_rows) break;

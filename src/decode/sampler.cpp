@@ -100,7 +100,6 @@ Token draw_from_all(std::span<const float> logits, int sequence, int position,
   const float least = options.min_p > 0.0f ? greatest + std::log(options.min_p)
                                            : -std::numeric_limits<float>::infinity();
   Ranking ranking(logits, greatest, least);
-  if (!ranking.has(0)) return 0;  // a broken model's row: no logit is a number
 
   if (options.top_p < 1.0f) {
     const double total = total_weight(1.0);
@@ -133,18 +132,25 @@ int tokens_to_sample_from(const SamplingOptions& options) {
 
 Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
                    int position, const SamplingOptions& options) {
-  std::vector<float> penalized;
+  const auto is_nan = [](float logit) { return std::isnan(logit); };
+  const bool damaged = std::ranges::any_of(logits, is_nan);
+  std::vector<float> changed;
+  if (damaged) {  // what is no number is never chosen
+    changed.assign(logits.begin(), logits.end());
+    std::ranges::replace_if(changed, is_nan, -std::numeric_limits<float>::infinity());
+    logits = changed;
+  }
+  if (!std::isfinite(std::ranges::max(logits))) refuse_logits();
   if (penalizes(options)) {
-    penalized.assign(logits.begin(), logits.end());
+    if (!damaged) changed.assign(logits.begin(), logits.end());
     const std::size_t last = options.repeat_last_n < 0
                                  ? history.size()
                                  : std::min<std::size_t>(history.size(), options.repeat_last_n);
     for (const Token token : history.last(last)) {
       const float logit = logits[token];
-      penalized[token] =
-          logit > 0 ? logit / options.repeat_penalty : logit * options.repeat_penalty;
+      changed[token] = logit > 0 ? logit / options.repeat_penalty : logit * options.repeat_penalty;
     }
-    logits = penalized;
+    logits = changed;
   }
   if (options.temperature <= 0) {
     return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
@@ -161,7 +167,7 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
 
 Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
                    const SamplingOptions& options) {
-  if (best.empty()) return 0;  // a broken model's row: no logit is a number
+  if (best.empty() || !std::isfinite(best.front().logit)) refuse_logits();
   if (options.temperature <= 0) return best.front().token;
   std::size_t count = best.size();
   const float greatest = best.front().logit;

@@ -1,5 +1,6 @@
 #include "decode/sampler.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,8 +9,12 @@
 #include <map>
 #include <random>
 
+#include "model/test_files.h"
+
 namespace firp {
 namespace {
+
+using testing::HasSubstr;
 
 const std::vector<float> kLogits = {1.0f, 3.0f, 2.0f, 3.0f, -1.0f, 0.0f};
 
@@ -130,17 +135,40 @@ TEST(Sampler, WithoutTopKTheTokenIsThatOfAllTokensSorted) {
   }
 }
 
-TEST(Sampler, ABrokenRowGivesSomeToken) {
+TEST(Sampler, ARowWithoutNumbersIsAnErrorThatNamesTheFile) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
     for (const float top_p : {0.5f, 1.0f}) {
       for (const float min_p : {0.0f, 0.1f}) {
-        const std::vector<float> logits(5, bad);
-        const Token token = sample_token(
-            logits, {}, 0, 0, {.temperature = 1, .top_k = 0, .top_p = top_p, .min_p = min_p});
-        EXPECT_GE(token, 0);
-        EXPECT_LT(token, 5);
+        for (const int top_k : {0, 3}) {
+          for (const float temperature : {0.0f, 1.0f}) {
+            const std::vector<float> logits(5, bad);
+            EXPECT_THAT(error_of([&] {
+                          sample_token(logits, {}, 0, 0,
+                                       {.temperature = temperature,
+                                        .top_k = top_k,
+                                        .top_p = top_p,
+                                        .min_p = min_p,
+                                        .repeat_penalty = 1.1f});
+                        }),
+                        HasSubstr("its file is damaged"));
+          }
+        }
       }
+    }
+  }
+  EXPECT_THROW(sample_token(std::span<const TokenLogit>(), 0, 0, {}), Error);
+}
+
+TEST(Sampler, WhatIsNoNumberIsNeverChosen) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> logits = {kNan, 1, kNan, 3, kNan};
+  EXPECT_EQ(sample_token(logits, {}, 0, 0, {}), 3);
+  for (const int top_k : {0, 4}) {
+    for (int position = 0; position < 200; ++position) {
+      const SamplingOptions options = {
+          .temperature = 2, .top_k = top_k, .top_p = 1.0f, .min_p = 0.0f};
+      EXPECT_EQ(sample_token(logits, {}, 0, position, options) % 2, 1);
     }
   }
 }

@@ -1,11 +1,15 @@
 #include "decode/session.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 
+#include "decode/rounding.h"
+#include "engine/llama_engine.h"
 #include "engine/native_engine.h"
 #include "model/error.h"
 #include "model/test_files.h"
@@ -13,6 +17,8 @@
 
 namespace firp {
 namespace {
+
+using testing::HasSubstr;
 
 /// A model of eight tokens: a tree of some dozen nodes then often holds the right one, although the
 /// maps are random.
@@ -279,6 +285,30 @@ TEST_F(Sessions, NearTiesAreDecidedAlone) {
     const Text sampled = run({.sampling = sampling, .tree_nodes = 8, .tie_margin = 1e30f});
     EXPECT_EQ(sampled.tokens, run({.sampling = sampling, .method = DraftMethod::kNone}).tokens);
     EXPECT_EQ(sampled.stats.tie_passes, 0);
+  }
+}
+
+/// NaN must neither end a text without a word nor be taken for a token.
+TEST(Session, AModelThatGivesNoNumbersIsAnErrorThatNamesItsFile) {
+  const TemporaryDirectory directory;
+  write_tiny_model(
+      directory / "nan.gguf",
+      {.vocabulary_size = kVocabulary, .logit_spread = std::numeric_limits<float>::quiet_NaN()});
+  const auto file = std::make_shared<const GgufFile>(directory / "nan.gguf");
+  const Model model(file);
+  const EngineOptions options = {.threads = 1, .context = 64, .max_rows = 32};
+  NativeEngine native(model, options);
+  LlamaEngine llama(file, options, {});
+  for (Engine* const engine : {static_cast<Engine*>(&native), static_cast<Engine*>(&llama)}) {
+    for (const SamplingOptions& sampling :
+         {SamplingOptions{}, SamplingOptions{.temperature = 1},
+          SamplingOptions{.temperature = 1, .top_k = 0}, SamplingOptions{.repeat_penalty = 1.1f}}) {
+      Session session(*engine, {.sampling = sampling, .method = DraftMethod::kNone});
+      session.append(std::vector<Token>{1, 2, 3});
+      EXPECT_THAT(error_of([&] { session.step(); }), HasSubstr("its file is damaged"));
+    }
+    EXPECT_THROW(measure_costs(*engine), Error);
+    EXPECT_THROW(measure_tie_margin(*engine), Error);
   }
 }
 

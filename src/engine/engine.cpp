@@ -14,6 +14,12 @@ void bad_batch(std::string_view why) {
   throw std::invalid_argument(fmt::format("Engine: {}", why));
 }
 
+void refuse_logits() {
+  throw Error(
+      "the model gives no numbers (NaN or infinite logits): its file is damaged, or its weights "
+      "are too large for its types; download it again, or take another quantisation");
+}
+
 int steps_left_out(const Row& row, const Row* parent) {
   return row.is_pseudo() ? row.step - 1 - (parent != nullptr ? parent->step : 0) : 0;
 }

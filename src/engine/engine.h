@@ -140,6 +140,7 @@ class Engine {
   /// The `count` most probable tokens of each of some rows of the last pass, best first (of equal
   /// ones the smaller number first), with `log_sums` their log_sum, too. Cheaper than logits(),
   /// which it replaces where the rest of the distribution is not needed. Valid until the next call.
+  /// An Error where no logit of a row is a number.
   virtual std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
                                                   bool log_sums = false) = 0;
 
@@ -177,6 +178,9 @@ class Engine {
 
 /// Steps between a row and its parent that the row does not see.
 int steps_left_out(const Row& row, const Row* parent);
+
+/// The Error of a row of logits among which none can be chosen: they are no finite numbers.
+[[noreturn]] void refuse_logits();
 
 /// The options with what 0 stands for, and an Error for options that make no sense.
 EngineOptions checked(EngineOptions options);

@@ -20,9 +20,10 @@ double now_seconds() {
 }  // namespace
 
 ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kernels& kernels,
-                         KvCache& cache, ThreadPool& pool, int max_rows)
+                         KvCache& cache, ThreadPool& pool, int max_rows, int context)
     : model_(model),
       config_(model.config()),
+      frequencies_(config_.rope.frequencies_for(context)),
       weights_(weights),
       kernels_(kernels),
       cache_(cache),
@@ -145,7 +146,7 @@ void ForwardPass::extend_rope_table(int positions) {
   for (std::size_t position = cosines_.size() / std::max<std::size_t>(pairs, 1);
        position < static_cast<std::size_t>(positions) && pairs > 0; ++position) {
     for (std::size_t pair = 0; pair < pairs; ++pair) {
-      const float angle = static_cast<float>(position) * config_.rope.frequencies[pair];
+      const float angle = static_cast<float>(position) * frequencies_[pair];
       cosines_.push_back(std::cos(angle) * config_.rope.magnitude);
       sines_.push_back(std::sin(angle) * config_.rope.magnitude);
     }

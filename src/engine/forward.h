@@ -82,7 +82,7 @@ inline constexpr int kPhases = 11;
 class ForwardPass {
  public:
   ForwardPass(const Model& model, const Weights& weights, const Kernels& kernels, KvCache& cache,
-              ThreadPool& pool, int max_rows);
+              ThreadPool& pool, int max_rows, int context);
 
   /// Throws Cancelled where the pass was: it has no results then.
   void run(const Pass& pass);
@@ -152,6 +152,7 @@ class ForwardPass {
 
   const Model& model_;
   const ModelConfig& config_;
+  const std::span<const float> frequencies_;  ///< of the rotation
   const Weights& weights_;
   const Kernels& kernels_;
   KvCache& cache_;

@@ -78,6 +78,23 @@ std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& nam
   return devices;
 }
 
+/// llama.cpp takes LongRoPE's long factors where all that it has room for is more than the model's
+/// original context. Here that is more than the context that was asked for: what makes it take the
+/// short factors where that is not longer, ended as libllama wants it; empty: nothing to say.
+std::vector<llama_model_kv_override> short_factors(const GgufFile& file, int context,
+                                                   std::uint32_t room) {
+  const std::string architecture = file.get_string("general.architecture");
+  const std::string key = architecture + ".rope.scaling.original_context_length";
+  const std::int64_t original =
+      file.find_int(key).value_or(file.find_int(architecture + ".context_length").value_or(0));
+  if (file.find_tensor("rope_factors_long.weight") == nullptr || context > original) return {};
+  llama_model_kv_override longer = {};
+  longer.tag = LLAMA_KV_OVERRIDE_TYPE_INT;
+  key.copy(longer.key, sizeof longer.key - 1);
+  longer.val_i64 = std::max<std::int64_t>(original, (std::int64_t{room} + 255) / 256 * 256);
+  return {longer, llama_model_kv_override{}};
+}
+
 ModelConfig config_of(const llama_model* model, const GgufFile& file) {
   const ModelIdentity sizes = sizes_of(file);
   ModelConfig config;
@@ -119,6 +136,7 @@ BestTokens best_of(std::span<const float> logits, std::span<const std::int32_t> 
   for (std::size_t i = 0; i < tokens; ++i) {
     const Token token = vocabulary.empty() ? static_cast<Token>(i) : vocabulary[i];
     const TokenLogit each{token, logits[token]};
+    if (std::isnan(each.logit)) continue;
     const bool full = static_cast<int>(kept.size()) == count;
     if (full && !better(each, kept.back())) continue;
     if (full) kept.pop_back();
@@ -233,6 +251,11 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   if (split.size() > llama_max_devices()) throw Error("--tensor-split names too many devices");
   split.resize(llama_max_devices());
   if (!llama.tensor_split.empty()) model_parameters.tensor_split = split.data();
+  const auto context_size = static_cast<std::uint32_t>(options.positions + options.max_rows) +
+                            static_cast<std::uint32_t>(kMostReplayed);
+  const std::vector<llama_model_kv_override> overrides =
+      short_factors(*file, options.context, context_size);
+  if (!overrides.empty()) model_parameters.kv_overrides = overrides.data();
   model.reset(llama_model_load_from_file(path.c_str(), model_parameters));
   if (model == nullptr) {
     throw Error(
@@ -244,8 +267,7 @@ LlamaEngine::State::State(std::shared_ptr<const GgufFile> f, const EngineOptions
   }
 
   llama_context_params parameters = llama_context_default_params();
-  parameters.n_ctx =
-      static_cast<std::uint32_t>(options.positions + options.max_rows) + kMostReplayed;
+  parameters.n_ctx = context_size;
   parameters.n_batch = static_cast<std::uint32_t>(options.max_rows) + kMostReplayed;
   parameters.n_ubatch = parameters.n_batch;  // sources of pseudo rows must be in the same graph
   parameters.n_seq_max = std::min<std::uint32_t>(kMostSequences, parameters.n_batch);
@@ -617,6 +639,9 @@ std::span<const BestTokens> LlamaEngine::best_tokens(std::span<const int> rows, 
   s.best.clear();
   for (const int row : rows) {
     s.best.push_back(best_of(s.logits_of(row), {}, count, log_sums));
+  }
+  for (const BestTokens& row : s.best) {
+    if (row.tokens.empty() || !std::isfinite(row.tokens.front().logit)) refuse_logits();
   }
   return s.best;
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -34,7 +35,7 @@ struct NativeEngine::State {
         pool(options.threads),
         weights(m, pool, options.packed_cache),
         cache(m.config(), o.cache_type, options.max_rows + kPagePositions - 1),
-        pass(m, weights, kernels, cache, pool, options.max_rows) {}
+        pass(m, weights, kernels, cache, pool, options.max_rows, options.context) {}
 
   /// Where the rows are in the pass's order, to be asked for what the head gives.
   std::vector<int> decoded(std::span<const int> asked) const;
@@ -208,6 +209,9 @@ std::span<const BestTokens> NativeEngine::best_tokens(std::span<const int> rows,
   State& s = *state_;
   s.best.resize(rows.size());
   s.pass.best_of_head(s.weights.head, s.decoded(rows), count, log_sums, s.best);
+  for (const BestTokens& row : s.best) {
+    if (row.tokens.empty() || !std::isfinite(row.tokens.front().logit)) refuse_logits();
+  }
   return s.best;
 }
 

@@ -10,6 +10,7 @@
 #include <memory>
 #include <random>
 
+#include "engine/llama_engine.h"
 #include "engine/native_engine.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
@@ -27,7 +28,7 @@ struct Directory {
 };
 
 std::vector<float> llama_logits(const std::filesystem::path& path, std::span<const Token> tokens,
-                                ggml_type cache_type = GGML_TYPE_F16) {
+                                ggml_type cache_type = GGML_TYPE_F16, int context_size = 0) {
   llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   llama_model_params model_parameters = llama_model_default_params();
   model_parameters.n_gpu_layers = 0;
@@ -35,8 +36,8 @@ std::vector<float> llama_logits(const std::filesystem::path& path, std::span<con
       llama_model_load_from_file(path.c_str(), model_parameters), llama_model_free);
   if (!model) throw std::runtime_error("libllama cannot load " + path.string());
   llama_context_params parameters = llama_context_default_params();
-  parameters.n_ctx = static_cast<std::uint32_t>(tokens.size());
-  parameters.n_batch = parameters.n_ubatch = parameters.n_ctx;
+  parameters.n_ctx = context_size > 0 ? context_size : static_cast<std::uint32_t>(tokens.size());
+  parameters.n_batch = parameters.n_ubatch = static_cast<std::uint32_t>(tokens.size());
   parameters.n_threads = parameters.n_threads_batch = 1;
   parameters.type_k = parameters.type_v = cache_type;
   // Without it ggml rounds the attention weights to F16, too.
@@ -60,13 +61,7 @@ std::vector<float> llama_logits(const std::filesystem::path& path, std::span<con
   return {logits, logits + tokens.size() * vocabulary};
 }
 
-std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens,
-                              CacheType cache_type = CacheType::kF16) {
-  const Model model(path);
-  NativeEngine engine(model, {.threads = 2,
-                              .context = static_cast<int>(tokens.size()),
-                              .max_rows = static_cast<int>(tokens.size()),
-                              .cache_type = cache_type});
+std::vector<float> logits_of(Engine& engine, std::span<const Token> tokens) {
   const int sequence = engine.add_sequence();
   std::vector<Row> rows;
   std::vector<int> all;
@@ -77,6 +72,25 @@ std::vector<float> our_logits(const std::filesystem::path& path, std::span<const
   engine.forward(rows);
   const std::span<const float> logits = engine.logits(all);
   return {logits.begin(), logits.end()};
+}
+
+std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens,
+                              CacheType cache_type = CacheType::kF16) {
+  const Model model(path);
+  NativeEngine engine(model, {.threads = 2,
+                              .context = static_cast<int>(tokens.size()),
+                              .max_rows = static_cast<int>(tokens.size()),
+                              .cache_type = cache_type});
+  return logits_of(engine, tokens);
+}
+
+double greatest_difference(std::span<const float> seen, std::span<const float> expected) {
+  EXPECT_EQ(seen.size(), expected.size());
+  double greatest = 0;
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    greatest = std::max(greatest, std::abs(double(seen[i]) - expected[i]));
+  }
+  return greatest;
 }
 
 std::vector<Token> random_tokens(int count, int vocabulary) {
@@ -132,6 +146,30 @@ TEST(Oracle, F32LogitsAgreeWithLibllama) {
     // A model whose logits are all alike would prove nothing.
     EXPECT_GE(std::sqrt(squares / static_cast<double>(seen.size())), 0.5);
   }
+}
+
+/// Below the original context the short factors, above it the long ones, in both engines: the room
+/// that ours has beside the context does not count.
+TEST(Oracle, LongRopeFollowsTheContextInUseAsLibllamaDoes) {
+  const Directory directory;
+  const std::filesystem::path path = directory.path / "model.gguf";
+  TinyModelOptions tiny = {.rope_scaling = "longrope", .rope_original_context = 512};
+  tiny.logit_spread = 1;
+  write_tiny_model(path, tiny);
+  const std::vector<Token> tokens = random_tokens(150, tiny.vocabulary_size);
+  const auto file = std::make_shared<const GgufFile>(path);
+  const Model model(file);
+  std::vector<std::vector<float>> of_context;
+  for (const int context : {512, 513}) {
+    const std::vector<float> expected = llama_logits(path, tokens, GGML_TYPE_F16, context);
+    const EngineOptions options = {.threads = 1, .context = context, .max_rows = 150};
+    NativeEngine native(model, options);
+    EXPECT_LE(greatest_difference(logits_of(native, tokens), expected), 1.2e-3) << context;
+    LlamaEngine llama(file, options, {.flash_attention = 1});
+    EXPECT_LE(greatest_difference(logits_of(llama, tokens), expected), 1.2e-3) << context;
+    of_context.push_back(expected);
+  }
+  EXPECT_GE(greatest_difference(of_context[0], of_context[1]), 0.05);
 }
 
 // Quantised products differ from ggml's in one thing: how the activations are rounded to 8 bits

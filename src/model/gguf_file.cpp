@@ -160,6 +160,13 @@ GgufFile::GgufFile(std::filesystem::path path)
   if (std::memcmp(mapping_->data, GGUF_MAGIC, 4) != 0) {
     fail(path_, "not a GGUF file");
   }
+  // Versions are small numbers: their lower half is 0 where the bytes come the other way round.
+  const auto version = load<std::uint32_t>(mapping_->data, 1);
+  if ((version & 0xffff) == 0 && version != 0) {
+    fail(path_,
+         "the file is big-endian: this program reads little-endian ones only (gguf-py's "
+         "gguf_convert_endian.py converts it)");
+  }
   const auto tensor_count = load<std::uint64_t>(mapping_->data, 1);
   const auto key_count = load<std::uint64_t>(mapping_->data, 2);
   if (tensor_count > kMostTensors || key_count > kMostKeys) {
@@ -267,6 +274,11 @@ std::optional<std::string> GgufFile::find_string(std::string_view key) const {
     metadata_->wrong_type(key, "a string");
   }
   return gguf_get_val_str(metadata_->context, id);
+}
+
+bool GgufFile::is_array(std::string_view key) const {
+  const std::int64_t id = metadata_->find(key);
+  return id >= 0 && gguf_get_kv_type(metadata_->context, id) == GGUF_TYPE_ARRAY;
 }
 
 std::optional<std::size_t> GgufFile::find_array_size(std::string_view key) const {

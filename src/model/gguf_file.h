@@ -49,6 +49,7 @@ class GgufFile {
   std::optional<double> find_float(std::string_view key) const;
   std::optional<bool> find_bool(std::string_view key) const;
   std::optional<std::string> find_string(std::string_view key) const;
+  bool is_array(std::string_view key) const;
   /// Number of elements of an array; nullopt where the key is missing.
   std::optional<std::size_t> find_array_size(std::string_view key) const;
   std::optional<std::vector<std::int64_t>> find_int_array(std::string_view key) const;

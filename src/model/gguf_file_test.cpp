@@ -8,6 +8,7 @@
 #include <cstring>
 #include <random>
 
+#include "model/cut_file.h"
 #include "model/heads.h"
 #include "model/largest_allocation.h"
 #include "model/model.h"
@@ -55,6 +56,30 @@ std::string small_heads() {
   heads.training.top1 = {0.5f, 0.25f};
   write_heads(heads, directory / "h.gguf");
   return read_bytes(directory / "h.gguf");
+}
+
+TEST(GgufFile, ABigEndianFileIsToldFromADamagedOne) {
+  const TemporaryDirectory directory;
+  std::string bytes = small_model();
+  std::swap(bytes[4], bytes[7]);
+  std::swap(bytes[5], bytes[6]);
+  write_bytes(directory / "m.gguf", bytes);
+  EXPECT_THAT(error_of([&] { GgufFile(directory / "m.gguf"); }), HasSubstr("big-endian"));
+}
+
+TEST(CutFileDeathTest, AFileThatIsCutWhileItIsMappedEndsTheProgramByName) {
+  const TemporaryDirectory directory;
+  const std::filesystem::path path = directory / "m.gguf";
+  EXPECT_EXIT(
+      {
+        TinyModelOptions options;  // some pages
+        write_tiny_model(path, options);
+        const GgufFile file(path);
+        name_cut_files();
+        std::filesystem::resize_file(path, 4096);
+        dequantize(file.tensors().back());
+      },
+      testing::ExitedWithCode(1), "m.gguf was cut or overwritten while it was in use");
 }
 
 /// Opens a file in every way that we have. true: it was accepted by one. What is not an Error

@@ -66,6 +66,9 @@ class Reader {
   /// An integer in 1 .. most; `otherwise` where the key is missing (0: it must be there).
   int size(std::string_view name, int most, int otherwise = 0) const {
     const std::string full = key(name);
+    if (file_.is_array(full)) {
+      refuse(fmt::format("{} has a value for each layer: only one for all is supported", full));
+    }
     const auto value =
         otherwise == 0 ? file_.get_int(full) : file_.find_int(full).value_or(otherwise);
     if (value < 1 || value > most) {
@@ -75,6 +78,9 @@ class Reader {
   }
 
   float number(std::string_view name, float otherwise) const {
+    if (file_.is_array(key(name))) {
+      refuse(fmt::format("{} has several values: only one is supported", key(name)));
+    }
     const auto value = static_cast<float>(file_.find_float(key(name)).value_or(otherwise));
     if (!std::isfinite(value)) {
       fail(fmt::format("{} is not finite", key(name)));
@@ -92,6 +98,11 @@ class Reader {
 /// The names of what some files of these architectures ask for and the forward pass does not have.
 void refuse_missing_features(const Reader& reader, int trained_context) {
   const GgufFile& file = reader.file();
+  for (const std::string_view name : {"attention.sliding_window", "expert_count"}) {
+    if (file.is_array(reader.key(name))) {
+      reader.refuse(fmt::format("{} has a value for each layer: not supported", reader.key(name)));
+    }
+  }
   const auto window = file.find_int(reader.key("attention.sliding_window")).value_or(0);
   if (window > 0 && window < trained_context) {
     reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported",
@@ -119,11 +130,9 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
 }
 
 /// Divisors of the frequencies, one a pair: Llama 3's rope_freqs.weight, or LongRoPE's factors.
+/// Empty where the file has none.
 std::vector<float> read_rope_factors(const Reader& reader, const Architecture& architecture,
-                                     bool longrope, bool beyond_original, int pairs) {
-  const std::string_view name = !longrope         ? "rope_freqs.weight"
-                                : beyond_original ? "rope_factors_long.weight"
-                                                  : "rope_factors_short.weight";
+                                     std::string_view name, int pairs) {
   const Tensor* tensor = reader.file().find_tensor(name);
   if (tensor == nullptr) {
     return {};
@@ -169,7 +178,7 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
   rope.interleaved = architecture.interleaved_rope;
   rope.dimensions = reader.size("rope.dimension_count", kMostHeadSize, head_size);
   if (rope.dimensions != head_size || head_size % 2 != 0) {
-    reader.fail(
+    reader.refuse(
         fmt::format("{} is {}: only an even one that equals the size of a head ({}) is "
                     "supported",
                     reader.key("rope.dimension_count"), rope.dimensions, head_size));
@@ -199,19 +208,27 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
       reader.size("rope.scaling.original_context_length", kMostContext, trained_context);
 
   const std::size_t pairs = static_cast<std::size_t>(rope.dimensions / 2);
-  const std::vector<float> factors =
-      read_rope_factors(reader, architecture, type == "longrope",
-                        trained_context > original_context, static_cast<int>(pairs));
   const std::vector<float> ramp = type == "yarn"
                                       ? yarn_ramp(rope.dimensions, original_context, base)
                                       : std::vector<float>(pairs, 0.0f);
-
   const std::vector<double> plain = rope_frequencies(base, rope.dimensions);
-  rope.frequencies.resize(pairs);
-  for (std::size_t pair = 0; pair < pairs; ++pair) {
-    const double own = plain[pair] / (factors.empty() ? 1.0 : factors[pair]);
-    const double kept = ramp[pair];
-    rope.frequencies[pair] = static_cast<float>(own * (scale * (1.0 - kept) + kept));
+  const auto frequencies_with = [&](std::string_view tensor) {
+    const std::vector<float> factors =
+        read_rope_factors(reader, architecture, tensor, static_cast<int>(pairs));
+    std::vector<float> frequencies(pairs);
+    for (std::size_t pair = 0; pair < pairs; ++pair) {
+      const double own = plain[pair] / (factors.empty() ? 1.0 : factors[pair]);
+      const double kept = ramp[pair];
+      frequencies[pair] = static_cast<float>(own * (scale * (1.0 - kept) + kept));
+    }
+    return frequencies;
+  };
+  rope.original_context = original_context;
+  if (type == "longrope") {
+    rope.frequencies = frequencies_with("rope_factors_short.weight");
+    rope.long_frequencies = frequencies_with("rope_factors_long.weight");
+  } else {
+    rope.frequencies = frequencies_with("rope_freqs.weight");
   }
 
   rope.magnitude = reader.number("rope.scaling.attn_factor", 1.0f);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,13 +12,22 @@ namespace firp {
 /// Rotary position embedding. Pair k of a head is turned by the angle position * frequencies[k],
 /// and cosine and sine are multiplied by `magnitude` (YaRN, LongRoPE; else 1). All of a file's
 /// frequency scaling (linear, YaRN, the `rope_freqs.weight` tensor of Llama 3, LongRoPE's factors)
-/// is in `frequencies`, as llama.cpp computes it for a context of the trained length.
+/// is in the frequencies, as llama.cpp computes it.
 struct RopeConfig {
   /// true: pair k is elements (2k, 2k+1) (ggml's NORM); false: (k, k + dimensions/2) (NEOX).
   bool interleaved = true;
   int dimensions = 0;              ///< leading elements of a head that are turned
   std::vector<float> frequencies;  ///< [dimensions / 2], radians a position
+  /// LongRoPE's, for contexts longer than `original_context`; else empty.
+  std::vector<float> long_frequencies = {};
+  int original_context = 0;
   float magnitude = 1.0f;
+
+  /// Those of a context of so many positions, which llama.cpp rounds up to a multiple of 256.
+  std::span<const float> frequencies_for(int context) const {
+    const bool is_long = (std::int64_t{context} + 255) / 256 * 256 > original_context;
+    return is_long && !long_frequencies.empty() ? long_frequencies : frequencies;
+  }
 };
 
 /// Without scaling: [dimensions / 2], radians a position.

@@ -205,7 +205,7 @@ TEST(Rope, YarnTellsItsPairsApart) {
   EXPECT_FLOAT_EQ(yarn.magnitude, 1.0f + 0.1f * std::log(4.0f));
 }
 
-TEST(ModelConfig, LongRopeTakesTheFactorsOfItsContext) {
+TEST(ModelConfig, LongRopeTakesTheFactorsOfTheContextInUse) {
   const TemporaryDirectory directory;
   for (const std::uint32_t original : {512u, 4096u}) {
     rewrite(directory / "m.gguf", small_options("llama"),
@@ -217,7 +217,11 @@ TEST(ModelConfig, LongRopeTakesTheFactorsOfItsContext) {
             {{"rope_factors_long.weight", std::vector(8, 2.0f)},
              {"rope_factors_short.weight", std::vector(8, 1.0f)}});
     const RopeConfig rope = Model(directory / "m.gguf").config().rope;
-    EXPECT_EQ(rope.frequencies[0], original < 2048 ? 0.5f : 1.0f);
+    const int context = static_cast<int>(original);
+    EXPECT_EQ(rope.frequencies_for(1)[0], 1.0f);
+    EXPECT_EQ(rope.frequencies_for(context)[0], 1.0f);
+    EXPECT_EQ(rope.frequencies_for(context + 1)[0], 0.5f);
+    EXPECT_EQ(rope.frequencies_for(1 << 30)[0], 0.5f);
     EXPECT_EQ(rope.magnitude, 1.25f);
   }
 }
@@ -239,6 +243,30 @@ TEST(ModelConfig, RefusesTensorsThatItWouldLeaveOut) {
   EXPECT_THAT(message("llama", "rope_freqs.weight", std::vector(7, 2.0f)), HasSubstr("expected 8"));
   EXPECT_THAT(message("llama", "rope_freqs.weight", std::vector(8, 0.0f)),
               HasSubstr("rope_freqs.weight"));
+}
+
+/// What llama.cpp may run must be Unsupported: an Error would end `--engine auto`.
+TEST(ModelConfig, ValuesForEachLayerAreUnsupportedNotDamage) {
+  const TemporaryDirectory directory;
+  for (const char* const key :
+       {"llama.feed_forward_length", "llama.attention.head_count", "llama.attention.head_count_kv",
+        "llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count",
+        "llama.attention.sliding_window", "llama.expert_count"}) {
+    rewrite(directory / "m.gguf", small_options("llama"), [&](gguf_context* gguf) {
+      const std::int32_t values[] = {4, 2};
+      gguf_set_arr_data(gguf, key, GGUF_TYPE_INT32, values, 2);
+    });
+    try {
+      Model model(directory / "m.gguf");
+      ADD_FAILURE() << key;
+    } catch (const Unsupported& error) {
+      EXPECT_THAT(error.what(), HasSubstr(key));
+    }
+  }
+  rewrite(directory / "m.gguf", small_options("llama"), [&](gguf_context* gguf) {
+    gguf_set_val_u32(gguf, "llama.rope.dimension_count", 8);  // half of a head is turned
+  });
+  EXPECT_THROW(Model(directory / "m.gguf"), Unsupported);
 }
 
 TEST(ModelConfig, RefusesByName) {
@@ -280,7 +308,7 @@ TEST(ModelConfig, RefusesByName) {
                 const std::int32_t heads[] = {4, 2};
                 gguf_set_arr_data(gguf, "llama.attention.head_count", GGUF_TYPE_INT32, heads, 2);
               }),
-              HasSubstr("llama.attention.head_count is an array"));
+              HasSubstr("llama.attention.head_count has a value for each layer"));
   EXPECT_THAT(
       message([](gguf_context* gguf) { gguf_set_val_bool(gguf, "llama.attention.causal", false); }),
       HasSubstr("causal"));

@@ -213,16 +213,21 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
     writer.add_matrix("output.weight", o.hidden_size, o.vocabulary_size,
                       o.logit_spread * unit(o.hidden_size));
   }
-  if (o.rope_frequency_factors) {
+  const auto add_rope_factors = [&](const std::string& name, float octaves) {
     if (o.architecture != "llama") {
-      throw Error("tiny model: only the llama architecture has rope_freqs.weight");
+      throw Error(fmt::format("tiny model: only the llama architecture has {}", name));
     }
     std::vector<float> factors(static_cast<std::size_t>(o.head_size / 2));
-    for (std::size_t pair = 0; pair < factors.size(); ++pair) {  // from 1 to 8, as Llama 3.1 has
-      factors[pair] = std::exp2(3.0f * static_cast<float>(pair) /
+    for (std::size_t pair = 0; pair < factors.size(); ++pair) {
+      factors[pair] = std::exp2(octaves * static_cast<float>(pair) /
                                 static_cast<float>(std::max<std::size_t>(factors.size() - 1, 1)));
     }
-    writer.add("rope_freqs.weight", GGML_TYPE_F32, o.head_size / 2, 1, factors);
+    writer.add(name, GGML_TYPE_F32, o.head_size / 2, 1, factors);
+  };
+  if (o.rope_frequency_factors) add_rope_factors("rope_freqs.weight", 3);  // 1 to 8, as Llama 3.1's
+  if (o.rope_scaling == "longrope") {
+    add_rope_factors("rope_factors_short.weight", 1);
+    add_rope_factors("rope_factors_long.weight", 5);
   }
   for (int layer = 0; layer < o.layers; ++layer) {
     const auto name = [layer](std::string_view part) {

@@ -26,7 +26,7 @@ struct TinyModelOptions {
   bool tied_head = false;
   float logit_spread = 2.5f;  ///< standard deviation of the logits, about
   float rope_base = 10000.0f;
-  /// rope.scaling.type: "", "linear", "yarn"; with factor and original context
+  /// rope.scaling.type: "", "linear", "yarn", "longrope"; with factor and original context
   std::string rope_scaling;
   float rope_scaling_factor = 1.0f;
   int rope_original_context = 0;

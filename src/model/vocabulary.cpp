@@ -1,18 +1,24 @@
 #include "model/vocabulary.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <llama.h>
 #include <pthread.h>
 
 #include <algorithm>
+#include <bitset>
+#include <cstdlib>
 #include <exception>
 #include <limits>
+#include <optional>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include "model/error.h"
 #include "model/ggml_log.h"
 #include "model/gguf_file.h"
+#include "model/special_tokens.h"
 
 namespace firp {
 namespace {
@@ -25,10 +31,15 @@ void check_tokenizer(const GgufFile& file) {
     throw Error(
         fmt::format("{}: the file has no tokenizer (tokenizer.ggml.model = {})", path, kind));
   }
-  // What the files of our architectures use; libllama aborts on odd files of its rarer kinds.
-  if (kind != "llama" && kind != "gpt2") {
-    throw Error(fmt::format("{}: the tokenizer '{}' is not supported (supported: llama, gpt2)",
-                            path, one_line(kind)));
+  // Those of libllama that models with a next token have. Of the others, "rwkv" and the
+  // pre-tokenizer "whitespace" end the process, or never end, on odd files and texts.
+  constexpr std::string_view kKinds[] = {"llama", "gpt2", "gemma4", "plamo2", "t5", "hybriddna"};
+  if (std::ranges::count(kKinds, kind) == 0) {
+    throw Error(fmt::format("{}: the tokenizer '{}' is not supported (supported: {})", path,
+                            one_line(kind), fmt::join(kKinds, ", ")));
+  }
+  if (file.find_string("tokenizer.ggml.pre").value_or("") == "whitespace") {
+    throw Error(fmt::format("{}: the pre-tokenizer 'whitespace' is not supported", path));
   }
   const auto tokens = file.find_string_array("tokenizer.ggml.tokens");
   if (!tokens || tokens->empty()) {
@@ -55,9 +66,9 @@ void check_tokenizer(const GgufFile& file) {
   }
 }
 
-/// Calls llama_tokenize for `text` with stack enough. For some models libllama splits text by
-/// std::regex, which recurses once a character (some 330 bytes of stack each): a long run of like
-/// characters would overflow an ordinary stack.
+/// Calls llama_tokenize for `text`, which holds no special tokens, with stack enough. For some
+/// models libllama splits text by std::regex, which recurses once a character (some 330 bytes of
+/// stack each): a long run of like characters would overflow an ordinary stack.
 std::int32_t tokenize_with_stack(const llama_vocab* vocabulary, std::string_view text,
                                  std::span<Token> out) {
   struct Call {
@@ -74,7 +85,7 @@ std::int32_t tokenize_with_stack(const llama_vocab* vocabulary, std::string_view
       c.count =
           llama_tokenize(c.vocabulary, c.text.data(), static_cast<std::int32_t>(c.text.size()),
                          c.out.data(), static_cast<std::int32_t>(c.out.size()),
-                         /*add_special=*/false, /*parse_special=*/true);
+                         /*add_special=*/false, /*parse_special=*/false);
     } catch (...) {
       c.error = std::current_exception();
     }
@@ -105,6 +116,29 @@ std::int32_t tokenize_with_stack(const llama_vocab* vocabulary, std::string_view
   return call.count;
 }
 
+/// A character of Unicode's first private-use area that no message holds.
+std::string unused_mark(std::span<const ChatMessage> messages) {
+  constexpr unsigned kFirst = 0xe000, kLast = 0xf8ff;
+  std::bitset<kLast - kFirst + 1> used;
+  for (const ChatMessage& message : messages) {
+    for (const std::string* text : {&message.role, &message.content}) {
+      for (std::size_t i = 0; i + 2 < text->size(); ++i) {
+        const auto byte = [&](std::size_t k) {
+          return static_cast<unsigned>(static_cast<unsigned char>((*text)[i + k]));
+        };
+        if (byte(0) != 0xee && byte(0) != 0xef) continue;
+        const unsigned point = (byte(0) & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f);
+        if (point >= kFirst && point <= kLast) used.set(point - kFirst);
+      }
+    }
+  }
+  unsigned point = kFirst;
+  while (point <= kLast && used[point - kFirst]) ++point;
+  if (point > kLast) throw Error("the messages hold all private-use characters of Unicode");
+  return {static_cast<char>(0xe0 | point >> 12), static_cast<char>(0x80 | (point >> 6 & 0x3f)),
+          static_cast<char>(0x80 | (point & 0x3f))};
+}
+
 }  // namespace
 
 struct Vocabulary::Handle {
@@ -114,7 +148,37 @@ struct Vocabulary::Handle {
   std::string path;
   std::unique_ptr<llama_model, Free> model;
   const llama_vocab* vocabulary = nullptr;
+  std::optional<SpecialTokens> special;
+  std::size_t longest_token_bytes = 0;
+
+  void append_tokens(std::string_view text, std::vector<Token>& tokens) const;
 };
+
+/// Of a text without special tokens.
+void Vocabulary::Handle::append_tokens(std::string_view text, std::vector<Token>& tokens) const {
+  std::vector<Token> body(text.size() +
+                          2);  // a token is at least a byte; a space may come in front
+  std::int32_t count = 0;
+  try {
+    count = tokenize_with_stack(vocabulary, text, body);
+    if (count < 0) {
+      body.resize(static_cast<std::size_t>(-static_cast<std::int64_t>(count)));
+      count = tokenize_with_stack(vocabulary, text, body);
+    }
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Error(fmt::format("{}: damaged tokenizer: {}", path, one_line(error.what())));
+  }
+  if (count < 0) throw Error(fmt::format("{}: libllama cannot tokenize the text", path));
+  const int size = llama_vocab_n_tokens(vocabulary);
+  for (const Token token : std::span(body).first(static_cast<std::size_t>(count))) {
+    if (token < 0 || token >= size) {
+      throw Error(fmt::format("{}: damaged tokenizer: it has no token for unknown text", path));
+    }
+  }
+  tokens.insert(tokens.end(), body.begin(), body.begin() + count);
+}
 
 Vocabulary::Vocabulary(const std::filesystem::path& model_path)
     : handle_(std::make_unique<Handle>()) {
@@ -129,6 +193,14 @@ Vocabulary::Vocabulary(const std::filesystem::path& model_path)
                             errors.text("it does not say why")));
   }
   handle_->vocabulary = llama_model_get_vocab(handle_->model.get());
+  handle_->special.emplace(handle_->vocabulary);
+  for (Token token = 0; token < size(); ++token) {
+    // What llama_token_to_piece has no room for, it tells the size of.
+    const std::int32_t length =
+        llama_token_to_piece(handle_->vocabulary, token, nullptr, 0, 0, /*special=*/true);
+    handle_->longest_token_bytes =
+        std::max(handle_->longest_token_bytes, static_cast<std::size_t>(std::abs(length)));
+  }
 }
 
 Vocabulary::~Vocabulary() = default;
@@ -137,37 +209,53 @@ Vocabulary::Vocabulary(Vocabulary&&) noexcept = default;
 int Vocabulary::size() const { return llama_vocab_n_tokens(handle_->vocabulary); }
 
 std::vector<Token> Vocabulary::tokenize(std::string_view text, bool add_bos) const {
+  return tokenize(PromptText{std::string(text)}, add_bos);
+}
+
+std::vector<Token> Vocabulary::tokenize(const PromptText& prompt, bool add_bos) const {
+  const std::string& text = prompt.text;
   require_utf8(text, "the text");
   if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max() / 2)) {
     throw Error(fmt::format("the text has {} bytes: too long", text.size()));
   }
-  std::vector<Token> tokens;
+  Token bos = LLAMA_TOKEN_NULL;
   if (add_bos && llama_vocab_get_add_bos(handle_->vocabulary)) {
-    const Token bos = llama_vocab_bos(handle_->vocabulary);
+    bos = llama_vocab_bos(handle_->vocabulary);
     if (bos == LLAMA_TOKEN_NULL) {
       throw Error(fmt::format("{}: the file asks for a BOS token and names none", handle_->path));
     }
-    tokens.push_back(bos);
   }
-  std::vector<Token> body(text.size() +
-                          2);  // a token is at least a byte; a space may come in front
-  std::int32_t count = 0;
-  try {
-    count = tokenize_with_stack(handle_->vocabulary, text, body);
-    if (count < 0) {
-      body.resize(static_cast<std::size_t>(-static_cast<std::int64_t>(count)));
-      count = tokenize_with_stack(handle_->vocabulary, text, body);
+  std::vector<Token> tokens;
+  // Between the turns of a long conversation stand the same few texts again and again, and a call
+  // of libllama takes longer than what it does with one of them.
+  constexpr std::size_t kShort = 16;
+  std::unordered_map<std::string_view, std::vector<Token>> known;
+  for (const SpecialTokens::Piece& piece : handle_->special->split(text, prompt.literal)) {
+    if (piece.token != LLAMA_TOKEN_NULL) {
+      tokens.push_back(piece.token);
+    } else if (piece.text.size() > kShort) {
+      handle_->append_tokens(piece.text, tokens);
+    } else {
+      const auto [found, is_new] = known.try_emplace(piece.text);
+      if (is_new) handle_->append_tokens(piece.text, found->second);
+      tokens.insert(tokens.end(), found->second.begin(), found->second.end());
     }
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw Error(fmt::format("{}: damaged tokenizer: {}", handle_->path, one_line(error.what())));
   }
-  if (count < 0) {
-    throw Error(fmt::format("{}: libllama cannot tokenize the text", handle_->path));
+  if (bos != LLAMA_TOKEN_NULL && (tokens.empty() || tokens.front() != bos)) {
+    tokens.insert(tokens.begin(), bos);
   }
-  tokens.insert(tokens.end(), body.begin(), body.begin() + count);
   return tokens;
+}
+
+std::size_t Vocabulary::longest_token_bytes() const { return handle_->longest_token_bytes; }
+
+void Vocabulary::require_fits(std::size_t bytes, int context) const {
+  const std::size_t most = static_cast<std::size_t>(context) * longest_token_bytes();
+  if (bytes <= most) return;
+  throw Error(
+      fmt::format("the prompt has {} bytes: a context of {} tokens, of {} bytes at most, cannot "
+                  "hold it; shorten it, or ask for a larger context (-c)",
+                  bytes, context, longest_token_bytes()));
 }
 
 std::string Vocabulary::piece(Token token, bool show_special) const {
@@ -203,22 +291,54 @@ bool Vocabulary::has_chat_template() const {
   return llama_model_chat_template(handle_->model.get(), nullptr) != nullptr;
 }
 
-std::string Vocabulary::apply_chat_template(std::span<const ChatMessage> messages,
-                                            bool open_answer) const {
+bool Vocabulary::knows_chat_template() const {
+  const char* chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
+  const llama_chat_message message = {"user", "?"};
+  return chat_template != nullptr &&
+         llama_chat_apply_template(chat_template, &message, 1, true, nullptr, 0) >= 0;
+}
+
+PromptText Vocabulary::apply_chat_template(std::span<const ChatMessage> messages,
+                                           bool open_answer) const {
   const char* chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
   if (chat_template == nullptr) {
     throw Error(
-        fmt::format("{}: the file has no chat template; use a plain prompt (-p)", handle_->path));
+        fmt::format("{}: the file has no chat template; `firp generate --raw` goes on with "
+                    "a prompt as it is",
+                    handle_->path));
   }
-  std::vector<llama_chat_message> chat;
   for (const ChatMessage& message : messages) {
     require_utf8(message.role, "a message's role");
     require_utf8(message.content, "a message");
-    if (message.content.find('\0') != std::string::npos) {
+    if (message.content.find('\0') != std::string::npos ||
+        message.role.find('\0') != std::string::npos) {
       throw Error("a message holds a zero byte: chat templates cannot carry it");
     }
-    chat.push_back({message.role.c_str(), message.content.c_str()});
   }
+  // The text of control tokens waits outside while the template is written: that tells the user's
+  // from the template's own.
+  const std::string mark = unused_mark(messages);
+  std::vector<std::string> outside;
+  const auto without_control_tokens = [&](const std::string& text) {
+    std::string kept;
+    std::size_t at = 0;
+    for (const TextRange& range : handle_->special->control_texts(text)) {
+      kept.append(text, at, range.begin - at);
+      kept += fmt::format("{}{}{}", mark, outside.size(), mark);
+      outside.push_back(text.substr(range.begin, range.end - range.begin));
+      at = range.end;
+    }
+    return kept.append(text, at);
+  };
+  std::vector<ChatMessage> kept;
+  std::vector<llama_chat_message> chat;
+  kept.reserve(messages.size());
+  for (const ChatMessage& message : messages) {
+    const ChatMessage& each = kept.emplace_back(
+        ChatMessage{without_control_tokens(message.role), without_control_tokens(message.content)});
+    chat.push_back({each.role.c_str(), each.content.c_str()});
+  }
+
   const auto apply = [&](std::string& out) {
     return llama_chat_apply_template(chat_template, chat.data(), chat.size(), open_answer,
                                      out.data(), static_cast<std::int32_t>(out.size()));
@@ -231,12 +351,26 @@ std::string Vocabulary::apply_chat_template(std::span<const ChatMessage> message
   }
   if (length < 0) {
     throw Error(
-        fmt::format("{}: libllama does not know the file's chat template; use a plain "
-                    "prompt (-p)",
+        fmt::format("{}: libllama does not know the file's chat template; `firp generate "
+                    "--raw` goes on with a prompt as it is",
                     handle_->path));
   }
   text.resize(static_cast<std::size_t>(length));
-  return text;
+
+  PromptText prompt;
+  std::size_t at = 0;
+  for (std::size_t open = text.find(mark); !outside.empty() && open != std::string::npos;
+       open = text.find(mark, at)) {
+    const std::size_t number = open + mark.size();
+    const std::size_t close = text.find(mark, number);
+    prompt.text.append(text, at, open - at);
+    const std::string& back = outside.at(std::stoul(text.substr(number, close - number)));
+    prompt.literal.push_back({prompt.text.size(), prompt.text.size() + back.size()});
+    prompt.text += back;
+    at = close + mark.size();
+  }
+  prompt.text.append(text, at);
+  return prompt;
 }
 
 void require_utf8(std::string_view text, std::string_view what) {

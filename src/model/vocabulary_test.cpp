@@ -4,7 +4,10 @@
 #include <gguf.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <llama.h>
 
+#include <chrono>
+#include <memory>
 #include <random>
 
 #include "model/test_files.h"
@@ -58,16 +61,153 @@ TEST_F(RealVocabulary, WritesTheModelsChatTemplate) {
   const Vocabulary vocabulary(real_model());
   ASSERT_TRUE(vocabulary.has_chat_template());
   const std::vector<ChatMessage> messages = {{"system", "Be brief."}, {"user", "Hi"}};
-  EXPECT_EQ(vocabulary.apply_chat_template(messages, true),
+  EXPECT_EQ(vocabulary.apply_chat_template(messages, true).text,
             "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
             "<|im_start|>assistant\n");
   const std::vector<ChatMessage> large = {{"user", std::string(100'000, 'x')}};
-  EXPECT_EQ(vocabulary.apply_chat_template(large, false),
+  EXPECT_EQ(vocabulary.apply_chat_template(large, false).text,
             "<|im_start|>user\n" + std::string(100'000, 'x') + "<|im_end|>\n");
   const std::vector<ChatMessage> bad = {{"user", "\xc0\x80"}};
   EXPECT_THROW(vocabulary.apply_chat_template(bad, true), Error);
   const std::vector<ChatMessage> zero = {{"user", std::string("a\0b", 3)}};
   EXPECT_THROW(vocabulary.apply_chat_template(zero, true), Error);
+}
+
+/// libllama by itself.
+class Libllama {
+ public:
+  explicit Libllama(const std::filesystem::path& path) : model_(nullptr, llama_model_free) {
+    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+    llama_model_params parameters = llama_model_default_params();
+    parameters.vocab_only = true;
+    model_.reset(llama_model_load_from_file(path.c_str(), parameters));
+  }
+
+  std::vector<Token> tokenize(const std::string& text, bool parse_special) const {
+    std::vector<Token> tokens(3 * text.size() + 2);
+    tokens.resize(llama_tokenize(llama_model_get_vocab(model_.get()), text.data(),
+                                 static_cast<std::int32_t>(text.size()), tokens.data(),
+                                 static_cast<std::int32_t>(tokens.size()), false, parse_special));
+    return tokens;
+  }
+
+  std::string chat(const std::vector<ChatMessage>& messages) const {
+    std::vector<llama_chat_message> chat;
+    for (const ChatMessage& each : messages) {
+      chat.push_back({each.role.c_str(), each.content.c_str()});
+    }
+    std::string text(10'000, '\0');
+    text.resize(llama_chat_apply_template(llama_model_chat_template(model_.get(), nullptr),
+                                          chat.data(), chat.size(), true, text.data(),
+                                          static_cast<std::int32_t>(text.size())));
+    return text;
+  }
+
+ private:
+  std::unique_ptr<llama_model, decltype(&llama_model_free)> model_;
+};
+
+std::string random_text(std::mt19937& random, const std::vector<std::string>& parts, int most) {
+  std::string text;
+  for (auto count = static_cast<int>(random() % most); count > 0; --count) {
+    text += parts[random() % parts.size()];
+  }
+  return text;
+}
+
+TEST_F(RealVocabulary, SplitsAtSpecialTokensAsLibllamaDoes) {
+  const Vocabulary vocabulary(real_model());
+  const Libllama libllama(real_model());
+  const std::vector<std::string> parts = {"<|im_start|>",
+                                          "<|im_end|>",
+                                          "<|endoftext|>",
+                                          "<repo_name>",
+                                          "<|im_",
+                                          "end|>",
+                                          "<",
+                                          "|>",
+                                          " ",
+                                          "\n",
+                                          "two words",
+                                          "7",
+                                          "中",
+                                          "<jupyter_output>"};
+  std::mt19937 random(5);
+  for (int i = 0; i < 2000; ++i) {
+    const std::string text = random_text(random, parts, 12);
+    ASSERT_EQ(vocabulary.tokenize(text, false), libllama.tokenize(text, true)) << text;
+    // A text that is literal all over has what libllama's parse_special = false gives.
+    ASSERT_EQ(vocabulary.tokenize(PromptText{text, {{0, text.size()}}}, false),
+              libllama.tokenize(text, false))
+        << text;
+  }
+}
+
+TEST_F(RealVocabulary, TheTextOfControlTokensInAMessageStaysText) {
+  const Vocabulary vocabulary(real_model());
+  const Libllama libllama(real_model());
+  const auto controls = [&](const std::vector<Token>& tokens) {
+    std::vector<Token> found;
+    for (const Token token : tokens) {
+      if (vocabulary.piece(token).empty() && !vocabulary.piece(token, true).empty()) {
+        found.push_back(token);
+      }
+    }
+    return found;
+  };
+  const auto tokens_of = [&](const std::vector<ChatMessage>& messages) {
+    return vocabulary.tokenize(vocabulary.apply_chat_template(messages, true), true);
+  };
+  const std::vector<Token> sound = controls(tokens_of({{"system", "Be brief."}, {"user", "Hi"}}));
+  EXPECT_EQ(sound, (std::vector<Token>{1, 2, 1, 2, 1}));
+  const std::vector<std::string> parts = {"<|im_end|>\n<|im_start|>assistant\n",
+                                          "<|im_end|>",
+                                          "<|im_start|>",
+                                          "<|endoftext|>",
+                                          "<|im_",
+                                          "end|>",
+                                          " ",
+                                          "\n",
+                                          "words",
+                                          "\ue000",
+                                          "\ue0000\ue000",
+                                          "\uf8ff",
+                                          "中"};
+  std::mt19937 random(6);
+  for (int i = 0; i < 500; ++i) {
+    const std::vector<ChatMessage> messages = {{"system", random_text(random, parts, 8)},
+                                               {"user", random_text(random, parts, 12)}};
+    const std::vector<Token> tokens = tokens_of(messages);
+    ASSERT_EQ(controls(tokens), sound) << messages[0].content << "|" << messages[1].content;
+    std::string written;
+    for (const Token token : tokens) written += vocabulary.piece(token, true);
+    ASSERT_EQ(written, libllama.chat(messages));
+  }
+  // A role is a user's word, too.
+  EXPECT_EQ(controls(tokens_of({{"<|im_end|>", "Hi"}})), (std::vector<Token>{1, 2, 1}));
+}
+
+TEST_F(RealVocabulary, ManyControlTokensTakeTimeThatGrowsWithTheTextAlone) {
+  const Vocabulary vocabulary(real_model());
+  std::string text;
+  constexpr int kCount = 200'000;  // 24 times as long as what took libllama 10 s
+  for (int i = 0; i < kCount; ++i) text += "<|im_end|> ";
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(vocabulary.tokenize(text, false).size(), 2u * kCount);
+  const ChatMessage message = {"user", text};
+  EXPECT_EQ(vocabulary.apply_chat_template({&message, 1}, true).literal.size(), 1u * kCount);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+}
+
+TEST_F(RealVocabulary, RefusesATextThatNoTokensOfTheContextCanHold) {
+  const Vocabulary vocabulary(real_model());
+  const std::size_t longest = vocabulary.longest_token_bytes();
+  EXPECT_GE(longest, vocabulary.piece(2, true).size());
+  EXPECT_LT(longest, 1000u);
+  EXPECT_NO_THROW(vocabulary.require_fits(100 * longest, 100));
+  EXPECT_THAT(error_of([&] { vocabulary.require_fits(100 * longest + 1, 100); }),
+              testing::AllOf(HasSubstr(std::to_string(100 * longest + 1) + " bytes"),
+                             HasSubstr("a context of 100 tokens")));
 }
 
 /// A GGUF file with nothing but a small tokenizer, for the damage below.
@@ -80,10 +220,16 @@ struct TokenizerFile {
   std::vector<const char*> merges = {"a b"};
   std::uint32_t bos = 0;
   bool add_bos = true;
+  std::string name = "small";
+  std::string chat_template = "";
 
   void write(const std::filesystem::path& path) const {
     gguf_context* gguf = gguf_init_empty();
     gguf_set_val_str(gguf, "general.architecture", "llama");
+    gguf_set_val_str(gguf, "general.name", name.c_str());
+    if (!chat_template.empty()) {
+      gguf_set_val_str(gguf, "tokenizer.chat_template", chat_template.c_str());
+    }
     gguf_set_val_str(gguf, "tokenizer.ggml.model", model.c_str());
     gguf_set_val_str(gguf, "tokenizer.ggml.pre", pre.c_str());
     auto texts = tokens;
@@ -110,6 +256,131 @@ TEST(Vocabulary, ReadsASmallTokenizer) {
   EXPECT_FALSE(vocabulary.has_chat_template());
   EXPECT_THAT(error_of([&] { vocabulary.apply_chat_template({}, true); }),
               HasSubstr("no chat template"));
+}
+
+TEST(Vocabulary, SplitsOddVocabulariesAsLibllamaDoes) {
+  const TemporaryDirectory directory;
+  const std::vector<const char*> special = {"<|endoftext|>",
+                                            "</s>",
+                                            "<unk>",
+                                            "<s>",
+                                            "<mask>",
+                                            "<a>",
+                                            "<ab>",
+                                            "a>",
+                                            "b<",
+                                            "<a><ab>",
+                                            "ab",
+                                            "aa",
+                                            "aaa",
+                                            "a b",
+                                            "> <",
+                                            "b>a",
+                                            "<<",
+                                            "<<<",
+                                            ">",
+                                            "\n\n"};
+  std::vector<std::string> parts = {"a", "b", "<", ">", " ", "\n", "\t", "ab", "x"};
+  parts.insert(parts.end(), special.begin(), special.end());
+  std::mt19937 random(7);
+  for (int i = 0; i < 60; ++i) {
+    TokenizerFile file;
+    file.model = i % 3 == 0 ? "llama" : "gpt2";
+    file.pre = i % 3 == 1 ? "jina-v2-de" : "default";  // <mask> takes white space from its left
+    file.name = i % 2 == 0 ? "Phi-3 small" : "small";  // special tokens take it from their right
+    file.tokens = {"<0x0A>", "x", "\u010a", "\u0120", "\u2581"};
+    file.types = {6, 1, 1, 1, 1};
+    for (const char* const token : special) {
+      file.tokens.push_back(token);
+      file.types.push_back(static_cast<std::int32_t>(1 + random() % 4));  // normal .. user-defined
+    }
+    file.tokens.push_back("a");
+    file.tokens.push_back("b");
+    file.types.resize(file.tokens.size(), 1);
+    file.scores.assign(file.tokens.size(), -1.0f);
+    file.write(directory / "v.gguf");
+    const Vocabulary vocabulary(directory / "v.gguf");
+    const Libllama libllama(directory / "v.gguf");
+    for (int k = 0; k < 200; ++k) {
+      const std::string text = random_text(random, parts, 14);
+      std::vector<Token> expected;
+      bool known = true;  // libllama throws where a byte has no token
+      try {
+        expected = libllama.tokenize(text, true);
+      } catch (const std::exception&) {
+        known = false;
+      }
+      if (known) {
+        ASSERT_EQ(vocabulary.tokenize(text, false), expected) << i << ": " << text;
+      }
+    }
+  }
+}
+
+TEST(Vocabulary, PutsNoSecondBosBeforeAText) {
+  const TemporaryDirectory directory;
+  TokenizerFile().write(directory / "v.gguf");
+  const Vocabulary vocabulary(directory / "v.gguf");
+  EXPECT_EQ(vocabulary.tokenize("a", true), (std::vector<Token>{0, 1}));
+  EXPECT_EQ(vocabulary.tokenize("<|endoftext|>a", true), (std::vector<Token>{0, 1}));
+  EXPECT_EQ(vocabulary.tokenize("<|endoftext|><|endoftext|>a", true),
+            (std::vector<Token>{0, 0, 1}));
+  EXPECT_EQ(vocabulary.tokenize("", true), (std::vector<Token>{0}));
+  // Somebody's words are no BOS.
+  EXPECT_EQ(vocabulary.tokenize(PromptText{"<|endoftext|>a", {{0, 13}}}, true).front(), 0);
+  EXPECT_GT(vocabulary.tokenize(PromptText{"<|endoftext|>ab", {{0, 13}}}, true).size(), 1u);
+}
+
+TEST(Vocabulary, AnUnknownChatTemplateNamesTheFlagForPlainPrompts) {
+  const TemporaryDirectory directory;
+  TokenizerFile file;
+  const ChatMessage message = {"user", "a"};
+  for (const std::string chat_template : {"", "{{ something('new') }}"}) {
+    file.chat_template = chat_template;
+    file.write(directory / "v.gguf");
+    const Vocabulary vocabulary(directory / "v.gguf");
+    EXPECT_FALSE(vocabulary.knows_chat_template());
+    EXPECT_EQ(vocabulary.has_chat_template(), !chat_template.empty());
+    EXPECT_THAT(error_of([&] {
+                  vocabulary.apply_chat_template({&message, 1}, true);
+                }),
+                HasSubstr("--raw"));
+  }
+  file.chat_template = "{{ '<|im_start|>' }}";
+  file.write(directory / "v.gguf");
+  EXPECT_TRUE(Vocabulary(directory / "v.gguf").knows_chat_template());
+}
+
+/// Their merges, the tokens of bytes and of what is unknown, as real files have them.
+TokenizerFile file_of_kind(const std::string& model) {
+  TokenizerFile file;
+  file.model = model;
+  if (model == "gpt2") return file;
+  static std::vector<std::string> bytes;
+  if (bytes.empty()) {
+    for (int byte = 0; byte < 256; ++byte) bytes.push_back(fmt::format("<0x{:02X}>", byte));
+  }
+  file.tokens = {"<s>", "</s>", "<unk>", "<|endoftext|>", "a", "b", "ab", "\u2581", "\n"};
+  file.types = {3, 3, 2, 3, 1, 1, 1, 1, 1};
+  for (const std::string& byte : bytes) {
+    file.tokens.push_back(byte.c_str());
+    file.types.push_back(6);
+  }
+  file.scores.assign(file.tokens.size(), -1.0f);
+  return file;
+}
+
+TEST(Vocabulary, HasTheTokenizersThatLibllamaHasForModelsWithANextToken) {
+  const TemporaryDirectory directory;
+  for (const std::string model : {"gpt2", "llama", "gemma4", "plamo2", "t5", "hybriddna"}) {
+    SCOPED_TRACE(model);
+    file_of_kind(model).write(directory / "v.gguf");
+    const Vocabulary vocabulary(directory / "v.gguf");
+    const Libllama libllama(directory / "v.gguf");
+    for (const std::string text : {"ab", "ab<|endoftext|>ba", "a\n\nb"}) {
+      EXPECT_EQ(vocabulary.tokenize(text, false), libllama.tokenize(text, true));
+    }
+  }
 }
 
 /// libllama's regular expressions recurse once a character: 26,000 were the end of an 8 MB stack.
@@ -141,6 +412,8 @@ TEST(Vocabulary, RefusesByName) {
   };
   EXPECT_THAT(message([](TokenizerFile& file) { file.model = "none"; }), HasSubstr("no tokenizer"));
   EXPECT_THAT(message([](TokenizerFile& file) { file.model = "rwkv"; }), HasSubstr("rwkv"));
+  EXPECT_THAT(message([](TokenizerFile& file) { file.pre = "whitespace"; }),
+              HasSubstr("'whitespace'"));
   EXPECT_THAT(message([](TokenizerFile& file) { file.tokens[2] = "a"; }), HasSubstr("twice"));
   EXPECT_THAT(message([](TokenizerFile& file) { file.tokens.clear(); }), HasSubstr("no tokens"));
   EXPECT_THAT(message([](TokenizerFile& file) { file.scores.pop_back(); }), HasSubstr("scores"));
@@ -165,10 +438,8 @@ TEST(Vocabulary, ABosOutOfRangeIsAnError) {
 TEST(Vocabulary, DamagedBytesGiveAnErrorOrAVocabulary) {
   const TemporaryDirectory directory;
   std::mt19937 random(11);
-  for (const std::string model : {"gpt2", "llama"}) {
-    TokenizerFile file;
-    file.model = model;
-    file.write(directory / "v.gguf");
+  for (const std::string model : {"gpt2", "llama", "gemma4", "plamo2", "t5", "hybriddna"}) {
+    file_of_kind(model).write(directory / "v.gguf");
     const std::string bytes = read_bytes(directory / "v.gguf");
     for (int i = 0; i < 1000; ++i) {
       std::string damaged = bytes;

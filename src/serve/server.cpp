@@ -247,26 +247,40 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
 
 std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
   const bool chat = request.kind == CompletionKind::kChat;
-  if (chat && !vocabulary.has_chat_template()) {
-    throw RequestError(kUnsupported, "this model has no chat template; ask /v1/completions");
+  if (chat && !vocabulary.knows_chat_template()) {
+    throw RequestError(kUnsupported, fmt::format("{}; ask /v1/completions",
+                                        vocabulary.has_chat_template()
+                                            ? "libllama does not know this model's chat template"
+                                            : "this model has no chat template"));
+  }
+  const int context = engine.options().context;
+  std::size_t bytes = request.prompt.size();
+  for (const ChatMessage& message : request.messages) bytes += message.content.size();
+  const char* const param = chat ? "messages" : "prompt";
+  try {
+    vocabulary.require_fits(bytes, context);
+  } catch (const Error& error) {
+    throw RequestError(kContextExceeded,
+                       fmt::format("{}; this model's maximum context length is {} tokens here",
+                                   error.what(), context),
+                       param, {{"n_ctx", context}});
   }
   std::vector<Token> tokens;
   try {
-    tokens = vocabulary.tokenize(
-        chat ? vocabulary.apply_chat_template(request.messages, /*open_answer=*/true)
-             : request.prompt,
-        /*add_bos=*/true);
+    tokens = chat ? vocabulary.tokenize(
+                        vocabulary.apply_chat_template(request.messages, /*open_answer=*/true),
+                        /*add_bos=*/true)
+                  : vocabulary.tokenize(request.prompt, /*add_bos=*/true);
   } catch (const Error& error) {
-    throw RequestError(kInvalidValue, error.what(), chat ? "messages" : "prompt");
+    throw RequestError(kInvalidValue, error.what(), param);
   }
-  const int context = engine.options().context;
   if (std::ssize(tokens) >= context) {
     throw RequestError(
         kContextExceeded,
         fmt::format("the prompt has {} tokens, and one must be left for the answer; this model's "
                     "maximum context length is {} tokens here (firp serve -c)",
                     tokens.size(), context),
-        chat ? "messages" : "prompt", {{"n_prompt_tokens", tokens.size()}, {"n_ctx", context}});
+        param, {{"n_prompt_tokens", tokens.size()}, {"n_ctx", context}});
   }
   if (tokens.empty()) throw RequestError(kInvalidValue, "the prompt is empty", "prompt");
   return tokens;

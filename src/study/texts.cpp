@@ -18,7 +18,7 @@ std::vector<Text> answers_to(Engine& engine, const Vocabulary& vocabulary,
   std::vector<GenerationJob> jobs;
   for (std::size_t i = 0; i < count; ++i) {
     const std::string& prompt = prompts[i * prompts.size() / count];
-    GenerationJob job = {.prompt = vocabulary.tokenize(form.before + prompt + form.after, true),
+    GenerationJob job = {.prompt = vocabulary.tokenize(form.around(prompt), true),
                          .max_tokens = kMaxAnswer,
                          .sampling = {},
                          .stream = static_cast<int>(i)};

@@ -86,7 +86,7 @@ ChatForm chat_form(const Vocabulary& vocabulary) {
     return {"", "\n"};
   }
   const ChatMessage turn = {"user", std::string(kPlaceholder)};
-  const std::string text = vocabulary.apply_chat_template(std::span(&turn, 1), true);
+  const std::string text = vocabulary.apply_chat_template(std::span(&turn, 1), true).text;
   const std::size_t at = text.find(kPlaceholder);
   if (at == std::string::npos) {
     throw Error("the model's chat template leaves out what the user says");
@@ -332,7 +332,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
         continue;
       }
       GenerationJob job;
-      job.prompt = vocabulary.tokenize(form.before + question + form.after, true);
+      job.prompt = vocabulary.tokenize(form.around(question), true);
       if (job.prompt.size() > kMaxPrompt) {
         continue;
       }

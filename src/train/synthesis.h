@@ -40,6 +40,11 @@ std::vector<std::string> read_prompts(const std::filesystem::path& path);
 /// begins. Without a chat template: nothing before it, a line break after it.
 struct ChatForm {
   std::string before, after;
+
+  /// With a turn in between, whose words are no control tokens.
+  PromptText around(const std::string& turn) const {
+    return {before + turn + after, {{before.size(), before.size() + turn.size()}}};
+  }
 };
 ChatForm chat_form(const Vocabulary& vocabulary);
 
