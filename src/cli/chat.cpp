@@ -58,7 +58,9 @@ int run_chat(const ChatFlags& flags) {
   while (true) {
     if (interactive) say("\n> ");
     catch_interrupts();
-    signal(SIGTERM, SIG_DFL);  // it is meant for the program, not for an answer
+    // These are meant for the program, not for an answer.
+    signal(SIGTERM, SIG_DFL);
+    if (signal(SIGHUP, SIG_DFL) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
     std::string line;
     // Ctrl-C ends the read, and the chat.
     if (!input.next_line(line)) break;
@@ -74,7 +76,7 @@ int run_chat(const ChatFlags& flags) {
       conversation = Conversation(vocabulary, flags.system_prompt);
     } else {
       try {
-        vocabulary.require_fits(line->size(), session.context());
+        vocabulary.require_fits(line.size(), session.context());
         Conversation next = conversation;
         const std::vector<Token> tokens = next.user_turn(line);
         session.append(tokens);

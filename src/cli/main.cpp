@@ -104,6 +104,8 @@ int main(int argc, char** argv) {
   signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message
   try {
     return run(argc, argv);
+  } catch (const firp::Cancelled&) {
+    return firp::kExitInterrupted;
   } catch (const firp::Error& error) {
     firp::say("firp: {}\n", error.what());
   } catch (const std::bad_alloc&) {

@@ -82,11 +82,11 @@ int run_serve(const ServeFlags& flags) {
   catch_interrupts();
   Server server(decoder.engine, decoder.vocabulary, decoder.options, options);
   const int port = server.bind();
-  say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n",
-             options.model_name, url_host(options.host), port);
+  say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n", options.model_name,
+      url_host(options.host), port);
   if (options.api_key.empty() && !is_loopback(url_host(options.host))) {
     say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
-               "key\n");
+        "key\n");
   }
   const std::jthread watch(
       [&server](const std::stop_token& ended) { watch_for_signals(server, ended); });
@@ -122,8 +122,9 @@ Examples:
   app->add_option("--host", server.host, "Address to listen at; 0.0.0.0: all of this machine's")
       ->capture_default_str();
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
-  app->add_option("--parallel", server.slots,
-                  "(-np) Requests that are answered at once; others wait; -1: as many as by default")
+  app->add_option(
+         "--parallel", server.slots,
+         "(-np) Requests that are answered at once; others wait; -1: as many as by default")
       ->transform(CLI::Transformer({{"-1", std::to_string(server.slots)}}).description(""))
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");

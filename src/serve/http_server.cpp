@@ -118,7 +118,7 @@ class HttpServer::RequestStream final : public httplib::Stream {
   }
   const char* buffered_data(std::size_t& size) const override {
     size = std::min(end_ - begin_, head_bytes_);
-    return bytes_.data() + begin_;
+    return size > 0 ? bytes_.data() + begin_ : nullptr;
   }
   void consume_buffered(std::size_t size) override {
     if (may_take(size)) begin_ += size;

@@ -77,6 +77,8 @@ class BodyBytes {
       throw RequestError(kWrongEncoding,
                          fmt::format("the body must not be packed (it is {})", one_line(coding)));
     }
+    // Not by the library, which would wait for all of it first.
+    if (request.get_header_value_u64("Content-Length") > kMostBodyBytes) refuse_large();
     const bool complete = read([&](const char* part, std::size_t size) {
       if (together_.fetch_add(size) + size > kMostBodyBytesTogether) full_ = true;
       counted_ += size;
@@ -87,10 +89,7 @@ class BodyBytes {
     if (complete) return;
     const bool large = counted_ > kMostBodyBytes || response.status == kTooLarge.status;
     release();
-    if (large) {
-      throw RequestError(kTooLarge,
-                         fmt::format("the body is larger than {} bytes", kMostBodyBytes));
-    }
+    if (large) refuse_large();
     if (full_) throw RequestError(kBusy, "other requests fill the memory; ask again later");
     if (HttpServer::bound_hit() == HttpServer::Bound::kTime) {
       throw RequestError(kTooSlow, fmt::format("the request was not there after {} seconds",
@@ -105,6 +104,9 @@ class BodyBytes {
   std::string_view text() const { return bytes_; }
 
  private:
+  [[noreturn]] static void refuse_large() {
+    throw RequestError(kTooLarge, fmt::format("the body is larger than {} bytes", kMostBodyBytes));
+  }
   void release() { together_ -= std::exchange(counted_, 0); }
 
   std::atomic<std::size_t>& together_;
@@ -248,10 +250,11 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
 std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
   const bool chat = request.kind == CompletionKind::kChat;
   if (chat && !vocabulary.knows_chat_template()) {
-    throw RequestError(kUnsupported, fmt::format("{}; ask /v1/completions",
-                                        vocabulary.has_chat_template()
-                                            ? "libllama does not know this model's chat template"
-                                            : "this model has no chat template"));
+    throw RequestError(kUnsupported,
+                       fmt::format("{}; ask /v1/completions",
+                                   vocabulary.has_chat_template()
+                                       ? "libllama does not know this model's chat template"
+                                       : "this model has no chat template"));
   }
   const int context = engine.options().context;
   std::size_t bytes = request.prompt.size();
