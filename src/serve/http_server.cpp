@@ -215,6 +215,10 @@ HttpServer::HttpServer() : most_connections_(affordable_connections()) {
   new_task_queue = [this] { return new Threads(*this); };
   set_keep_alive_timeout(kIdleSeconds);  // what clients are told
   set_keep_alive_max_count(1000);
+  // The library says so to the client, and would take what it still sends for a next request.
+  set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
+    if (response.get_header_value("Connection") == "close") close_after_answer();
+  });
   set_tcp_nodelay(true);  // a token is a small packet
   // Without SO_REUSEPORT, which is the library's default: two servers would share a port unnoticed.
   set_socket_options([](socket_t socket) {

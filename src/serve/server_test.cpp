@@ -304,6 +304,8 @@ TEST_F(ServerTest, BoundsWhatComesIn) {
   };
   const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n";
   EXPECT_EQ(status_of(head + "Content-Length: 33554433\r\n\r\n"), "HTTP/1.1 413");
+  EXPECT_EQ(status_of(head + "Content-Length: 99999999999999999999\r\n\r\n"), "HTTP/1.1 413");
+  EXPECT_EQ(status_of(head + "Content-Length: -1\r\n\r\n"), "HTTP/1.1 400");
   std::string chunks = head + "Transfer-Encoding: chunked\r\n\r\n";
   for (int i = 0; i < 33; ++i) chunks += "100000\r\n" + std::string(1 << 20, ' ') + "\r\n";
   EXPECT_EQ(status_of(chunks + "0\r\n\r\n"), "HTTP/1.1 413");
