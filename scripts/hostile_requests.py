@@ -33,13 +33,13 @@ from served import AWAIT_100, HALF_CLOSE, Malformed, Served, exchange, request_b
 KEY = "a-key"
 CONTEXT = 256
 # The server's limits (docs/serve.md). None: it has none.
-MOST_HEAD_BYTES = None
+MOST_HEAD_BYTES = 64 << 10
 MOST_BODY_BYTES = 32 << 20
-MOST_DEPTH = None
-MOST_KEYS = None
-MOST_MESSAGES = None
+MOST_DEPTH = 32
+MOST_KEYS = 99999  # and the object itself
+MOST_MESSAGES = 10000
 MOST_STOPS = 16
-MOST_STOP_BYTES = None
+MOST_STOP_BYTES = 1024
 MEMORY_TOLERANCE = 64 << 10  # kB that memory may grow by after the first quarter: what malloc keeps
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -33,11 +33,12 @@ Body parse_body(std::string_view body) {
   std::size_t values = 0;
   const auto count = [&values](int depth, Body::parse_event_t event, const Body&) {
     using Event = Body::parse_event_t;
-    if (depth > kMostDepth) {
+    const bool nests = event == Event::object_start || event == Event::array_start;
+    if (nests && depth >= kMostDepth) {
       throw RequestError(
           kTooLarge, fmt::format("the body has objects and lists more than {} deep", kMostDepth));
     }
-    if (event != Event::object_end && event != Event::array_end && ++values > kMostValues) {
+    if ((nests || event == Event::value) && ++values > kMostValues) {
       throw RequestError(kTooLarge, fmt::format("the body has more than {} values", kMostValues));
     }
     return true;

@@ -61,11 +61,11 @@ TEST_F(SlotsTest, AnswersThatDoNotFitTogetherAreAllGiven) {
   for (Engine* const engine :
        {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
     Slots slots(*engine, loaded.vocabulary, {.method = DraftMethod::kNone, .ngrams = true}, 4);
-    constexpr int kAnswers = 6, kTokens = 120;
+    constexpr int kAnswers = 5, kTokens = 50;
     std::vector<std::future<std::string>> together;
     for (int i = 0; i < kAnswers; ++i) {
       together.push_back(
-          std::async(std::launch::async, [&, i] { return answer(slots, prompt(i, 60), kTokens); }));
+          std::async(std::launch::async, [&, i] { return answer(slots, prompt(i, 50), kTokens); }));
     }
     std::vector<std::string> texts;
     for (std::future<std::string>& each : together) texts.push_back(each.get());
@@ -73,7 +73,7 @@ TEST_F(SlotsTest, AnswersThatDoNotFitTogetherAreAllGiven) {
     for (int i = 0; i < kAnswers; ++i) {
       EXPECT_FALSE(texts[i].empty());
       if (engine == &llama) continue;  // whose rows are the same within rounding
-      EXPECT_EQ(texts[i], answer(alone, prompt(i, 60), kTokens)) << i;
+      EXPECT_EQ(texts[i], answer(alone, prompt(i, 50), kTokens)) << i;
     }
   }
 }
