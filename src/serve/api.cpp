@@ -75,8 +75,10 @@ std::optional<std::int64_t> integer(const Body& object, const char* name, std::i
                                     std::int64_t most = INT_MAX) {
   const Body* const value = find(object, name);
   if (value == nullptr) return std::nullopt;
+  constexpr double kExact = 9007199254740992;  // the last one before which a double has all
   const double real = value->is_number() ? value->get<double>() : NAN;
-  if (real != std::floor(real)) refuse(name, fmt::format("'{}' must be a whole number", name));
+  const bool whole = value->is_number_integer() || (real == std::floor(real) && real < kExact);
+  if (!whole) refuse(name, fmt::format("'{}' must be a whole number", name));
   if (real < static_cast<double>(least)) {
     refuse(name, fmt::format("'{}' must be at least {}", name, least));
   }
@@ -199,7 +201,6 @@ const NotDone kNotDone[] = {
     {"audio"},
     {"bad_words"},
     {"beam_search"},
-    {"best_of", 1},
     {"chat_template"},
     {"chat_template_kwargs"},
     {"continue_final_message"},
@@ -208,7 +209,6 @@ const NotDone kNotDone[] = {
     {"dynatemp_range"},
     {"echo"},
     {"enable_thinking"},
-    {"frequency_penalty"},
     {"function_call", "none"},
     {"functions"},
     {"grammar"},
@@ -231,10 +231,8 @@ const NotDone kNotDone[] = {
     {"min_tokens"},
     {"mirostat"},
     {"multimodal_data"},
-    {"n", 1},
     {"n_cmpl", 1},
     {"n_probs"},
-    {"presence_penalty"},
     {"prompt_embeds"},
     {"prompt_logprobs"},
     {"reasoning"},
@@ -263,6 +261,17 @@ const NotDone kNotDone[] = {
 };
 
 void refuse_what_is_not_done(const Body& body) {
+  for (const char* const name : {"n", "best_of"}) {
+    if (integer(body, name, 1).value_or(1) != 1) {
+      refuse(name, fmt::format("'{}' must be 1: one answer a request", name), kUnsupported);
+    }
+  }
+  for (const char* const name : {"presence_penalty", "frequency_penalty"}) {
+    if (number(body, name, -2, 2).value_or(0) != 0) {
+      refuse(name, fmt::format("'{}' is not supported; there is 'repeat_penalty'", name),
+             kUnsupported);
+    }
+  }
   for (const auto& [name, neutral] : kNotDone) {
     // These are on where they are not mentioned.
     const bool on_by_default = neutral == true;

@@ -92,7 +92,7 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("stop": 3)", "'stop' must be a string"},
       {R"("stream": "yes")", "'stream' must be true or false"},
       {R"("stream_options": 1)", "'stream_options'"},
-      {R"("n": 2)", "'n' is not supported"},
+      {R"("n": 2)", "'n' must be 1"},
       {R"("presence_penalty": 0.5)", "'presence_penalty' is not supported"},
       {R"("tools": [{}])", "'tools' is not supported"},
       {R"("logprobs": true)", "'logprobs' is not supported"},
