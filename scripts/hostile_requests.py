@@ -202,7 +202,9 @@ def json_type(rng, alone, path, place, value):
     body = json.dumps(body_of(path, **fields)).encode().replace(b'"@"', written, 1)
     allowed = {200} | CLIENT_ERRORS
     used = not (path == CHAT and place == "prompt") and not (path == TEXT and place.startswith("messages"))
-    if kind == "none" or (wanted and used and kind != "null" and kind not in wanted.split()):
+    # Whole numbers may be written with a point, and a prompt may be a list of one.
+    meant = (place in INTEGERS and written == b"-0.0") or (place == "prompt" and written == b'["text"]')
+    if kind == "none" or (wanted and used and kind != "null" and kind not in wanted.split() and not meant):
         allowed = CLIENT_ERRORS
     return Case(f"{place} = {written[:40]!r}", [post(path, body)], allowed=allowed)
 
@@ -705,7 +707,7 @@ def run(args):
               f"at most {peak // 1024} MiB; descriptors {descriptors} before and {now} after")  # fmt: skip
         if rss > warm + MEMORY_TOLERANCE:
             faults.append(f"memory grew from {warm} to {rss} kB; {MEMORY_TOLERANCE} more are let pass")
-        if now > descriptors:
+        if now > descriptors + 2:  # the last connections may still be open
             faults.append(f"{now - descriptors} descriptors more than before")
         status, seconds = server.end()
         if status != 0 or seconds > args.end_seconds:

@@ -7,21 +7,33 @@ namespace firp {
 namespace {
 
 // Bits of what is known of a byte.
-constexpr std::uint8_t kTaken = 1, kLiteral = 2;
+constexpr std::uint8_t kTaken = 1, kLiteral = 2, kCut = 4;
+
+/// Bytes of the first character.
+std::size_t first_character(std::string_view text) {
+  std::size_t size = 1;
+  while (size < text.size() && (static_cast<unsigned char>(text[size]) & 0xc0) == 0x80) ++size;
+  return size;
+}
 
 bool is_space(char byte) { return std::isspace(static_cast<unsigned char>(byte)) != 0; }
 
 }  // namespace
 
-SpecialTokens::SpecialTokens(const llama_vocab* vocabulary) {
+SpecialTokens::SpecialTokens(const llama_vocab* vocabulary, std::string_view chat_template) {
+  const auto marks_turns = [&](std::string_view text) {
+    return !std::ranges::all_of(text, is_space) && chat_template.find(text) != std::string::npos;
+  };
   constexpr int kControl = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
   std::vector<Special> found;
   for (Token token = 0; token < llama_vocab_n_tokens(vocabulary); ++token) {
     const int attributes = llama_vocab_get_attr(vocabulary, token);
     if ((attributes & (kControl | LLAMA_TOKEN_ATTR_USER_DEFINED)) == 0) continue;
-    found.push_back({.text = llama_vocab_get_text(vocabulary, token),
+    const char* const text = llama_vocab_get_text(vocabulary, token);
+    found.push_back({.text = text,
                      .token = token,
-                     .control = (attributes & kControl) != 0,
+                     .control = (attributes & kControl) != 0 || marks_turns(text),
+                     .user_defined = (attributes & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0,
                      .strips_left = (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
                      .strips_right = (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
   }
@@ -83,9 +95,14 @@ std::vector<SpecialTokens::Piece> SpecialTokens::split(std::string_view text,
       const Special& special = specials_[place.special];
       std::size_t begin = place.begin;
       std::size_t end = begin + length.bytes;
-      const std::uint8_t hindering = special.control ? kTaken | kLiteral : kTaken;
-      if (std::any_of(bits.begin() + begin, bits.begin() + end,
-                      [&](std::uint8_t bit) { return (bit & hindering) != 0; })) {
+      const auto has = [&](std::uint8_t bit) {
+        return std::any_of(bits.begin() + begin, bits.begin() + end,
+                           [&](std::uint8_t each) { return (each & bit) != 0; });
+      };
+      if (has(kTaken)) continue;
+      if (special.control && has(kLiteral)) {
+        // Or libllama would find it in the text.
+        if (special.user_defined) bits[begin + first_character(special.text)] |= kCut;
         continue;
       }
       const auto strippable = [&](std::size_t at) {
@@ -106,7 +123,7 @@ std::vector<SpecialTokens::Piece> SpecialTokens::split(std::string_view text,
       const auto taken = [&](std::size_t i) { return (bits[i] & kTaken) != 0; };
       while (at < end && taken(at)) ++at;
       const std::size_t begin = at;
-      while (at < end && !taken(at)) ++at;
+      while (at < end && !taken(at) && (at == begin || (bits[at] & kCut) == 0)) ++at;
       if (at > begin) pieces.push_back({text.substr(begin, at - begin), LLAMA_TOKEN_NULL});
     }
   };

@@ -18,8 +18,9 @@ namespace firp {
 /// longest tokens first, but in time that grows with the text alone.
 class SpecialTokens {
  public:
-  /// `vocabulary` must outlive this.
-  explicit SpecialTokens(const llama_vocab* vocabulary);
+  /// `vocabulary` must outlive this. `chat_template`: the file's own; what its makers defined and
+  /// it writes are control tokens, too, whatever the file calls them.
+  SpecialTokens(const llama_vocab* vocabulary, std::string_view chat_template);
 
   struct Piece {
     std::string_view text;
@@ -36,7 +37,8 @@ class SpecialTokens {
   struct Special {
     std::string_view text;
     Token token;
-    bool control;  ///< or unknown: not to be parsed in literal text
+    bool control;       ///< or unknown: not to be parsed in literal text
+    bool user_defined;  ///< libllama finds it in any text
     bool strips_left, strips_right;
   };
   /// All tokens of a length, and what the first and the last byte of one can be.

@@ -193,7 +193,8 @@ Vocabulary::Vocabulary(const std::filesystem::path& model_path)
                             errors.text("it does not say why")));
   }
   handle_->vocabulary = llama_model_get_vocab(handle_->model.get());
-  handle_->special.emplace(handle_->vocabulary);
+  const char* const chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
+  handle_->special.emplace(handle_->vocabulary, chat_template != nullptr ? chat_template : "");
   for (Token token = 0; token < size(); ++token) {
     // What llama_token_to_piece has no room for, it tells the size of.
     const std::int32_t length =
