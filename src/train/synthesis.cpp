@@ -150,7 +150,15 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
     if (rows.empty()) {
       break;
     }
-    engine.forward(rows);
+    try {
+      engine.forward(rows);
+    } catch (const Cancelled&) {
+      for (const Slot& slot : slots) {
+        if (slot.job >= 0) engine.remove_sequence(slot.sequence);
+      }
+      on_tokens(tokens_done);  // which knows of it, too
+      break;
+    }
 
     std::vector<Slot*> ready;  // sequences whose tokens have all been run
     std::vector<int> last_rows;

@@ -242,11 +242,14 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
 
   if (checkpoint.layer == 0) {
     Phase phase = begin_phase(TrainPhase::kLayerScan);
-    checkpoint.layer = choose_layer(engine, model, checkpoint.texts, planned.draft_steps,
-                                    planned.token_input, [&](int done, int total) {
-                                      phase.update(done, total);
-                                      return !stop;
-                                    });
+    try {
+      checkpoint.layer = choose_layer(engine, model, checkpoint.texts, planned.draft_steps,
+                                      planned.token_input, [&](int done, int total) {
+                                        phase.update(done, total);
+                                        return !stop;
+                                      });
+    } catch (const Cancelled&) {  // no layer is chosen
+    }
     if (checkpoint.layer != 0) {
       phase.note(fmt::format("pseudo rows enter after layer {} of {}", checkpoint.layer,
                              model.config().layers));
@@ -275,7 +278,11 @@ TrainReport train_on_texts(const Model& model, Engine& engine, Checkpoint checkp
           fmt::format("{} of {} texts fit into the memory", usable, checkpoint.texts.size()));
     }
     for (const Text& text : std::span(checkpoint.texts).first(usable)) {
-      (text.held_out ? held_out_texts : train_texts).push_back(run_teacher(engine, upper, text));
+      try {
+        (text.held_out ? held_out_texts : train_texts).push_back(run_teacher(engine, upper, text));
+      } catch (const Cancelled&) {
+        break;
+      }
       done += static_cast<long long>(text.tokens.size());
       phase.update(done, total);
       if (stop) {
@@ -456,7 +463,8 @@ TrainReport train(const TrainOptions& options,
   const EngineOptions engine_options = {.threads = options.threads,
                                         .context = kTextPositions,
                                         .positions = kTextPositions * kTextsAtOnce,
-                                        .max_rows = kRowsAPass};
+                                        .max_rows = kRowsAPass,
+                                        .cancelled = &stop};
   std::unique_ptr<Engine> made;
   if (model && options.engine != TrainEngine::kLlama) {
     made = std::make_unique<NativeEngine>(*model, engine_options);
@@ -502,7 +510,13 @@ TrainReport train(const TrainOptions& options,
     }
   }
   if (!model) {
-    return train_by_regression(*file, engine, std::move(checkpoint), options, on_progress, stop);
+    try {
+      return train_by_regression(*file, engine, std::move(checkpoint), options, on_progress, stop);
+    } catch (const Cancelled&) {
+      TrainReport report;
+      report.stopped = true;
+      return report;
+    }
   }
   return train_on_texts(*model, engine, std::move(checkpoint), options, on_progress, stop);
 }
