@@ -399,6 +399,7 @@ Examples:
       app->add_option("--compare", flags->compare,
                       "Say what differs between two earlier --json beyond the noise: OLD NEW")
           ->expected(2)
+          ->multi_option_policy(CLI::MultiOptionPolicy::Throw)  // the last of one would do
           ->excludes(prompts)
           ->excludes(report);
   flags->decode.add_decoding_to(*app);

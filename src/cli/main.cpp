@@ -100,6 +100,7 @@ int main(int argc, char** argv) {
   }
   ggml_set_abort_callback(end_with_message);
   firp::name_cut_files();
+  signal(SIGINT, SIG_DFL);   // scripts start what runs in the background deaf to it
   signal(SIGPIPE, SIG_DFL);  // a reader that has gone ends us without a word
   signal(SIGXFSZ, SIG_IGN);  // a file over the size limit is an error of the write, with a message
   try {
