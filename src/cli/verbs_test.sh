@@ -281,11 +281,11 @@ grep -q ' 1\.[3-9][0-9] tokens per\| [2-9]\.[0-9]* tokens per' "$scratch/log" ||
   fail "llama.cpp's engine accepts no drafts: $(cat "$scratch/log")"
 
 # How near a tie is, is measured once: the second start takes what the first one kept.
-llama=(-m "$model" --engine llama --exact -p "$question" -n 4 --draft ngram)
-FIRP_CACHE=$scratch/ties "$firp" generate "${llama[@]}" > "$scratch/plain" 2> "$scratch/log" ||
+short=(-m "$model" --engine llama --exact -p "$question" -n 4 --draft ngram)
+FIRP_CACHE=$scratch/ties "$firp" generate "${short[@]}" > "$scratch/plain" 2> "$scratch/log" ||
   fail "--exact with an empty cache: $(cat "$scratch/log")"
 sed -i 's/"margin": *[0-9.e+-]*/"margin": 1234.5/' "$scratch"/ties/ties/*.json
-FIRP_CACHE=$scratch/ties "$firp" generate "${llama[@]}" > "$scratch/drafted" 2> "$scratch/log"
+FIRP_CACHE=$scratch/ties "$firp" generate "${short[@]}" > "$scratch/drafted" 2> "$scratch/log"
 grep -q 'ties nearer than 1.23e+03' "$scratch/log" && cmp -s "$scratch/plain" "$scratch/drafted" ||
   fail "--exact does not remember the margin: $(cat "$scratch/log")"
 
