@@ -38,7 +38,7 @@ MOST_BODY_BYTES = 32 << 20
 MOST_DEPTH = 32
 MOST_KEYS = 99999  # and the object itself
 MOST_MESSAGES = 10000
-MOST_STOPS = 16
+MOST_STOPS = 64
 MOST_STOP_BYTES = 1024
 MEMORY_TOLERANCE = 64 << 10  # kB that memory may grow by after the first quarter: what malloc keeps
 

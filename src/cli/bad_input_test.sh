@@ -209,6 +209,10 @@ refuses 1 '--tokens must be at least 1' study mask "$model" --tokens 0 -o "$scra
 # serve.
 refuses 1 '--port must be 0 to 65535' serve "$model" --port 70000
 refuses 1 '--parallel must be at least 1' serve "$model" -np 0
+refuses 1 "-n is empty" generate "${prompt[@]}" -n ""
+refuses 1 "--port is empty" serve "$model" --port ""
+refuses 1 "--alias is empty" serve "$model" --alias=
+refuses 1 "is no origin" serve "$model" --allow-origin my.example
 refuses 1 '--host is empty' serve "$model" --host ''
 refuses 1 '--host is empty' rpc-server --host ''
 refuses 1 'cannot listen at 192.0.2.1:' serve "$model" --host 192.0.2.1

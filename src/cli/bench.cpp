@@ -277,7 +277,7 @@ int run_prompts(BenchFlags& flags) {
         machine_json(measure_peaks(pool, decoder.engine.isa()), decoder.engine.isa()));
   }
 
-  catch_interrupts();
+  catch_interrupts(Patience::kUntilItIsKept);
   const OtherLoad load;
   const auto start = std::chrono::steady_clock::now();
   report.records = run_bench(

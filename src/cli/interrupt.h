@@ -7,8 +7,12 @@ namespace firp {
 /// Set by Ctrl-C, SIGTERM, and SIGHUP: the terminal is gone.
 extern std::atomic<bool> interrupted;
 
+/// How long the program may take to end after a signal, whatever holds it (a terminal that is
+/// stopped, a pipe that nobody reads): a second, or as long as it takes to keep what was done.
+enum class Patience { kASecond, kUntilItIsKept };
+
 /// From now on the first of these sets `interrupted` (cleared here) and interrupts system
 /// calls; the next one ends the program.
-void catch_interrupts();
+void catch_interrupts(Patience patience = Patience::kASecond);
 
 }  // namespace firp

@@ -41,6 +41,23 @@ void end_with_message(const char* message) {
   _exit(kExitUserError);
 }
 
+/// A variable of a script that is not set, most often: CLI11 would take it for 0, or for nothing.
+void refuse_empty_values(int argc, char** argv) {
+  // A prompt has its own message, and a system prompt may be empty.
+  constexpr std::string_view kMayBeEmpty[] = {"-p", "--prompt", "-sys", "--system-prompt"};
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const bool after_a_flag = word.empty() && argv[i - 1][0] == '-';
+    const std::string_view flag = after_a_flag ? argv[i - 1] : word.substr(0, word.find('='));
+    const bool empty = after_a_flag || (word.starts_with("--") && word.ends_with('=') &&
+                                        word.size() == flag.size() + 1);
+    if (empty && std::ranges::count(kMayBeEmpty, flag) == 0) {
+      throw firp::Error(
+          fmt::format("{} is empty: give it a value, or leave it out", firp::one_line(flag)));
+    }
+  }
+}
+
 int run(int argc, char** argv) {
   const firp::GgmlErrors quiet;  // libllama's log is ours from here on
   CLI::App program(
@@ -65,6 +82,7 @@ firp VERB --help tells about a verb. Start here:
     firp::say("firp: there is no verb '{}' (see firp --help)\n", firp::one_line(argv[1]));
     return kExitUsage;
   }
+  refuse_empty_values(argc, argv);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -12,6 +12,7 @@
 #include "cli/interrupt.h"
 #include "cli/verbs.h"
 #include "model/error.h"
+#include "model/ggml_log.h"
 #include "model/message.h"
 #include "serve/access.h"
 #include "serve/server.h"
@@ -37,12 +38,13 @@ std::string key_of(const ServeFlags& flags) {
     throw Error(
         fmt::format("{} is empty: give a key, or leave it out for a server without one", where));
   }
-  const bool sendable = key.front() != ' ' && key.back() != ' ' &&
+  constexpr std::size_t kLongest = 4096;  // a header holds twice as much
+  const bool sendable = key.size() <= kLongest && key.front() != ' ' && key.back() != ' ' &&
                         std::ranges::none_of(key, [](unsigned char c) { return c < 0x20; });
   if (!sendable) {
     throw Error(
-        fmt::format("{} begins or ends with a space, or has a control character: no "
-                    "client can send it",
+        fmt::format("{} begins or ends with a space, has a control character or more "
+                    "than 4096 bytes: no client can send it",
                     where));
   }
   return key;
@@ -68,6 +70,8 @@ int run_serve(const ServeFlags& flags) {
   constexpr int kMostSlots = 64;
   ServerOptions options = flags.server;
   options.api_key = key_of(flags);
+  std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
+  std::ranges::transform(options.allowed_hosts, options.allowed_hosts.begin(), host_from);
   if (options.host.empty()) throw Error("--host is empty; 127.0.0.1 is this machine alone");
   if (options.port < 0 || options.port > 65535) throw Error("--port must be 0 to 65535");
   require_at_least(options.slots, 1, "--parallel");
@@ -84,7 +88,7 @@ int run_serve(const ServeFlags& flags) {
   const int port = server.bind();
   say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n", options.model_name,
       url_host(options.host), port);
-  if (options.api_key.empty() && !is_loopback(url_host(options.host))) {
+  if (server.is_open()) {
     say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
         "key\n");
   }

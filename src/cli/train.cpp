@@ -85,7 +85,7 @@ int run(const TrainOptions& options) {
   const TrainReport report = train(
       options,
       [&](const TrainProgress& progress) {
-        if (!std::exchange(begun, true)) catch_interrupts();
+        if (!std::exchange(begun, true)) catch_interrupts(Patience::kUntilItIsKept);
         if (!progress.note.empty()) status.keep(progress.note);
         if (progress.done == progress.total && progress.note.empty()) {
           status.keep(progress_text(progress));

@@ -1,9 +1,13 @@
 #include "serve/access.h"
 
 #include <arpa/inet.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cctype>
+
+#include "model/error.h"
+#include "model/ggml_log.h"
 
 namespace firp {
 namespace {
@@ -24,8 +28,8 @@ std::string_view without_port(std::string_view authority) {
 }
 
 bool is_listed(const std::vector<std::string>& list, std::string_view text) {
-  return std::ranges::any_of(
-      list, [&](const std::string& each) { return each == "*" || lower_case(each) == text; });
+  return std::ranges::any_of(list,
+                             [&](const std::string& each) { return each == "*" || each == text; });
 }
 
 /// In a time that does not depend on where they differ.
@@ -50,10 +54,33 @@ bool is_loopback(std::string_view host) {
   if (name.starts_with('[') && name.ends_with(']')) {
     in6_addr address = {};
     const std::string text = name.substr(1, name.size() - 2);
-    return inet_pton(AF_INET6, text.c_str(), &address) == 1 && IN6_IS_ADDR_LOOPBACK(&address);
+    if (inet_pton(AF_INET6, text.c_str(), &address) != 1) return false;
+    return IN6_IS_ADDR_LOOPBACK(&address) ||
+           (IN6_IS_ADDR_V4MAPPED(&address) && address.s6_addr[12] == 127);
   }
   in_addr address = {};
   return inet_pton(AF_INET, name.c_str(), &address) == 1 && ntohl(address.s_addr) >> 24 == 127;
+}
+
+std::string origin_from(const std::string& given) {
+  std::string origin = lower_case(given);
+  if (origin == "*") return origin;
+  if (origin.ends_with('/')) origin.pop_back();
+  const std::size_t scheme = origin.find("://");
+  if (scheme == std::string::npos || scheme == 0 || scheme + 3 == origin.size() ||
+      origin.find('/', scheme + 3) != std::string::npos) {
+    throw Error(fmt::format("'{}' is no origin, as https://my.example or http://10.0.0.5:3000",
+                            one_line(given)));
+  }
+  return origin;
+}
+
+std::string host_from(const std::string& given) {
+  const std::string host = lower_case(without_port(given));
+  if (host.empty() || given.find('/') != std::string::npos) {
+    throw Error(fmt::format("'{}' is no host name, as my.example", one_line(given)));
+  }
+  return host;
 }
 
 bool host_is_allowed(const AccessRules& rules, std::string_view host) {

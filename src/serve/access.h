@@ -12,9 +12,14 @@ namespace firp {
 struct AccessRules {
   bool on_loopback = true;           ///< listens to this machine alone
   std::string api_key;               ///< empty: none is asked for
-  std::vector<std::string> origins;  ///< that may use it, too; "*": all
-  std::vector<std::string> hosts;    ///< names that it has besides those of this machine
+  std::vector<std::string> origins;  ///< that may use it, too, of origin_from(); "*": all
+  std::vector<std::string> hosts;    ///< names besides those of this machine, of host_from()
 };
+
+/// As browsers write an origin, or a host: small letters, no slash at the end, no port of a host.
+/// An Error for what can be none.
+std::string origin_from(const std::string& given);
+std::string host_from(const std::string& given);
 
 /// A host as it is in a URL: an IPv6 address has brackets there.
 std::string url_host(const std::string& host);

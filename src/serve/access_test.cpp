@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include "model/error.h"
+
 namespace firp {
 namespace {
 
 TEST(Access, KnowsThisMachine) {
   for (const char* const host : {"localhost", "LocalHost", "app.localhost", "127.0.0.1",
-                                 "127.1.2.3", "[::1]", "[0:0:0:0:0:0:0:1]"}) {
+                                 "127.1.2.3", "[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]"}) {
     EXPECT_TRUE(is_loopback(host)) << host;
   }
   for (const char* const host :
@@ -63,6 +65,19 @@ TEST(Access, TakesTheKeyAsClientsSendIt) {
   }
   EXPECT_FALSE(key_is_right(rules, "", "wrong"));
   EXPECT_TRUE(key_is_right({}, "", "")) << "none is asked for";
+}
+
+TEST(Access, TakesOriginsAndHostsAsPeopleCopyThem) {
+  EXPECT_EQ(origin_from("https://My.Example/"), "https://my.example");
+  EXPECT_EQ(origin_from("http://10.0.0.5:3000"), "http://10.0.0.5:3000");
+  EXPECT_EQ(origin_from("*"), "*");
+  EXPECT_EQ(host_from("My.Example:8080"), "my.example");
+  for (const char* const wrong : {"my.example", "https://", "://x", "https://a/b", ""}) {
+    EXPECT_THROW(origin_from(wrong), Error) << wrong;
+  }
+  for (const char* const wrong : {"", "http://x.y", "a/b"}) {
+    EXPECT_THROW(host_from(wrong), Error) << wrong;
+  }
 }
 
 TEST(Access, WritesHostsAsUrlsDo) {

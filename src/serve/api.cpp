@@ -146,7 +146,7 @@ std::vector<ChatMessage> messages_of(const Body& body) {
       refuse("role",
              fmt::format("there is no role '{}' here: system, user or assistant", one_line(role)));
     }
-    for (const char* const name : {"tool_calls", "function_call", "audio"}) {
+    for (const char* const name : {"tool_calls", "function_call", "audio", "images", "prefix"}) {
       const Body* const value = find(message, name);
       if (value != nullptr && !is_off(*value)) refuse_unsupported(name);
     }
@@ -196,29 +196,40 @@ struct NotDone {
   Body neutral = nullptr;
 };
 const NotDone kNotDone[] = {
+    {"adaptive_target"},
     {"add_generation_prompt", true},
+    {"add_special_tokens", true},
     {"allowed_token_ids"},
     {"audio"},
     {"bad_words"},
+    {"ban_eos_token"},
+    {"banned_strings"},
     {"beam_search"},
     {"chat_template"},
     {"chat_template_kwargs"},
+    {"context"},
     {"continue_final_message"},
+    {"custom_token_bans"},
     {"documents"},
     {"dry_multiplier"},
     {"dynatemp_range"},
     {"echo"},
     {"enable_thinking"},
+    {"format"},
     {"function_call", "none"},
     {"functions"},
     {"grammar"},
+    {"grammar_triggers"},
+    {"guidance_scale", 1},
     {"guided_choice"},
     {"guided_decoding_backend"},
     {"guided_grammar"},
     {"guided_json"},
     {"guided_regex"},
+    {"guided_whitespace_pattern"},
     {"ignore_eos"},
     {"image_data"},
+    {"images"},
     {"include_reasoning", true},
     {"include_stop_str_in_output"},
     {"json_schema"},
@@ -227,35 +238,59 @@ const NotDone kNotDone[] = {
     {"logits_processors"},
     {"logprobs"},
     {"lora"},
+    {"max_new_tokens"},
     {"min_keep", 1},
     {"min_tokens"},
     {"mirostat"},
+    {"mirostat_mode"},
     {"multimodal_data"},
     {"n_cmpl", 1},
+    {"n_indent"},
     {"n_probs"},
+    {"negative_prompt"},
+    {"no_repeat_ngram_size"},
+    {"num_beams", 1},
+    {"options"},
+    {"penalize_nl"},
     {"prompt_embeds"},
     {"prompt_logprobs"},
+    {"raw"},
     {"reasoning"},
+    {"reasoning_budget", -1},
     {"reasoning_effort", "none"},
     {"regex"},
+    {"rep_pen", 1},
     {"repetition_penalty", 1},
-    {"samplers"},
+    {"sampler_order"},
     {"skip_special_tokens", true},
+    {"smoothing_factor"},
     {"stop_regex"},
+    {"stop_sequences"},
     {"stop_token_ids"},
+    {"stopping_strings"},
+    {"structural_tag"},
     {"structured_outputs"},
     {"suffix"},
+    {"system"},
     {"t_max_predict_ms", -1},
+    {"template"},
+    {"tfs", 1},
     {"tfs_z", 1},
+    {"think"},
     {"thinking"},
+    {"thinking_budget_tokens", -1},
+    {"thinking_token_budget"},
     {"tool_choice", "none"},
     {"tools"},
     {"top_a"},
     {"top_logprobs"},
     {"top_n_sigma", -1},
-    {"truncate_prompt_tokens"},
+    {"truncate_prompt_tokens", -1},
+    {"typ_p", 1},
     {"typical_p", 1},
     {"use_beam_search"},
+    {"verbosity"},
+    {"vllm_xargs"},
     {"web_search_options"},
     {"xtc_probability"},
 };
@@ -281,6 +316,23 @@ void refuse_what_is_not_done(const Body& body) {
     if (*value == "auto" && (neutral == "none")) continue;
     refuse_unsupported(name);
   }
+  // A number asks for those of the chosen token, 0 for no others besides.
+  for (const char* const name : {"logprobs", "prompt_logprobs"}) {
+    const Body* const value = find(body, name);
+    if (value != nullptr && value->is_number()) refuse_unsupported(name);
+  }
+  // llama.cpp's own order is the one here, where what is between them is off.
+  if (const Body* const samplers = find(body, "samplers"); samplers != nullptr) {
+    static const Body kOrders = {
+        "",
+        "edkypmxt",
+        "edskypmxt",
+        Body::array(),
+        {"penalties", "dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"},
+        {"penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc",
+         "temperature"}};
+    if (std::ranges::count(kOrders, *samplers) == 0) refuse_unsupported("samplers");
+  }
   if (const Body* const format = find(body, "response_format")) {
     const Body* const type = format->is_object() ? find(*format, "type") : nullptr;
     if (type == nullptr || *type != "text") {
@@ -297,15 +349,15 @@ SamplingOptions sampling_of(const Body& body, SamplingOptions sampling) {
     to = static_cast<float>(number(body, name, least, most).value_or(to));
   };
   // As in llama.cpp, -1 is all: the vocabulary, or the context.
-  const auto whole = [&](const char* name, int& to) {
-    to = static_cast<int>(integer(body, name, -1).value_or(to));
+  const auto whole = [&](const char* name, int& to, std::int64_t least) {
+    to = static_cast<int>(integer(body, name, least).value_or(to));
   };
   real("temperature", sampling.temperature, 0);
   real("top_p", sampling.top_p, 0, 1);
   real("min_p", sampling.min_p, 0, 1);
   real("repeat_penalty", sampling.repeat_penalty, 1e-3);
-  whole("top_k", sampling.top_k);
-  whole("repeat_last_n", sampling.repeat_last_n);
+  whole("top_k", sampling.top_k, INT_MIN);
+  whole("repeat_last_n", sampling.repeat_last_n, -1);
   // As in llama.cpp, a negative seed, like none, is another one each time.
   const std::int64_t seed = integer(body, "seed", INT64_MIN, INT64_MAX).value_or(-1);
   sampling.seed = seed >= 0 ? static_cast<std::uint64_t>(seed) : std::random_device()();

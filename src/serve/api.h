@@ -61,7 +61,7 @@ inline constexpr std::size_t kMostBodyBytes = std::size_t{32} << 20;
 inline constexpr int kMostDepth = 32;               ///< of objects and lists in each other
 inline constexpr std::size_t kMostValues = 100000;  ///< objects, lists, and what is in them
 inline constexpr std::size_t kMostMessages = 10000;
-inline constexpr std::size_t kMostStops = 16;
+inline constexpr std::size_t kMostStops = 64;
 inline constexpr std::size_t kMostStopBytes = 1024;  ///< of each
 
 enum class CompletionKind { kChat, kText };

@@ -177,12 +177,27 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
 }
 
 TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
-  for (const char* const field :
-       {R"("chat_template_kwargs": {"enable_thinking": false})", R"("guided_json": {"a": 1})",
-        R"("min_tokens": 3)", R"("ignore_eos": true)", R"("mirostat": 2)", R"("typical_p": 0.5)",
-        R"("stop_token_ids": [1])", R"("tool_choice": "required")", R"("reasoning_effort": "low")",
-        R"("add_generation_prompt": false)", R"("repetition_penalty": 1.2)", R"("n_probs": 3)",
-        R"("xtc_probability": 0.1)", R"("modalities": ["text", "audio"])"}) {
+  for (const char* const field : {R"("chat_template_kwargs": {"enable_thinking": false})",
+                                  R"("guided_json": {"a": 1})",
+                                  R"("min_tokens": 3)",
+                                  R"("ignore_eos": true)",
+                                  R"("mirostat": 2)",
+                                  R"("typical_p": 0.5)",
+                                  R"("stop_token_ids": [1])",
+                                  R"("tool_choice": "required")",
+                                  R"("reasoning_effort": "low")",
+                                  R"("add_generation_prompt": false)",
+                                  R"("repetition_penalty": 1.2)",
+                                  R"("n_probs": 3)",
+                                  R"("xtc_probability": 0.1)",
+                                  R"("format": "json")",
+                                  R"("options": {"temperature": 1})",
+                                  R"("max_new_tokens": 5)",
+                                  R"("logprobs": 0)",
+                                  R"("samplers": "kt")",
+                                  R"("add_special_tokens": false)",
+                                  R"("think": true)",
+                                  R"("modalities": ["text", "audio"])"}) {
     const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
     EXPECT_THAT(refusal("{" + kHi + ", " + field + "}"), HasSubstr("'" + name + "'")) << field;
   }
@@ -190,8 +205,9 @@ TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
        {R"("min_tokens": 0)", R"("ignore_eos": false)", R"("mirostat": 0)", R"("typical_p": 1.0)",
         R"("stop_token_ids": [])", R"("tool_choice": "auto")", R"("tool_choice": "none")",
         R"("add_generation_prompt": true)", R"("repetition_penalty": 1)", R"("tools": null)",
-        R"("chat_template_kwargs": {})", R"("modalities": ["text"])", R"("n": 1)",
-        R"("top_n_sigma": -1)", R"("skip_special_tokens": true)"}) {
+        R"("chat_template_kwargs": {})", R"("samplers": "edkypmxt")", R"("logprobs": false)",
+        R"("top_k": -7)", R"("modalities": ["text"])", R"("n": 1)", R"("top_n_sigma": -1)",
+        R"("skip_special_tokens": true)"}) {
     EXPECT_NO_THROW(parse("{" + kHi + ", " + neutral + "}")) << neutral;
   }
   EXPECT_THAT(refusal(R"({"messages": [{"role": "user", "content": "Hi"},
@@ -240,7 +256,7 @@ TEST(Api, BoundsBodiesBeforeWorkIsDone) {
   EXPECT_NO_THROW(parse(stop(kMostStopBytes)));
   EXPECT_THAT(refusal(stop(kMostStopBytes + 1)), HasSubstr("'stop'"));
   EXPECT_THAT(refusal(with("\"stop\": [" + times("\"a\",", kMostStops) + "\"a\"]")),
-              HasSubstr("16 strings"));
+              HasSubstr("64 strings"));
 }
 
 TEST(Api, SaysWhereABodyIsNotJson) {

@@ -1,5 +1,7 @@
 #include "serve/http_server.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -21,13 +23,16 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 /// What else the program has open: the model, a log, the listening socket.
-constexpr std::size_t kOtherFiles = 64;
+constexpr std::size_t kOtherFiles = 16;
 
-/// As many as there may be, and there are file descriptors for.
+/// As many as there may be, and there can be file descriptors for.
 std::size_t affordable_connections() {
   rlimit limit = {};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
-    return HttpServer::kMostConnections;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return HttpServer::kMostConnections;
+  constexpr rlim_t kWanted = HttpServer::kMostConnections + kOtherFiles;
+  if (limit.rlim_cur < kWanted) {
+    const rlim_t before = std::exchange(limit.rlim_cur, std::min(kWanted, limit.rlim_max));
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = before;
   }
   const auto files = static_cast<std::size_t>(limit.rlim_cur);
   return std::clamp<std::size_t>(files > kOtherFiles ? files - kOtherFiles : 1, 1,
@@ -184,7 +189,8 @@ class HttpServer::Threads final : public httplib::TaskQueue {
   bool enqueue(std::function<void()> serve) override {
     {
       const std::lock_guard lock(server_.mutex_);
-      if (server_.threads_ >= server_.most_connections_ && !server_.close_one_that_waits()) {
+      // Those whose thread has not come so far yet are not among them, and soon will be.
+      if (server_.counted_ >= server_.most_connections_ && !server_.close_one_that_waits()) {
         return false;
       }
       ++server_.threads_;
@@ -201,7 +207,7 @@ class HttpServer::Threads final : public httplib::TaskQueue {
 
   void shutdown() override {
     std::unique_lock lock(server_.mutex_);
-    const auto all_ended = [this] { return server_.threads_ == 0 && server_.connections_.empty(); };
+    const auto all_ended = [this] { return server_.threads_ == 0; };
     if (server_.ended_.wait_for(lock, kGrace, all_ended)) return;
     server_.shut_down(/*all=*/true);
     server_.ended_.wait(lock, all_ended);
@@ -211,7 +217,8 @@ class HttpServer::Threads final : public httplib::TaskQueue {
   HttpServer& server_;
 };
 
-HttpServer::HttpServer() : most_connections_(affordable_connections()) {
+HttpServer::HttpServer(std::size_t most_connections)
+    : most_connections_(std::min(most_connections, affordable_connections())) {
   new_task_queue = [this] { return new Threads(*this); };
   set_keep_alive_timeout(kIdleSeconds);  // what clients are told
   set_keep_alive_max_count(1000);
@@ -225,6 +232,18 @@ HttpServer::HttpServer() : most_connections_(affordable_connections()) {
     const int yes = 1;
     setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
   });
+}
+
+bool HttpServer::listens_on_loopback() const {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof address;
+  if (getsockname(svr_sock_, reinterpret_cast<sockaddr*>(&address), &size) != 0) return false;
+  if (address.ss_family == AF_INET) {
+    const auto& ipv4 = reinterpret_cast<const sockaddr_in&>(address);
+    return ntohl(ipv4.sin_addr.s_addr) >> 24 == 127;
+  }
+  return address.ss_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
 }
 
 void HttpServer::stop_serving() {
@@ -250,7 +269,7 @@ bool HttpServer::close_one_that_waits() {
     if (!each->waits || each->closing) continue;
     each->closing = each->makes_room = true;
     shutdown(each->socket, SHUT_RDWR);
-    --threads_;
+    --counted_;
     return true;
   }
   return false;
@@ -263,8 +282,15 @@ bool HttpServer::process_and_close_socket(socket_t socket) {
   {
     const std::lock_guard lock(mutex_);
     place = connections_.insert(connections_.end(), &connection);
+    ++counted_;
     connection.closing = stopping_;
   }
+  // A client that vanished without a word (its machine is gone) is noticed, too.
+  const int on = 1, idle_seconds = 30, interval_seconds = 10, probes = 3;
+  setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle_seconds, sizeof idle_seconds);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval_seconds, sizeof interval_seconds);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
   RequestStream stream(connection);
   std::size_t served = 0;
   while (served < keep_alive_max_count_ && !connection.closing && stream.wait_for_request()) {
@@ -285,7 +311,8 @@ bool HttpServer::process_and_close_socket(socket_t socket) {
   const std::lock_guard lock(mutex_);
   connections_.erase(place);
   close(socket);
-  if (!connection.makes_room) --threads_;
+  if (!connection.makes_room) --counted_;
+  --threads_;
   ended_.notify_all();
   return true;
 }

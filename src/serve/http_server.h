@@ -26,7 +26,11 @@ class HttpServer final : public httplib::Server {
   static constexpr int kIdleSeconds = 30;     ///< between two requests of a connection
   static constexpr int kWriteSeconds = 20;    ///< that a client may take to make room for bytes
 
-  HttpServer();
+  /// `most_connections`: or as many as there can be file descriptors for.
+  explicit HttpServer(std::size_t most_connections = kMostConnections);
+
+  /// Once it is bound: whether programs of this machine alone can reach it.
+  bool listens_on_loopback() const;
 
   /// Takes no more connections or requests. Those being answered have kGrace to end; then their
   /// connections are cut.
@@ -58,7 +62,8 @@ class HttpServer final : public httplib::Server {
   std::mutex mutex_;
   std::condition_variable ended_;
   std::size_t most_connections_;
-  std::size_t threads_ = 0;             ///< of connections, those that are not being closed
+  std::size_t threads_ = 0;
+  std::size_t counted_ = 0;             ///< connections that do not make room for another one
   std::list<Connection*> connections_;  ///< oldest first
   bool stopping_ = false;
 };

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <netdb.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -12,13 +13,13 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "model/error.h"
 #include "model/ggml_log.h"
-#include "model/message.h"
 #include "serve/access.h"
 #include "serve/api.h"
 #include "serve/http_server.h"
@@ -29,8 +30,10 @@ namespace firp {
 namespace {
 
 constexpr const char* kJson = "application/json; charset=utf-8";
-/// Of all requests that are being read and understood.
+/// Of all requests that are being read and understood. Small ones are let in all the same, so that
+/// who sends large ones slowly keeps nobody out.
 constexpr std::size_t kMostBodyBytesTogether = std::size_t{128} << 20;
+constexpr std::size_t kSmallBodyBytes = std::size_t{256} << 10;
 
 std::string new_id(CompletionKind kind) {
   std::random_device random;
@@ -77,11 +80,14 @@ class BodyBytes {
       throw RequestError(kWrongEncoding,
                          fmt::format("the body must not be packed (it is {})", one_line(coding)));
     }
+    // Without either there is none, whatever comes until the connection is closed.
+    if (!request.has_header("Content-Length") && !request.has_header("Transfer-Encoding")) return;
     // Not by the library, which would wait for all of it first.
     if (request.get_header_value_u64("Content-Length") > kMostBodyBytes) refuse_large();
     const bool complete = read([&](const char* part, std::size_t size) {
-      if (together_.fetch_add(size) + size > kMostBodyBytesTogether) full_ = true;
+      const std::size_t all = together_.fetch_add(size) + size;
       counted_ += size;
+      full_ = all > kMostBodyBytesTogether && counted_ > kSmallBodyBytes;
       if (full_ || counted_ > kMostBodyBytes) return false;
       bytes_.append(part, size);
       return true;
@@ -161,8 +167,7 @@ struct Server::State {
         vocabulary(v),
         decoding(d),
         options(std::move(o)),
-        rules{.on_loopback = is_loopback(url_host(options.host)),
-              .api_key = options.api_key,
+        rules{.api_key = options.api_key,
               .origins = options.allowed_origins,
               .hosts = options.allowed_hosts},
         slots(e, v, d, options.slots) {}
@@ -175,21 +180,30 @@ struct Server::State {
   std::vector<Token> prompt_of(const CompletionRequest& request) const;
   RequestError error_of(const std::exception_ptr& thrown) const;
   bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
-  void log(const std::string& path, const std::string& what) const {
-    if (options.log) say("{}: {}\n", one_line(path), one_line(what));
-  }
+  /// Where standard error takes it: a log that nobody reads must not stop the server.
+  void log(const std::string& path, const std::string& what) const;
   void log(const std::string& path, const Usage& usage) const;
 
   Engine& engine;
   const Vocabulary& vocabulary;
   const DecodeOptions decoding;
   const ServerOptions options;
-  const AccessRules rules;
+  AccessRules rules;  ///< complete once the port is open
   Slots slots;
   std::atomic<bool> stopping = false;
   std::atomic<std::size_t> body_bytes = 0;
+  mutable std::mutex log_mutex;
   HttpServer http;
 };
+
+void Server::State::log(const std::string& path, const std::string& what) const {
+  if (!options.log) return;
+  const std::string line = fmt::format("{}: {}\n", one_line(path), one_line(what));
+  const std::lock_guard lock(log_mutex);  // between the look and the write
+  pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+  if (poll(&out, 1, 0) != 1 || (out.revents & POLLOUT) == 0) return;
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+}
 
 void Server::State::log(const std::string& path, const Usage& usage) const {
   const DecodeStats& stats = usage.stats;
@@ -222,6 +236,9 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
     if (request.has_header("Access-Control-Request-Headers")) {
       response.set_header("Access-Control-Allow-Headers",
                           request.get_header_value("Access-Control-Request-Headers"));
+    }
+    if (request.has_header("Access-Control-Request-Private-Network")) {
+      response.set_header("Access-Control-Allow-Private-Network", "true");
     }
     response.set_header("Access-Control-Max-Age", "600");
     return;
@@ -339,9 +356,11 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
       if (listening) send_data(sink, "[DONE]");
     } catch (...) {
       const RequestError error = error_of(std::current_exception());
-      const bool left = error.kind.code == kEnding.code && !stopping;
-      log(path, left ? "the client left" : error.what());
-      if (left) return false;
+      if (HttpServer::client_has_left()) {
+        log(path, "the client left");
+        return false;
+      }
+      log(path, error.what());
       send(error_reply(error));
     }
     sink.done();
@@ -406,9 +425,9 @@ void Server::State::route() {
   http.set_exception_handler([this](const httplib::Request& request, httplib::Response& response,
                                     const std::exception_ptr& thrown) {
     const RequestError error = error_of(thrown);
-    const bool left = error.kind.code == kEnding.code && !stopping;
-    log(request.path,
-        left ? "the client left" : fmt::format("{}, {}", error.kind.status, error.what()));
+    log(request.path, HttpServer::client_has_left()
+                          ? "the client left"
+                          : fmt::format("{}, {}", error.kind.status, error.what()));
     reply(response, error);
   });
   http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
@@ -460,8 +479,11 @@ int Server::bind() {
     throw Error(
         fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port, why_not(host, o.port)));
   }
+  state_->rules.on_loopback = state_->http.listens_on_loopback();
   return port;
 }
+
+bool Server::is_open() const { return !state_->rules.on_loopback && state_->rules.api_key.empty(); }
 
 void Server::run() { state_->http.listen_after_bind(); }
 

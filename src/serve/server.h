@@ -33,6 +33,8 @@ class Server {
 
   /// Opens the port, which it returns. An Error where that cannot be had.
   int bind();
+  /// Whether, bound so, whoever reaches it over a network may use it.
+  bool is_open() const;
   /// Answers requests until stop().
   void run();
   /// Answers that are not complete end with an error, after the running pass. Any thread may call
