@@ -70,7 +70,7 @@ struct Extent {
                     DecodeStats& stats) {
     if (planner == nullptr) return;
     const int rows = static_cast<int>(tree.size()) + 1;
-    stats.expected_tokens += planner->expected_tokens(tree);
+    stats.expected_tokens += plan->calibration.expected_tokens(tree);
     stats.expected_seconds += planner->verify_seconds(*plan, rows, context);
     std::vector<int> accepted;
     for (const int row : path.subspan(1)) accepted.push_back(row - 1);

@@ -35,12 +35,12 @@ Planner::Planner(PassCosts costs, bool follow)
 
 /// Of the prefix of `tree` that gives most tokens a second, in a pass that pseudo rows draft for or
 /// not, with `draft_seconds` on top.
-double Planner::best_rate(const DraftTree& tree, int context, bool drafted, double draft_seconds,
-                          int* nodes) const {
+double Planner::best_rate(const Plan& plan, const DraftTree& tree, int context, bool drafted,
+                          double draft_seconds, int* nodes) const {
   double best = 0;
   double tokens = 1;
   for (int count = 0; count <= std::ssize(tree); ++count) {
-    if (count > 0) tokens += calibration_.expected_tokens(tree[count - 1]);
+    if (count > 0) tokens += plan.calibration.expected_tokens(tree[count - 1]);
     const double rate = tokens / (verify_seconds(count + 1, context, drafted) + draft_seconds);
     if (rate > best) {
       best = rate;
@@ -52,7 +52,7 @@ double Planner::best_rate(const DraftTree& tree, int context, bool drafted, doub
 
 int Planner::nodes_worth_verifying(const Plan& plan, const DraftTree& tree, int context) const {
   int nodes = 0;
-  best_rate(tree, context, plan.next.drafted, plan.trial.pause == 0 ? draft_seconds(plan) : 0,
+  best_rate(plan, tree, context, plan.next.drafted, plan.trial.pause == 0 ? draft_seconds(plan) : 0,
             &nodes);
   return nodes;
 }
@@ -61,9 +61,9 @@ void Planner::observe_pass(Plan& plan, const DraftTree& tree, std::span<const in
                            double seconds, int context) {
   const int rows = static_cast<int>(tree.size()) + 1;
   // By what was to be expected: what came varies too much from step to step.
-  const double tokens = expected_tokens(tree);
+  const double tokens = plan.calibration.expected_tokens(tree);
   drifts_.observe(rows, plan.next.drafted, seconds / costs_.verify(rows, context));
-  calibration_.observe(tree, accepted);
+  plan.calibration.observe(tree, accepted);
   plan.undrafted_run = plan.next.drafted ? 0 : plan.undrafted_run + 1;
   if (plan.trial.pause > 0) observe_pause(plan, rows, seconds, context);
   if (plan.next.drafted) {
@@ -124,7 +124,7 @@ bool Planner::decide(Plan& plan, const DraftTree& at_hand, int context) const {
   if (plan.trial.pause > 0 || drifts_.plain_is_due()) return false;
   int nodes = 0;
   Plan::NextPass& next = plan.next;
-  next.rate_without = best_rate(at_hand, context, false, 0, &nodes);
+  next.rate_without = best_rate(plan, at_hand, context, false, 0, &nodes);
   // A long match that promises more than drafting has given lately makes pseudo rows pointless.
   next.drafted = nodes == 0 || plan.rate == 0 || next.rate_without <= plan.rate;
   if (next.drafted) {
@@ -156,7 +156,7 @@ void Planner::learn_steps(Plan& plan, const DraftTree& tree, int context) const 
       if (node.depth <= steps) shallow.push_back(node);
     }
     int nodes = 0;
-    const double rate = best_rate(shallow, context, true, costs_.draft_seconds[steps - 1], &nodes);
+    const double rate = best_rate(plan, shallow, context, true, costs_.draft_seconds[steps - 1], &nodes);
     double& average = plan.step_rates[steps - 1];
     const double weight = average == 0 ? 1 : plan.next.steps == 0 ? kFarWeight : kAverageWeight;
     average += weight * (rate - average);

@@ -10,8 +10,9 @@
 
 namespace firp {
 
-/// What is decided for the next pass of one sequence, and what its text has taught about whether
-/// drafting pays: a value that its session holds, and that Planner alone reads and writes.
+/// What is decided for the next pass of one sequence, and what its text has taught: how far the
+/// drafts' probabilities are true, and whether drafting pays. A value that its session holds, and
+/// Planner alone reads and writes.
 struct Plan {
   struct NextPass {
     bool drafted = false;     ///< by pseudo rows
@@ -35,6 +36,7 @@ struct Plan {
   };
 
   NextPass next;
+  Calibration calibration;  ///< expects the tokens of a tree
   Trial trial;
   int undrafted_run = 0;  ///< the sequence's passes, up to now, that were not drafted for
   double rate = 0;        ///< tokens a second of passes that were drafted for
@@ -47,27 +49,23 @@ struct Plan {
 
 /// Decides at each step of a sequence how many nodes of a draft tree are verified, whether pseudo
 /// rows draft, and how many steps ahead, to get the most tokens a second:
-/// (1 + accepted) / T(step). It learns from what it sees how far the drafts' probabilities are
-/// true, and what passes take by now.
+/// (1 + accepted) / T(step).
 ///
-/// One for all sequences of an engine: what one teaches about machine and drafts helps all. What
-/// concerns a sequence is in its plan, so that sequences may take turns in any order. `context`:
-/// positions that the sequence has committed.
+/// One for all sequences of an engine: what one teaches about the machine, what passes take by now,
+/// helps all. What depends on a sequence's text is in its plan, so that sequences may take turns in
+/// any order, and none is misled by another. `context`: positions that the sequence has committed.
 class Planner {
  public:
   /// `follow`: whether times that are seen correct those of `costs`; not for a machine that is only
   /// imagined.
   explicit Planner(PassCosts costs, bool follow = true);
 
-  /// Of a new sequence. Whether drafting pays is taken from the one that was observed last, so that
-  /// short texts need no trial each.
+  /// Of a new sequence. What its text will teach is taken from the one that was observed last, so
+  /// that short texts need no trial each.
   Plan begin() const { return latest_; }
 
   /// How many of a tree's first nodes should be verified.
   int nodes_worth_verifying(const Plan& plan, const DraftTree& tree, int context) const;
-
-  /// Tokens that a pass which verifies `tree` should give.
-  double expected_tokens(const DraftTree& tree) const { return calibration_.expected_tokens(tree); }
 
   /// What came of the planned pass: the tree that it verified, and those of its nodes that were
   /// right.
@@ -95,14 +93,13 @@ class Planner {
   double draft_seconds(const Plan& plan) const;
 
   const PassCosts& costs() const { return costs_; }
-  const Calibration& calibration() const { return calibration_; }
 
  private:
   double verify_seconds(int rows, int context, bool drafted) const {
     return drifts_.ratio(rows, drafted) * costs_.verify(rows, context);
   }
-  double best_rate(const DraftTree& tree, int context, bool drafted, double draft_seconds,
-                   int* nodes) const;
+  double best_rate(const Plan& plan, const DraftTree& tree, int context, bool drafted,
+                   double draft_seconds, int* nodes) const;
   void learn_steps(Plan& plan, const DraftTree& tree, int context) const;
   void observe_pause(Plan& plan, int rows, double seconds, int context) const;
   void observe_trial(Plan& plan, int rows, double tokens, int context) const;
@@ -110,7 +107,6 @@ class Planner {
 
   PassCosts costs_;
   Drifts drifts_;
-  Calibration calibration_;
   bool follow_;
   Plan latest_;  ///< of the sequence that was observed last, with nothing decided
 };
