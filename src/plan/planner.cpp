@@ -156,7 +156,8 @@ void Planner::learn_steps(Plan& plan, const DraftTree& tree, int context) const 
       if (node.depth <= steps) shallow.push_back(node);
     }
     int nodes = 0;
-    const double rate = best_rate(plan, shallow, context, true, costs_.draft_seconds[steps - 1], &nodes);
+    const double rate =
+        best_rate(plan, shallow, context, true, costs_.draft_seconds[steps - 1], &nodes);
     double& average = plan.step_rates[steps - 1];
     const double weight = average == 0 ? 1 : plan.next.steps == 0 ? kFarWeight : kAverageWeight;
     average += weight * (rate - average);
