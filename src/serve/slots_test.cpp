@@ -85,7 +85,7 @@ TEST_F(SlotsTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   Loaded& loaded = Loaded::get();
   NativeEngine engine(*loaded.model, {.threads = 2, .context = 512});
   engine.set_heads(read_heads(FIRP_HEADS, loaded.file.get()));
-  constexpr int kAnswers = 6, kTokens = 60;
+  constexpr int kAnswers = 5, kTokens = 32;
   Slots plain(engine, loaded.vocabulary, plain_, 1);
   std::vector<std::string> expected;
   for (int i = 0; i < kAnswers; ++i) expected.push_back(answer(plain, prompt(i, 8), kTokens));
