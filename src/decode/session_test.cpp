@@ -353,22 +353,23 @@ TEST_F(Sessions, SamplingMayChangeBetweenAnswers) {
 /// What is drafted for a sequence is decided by what came of its own passes, not by those of one
 /// that has its turns in between.
 TEST_F(Sessions, InTurnStopDraftingThatLosesAsOneDoesAlone) {
-  const std::vector<Token> expected = run({.method = DraftMethod::kNone}, 60).tokens;
-  const PassCosts costs = {{{1, 1e-3}, {32, 1.1e-3}}, {1.0}, 0};  // a draft costs 1000 passes
+  const std::vector<Token> expected = run({.method = DraftMethod::kNone}).tokens;
+  // Rows are too dear for any draft; a trial loses what makes it come again some 30 passes later.
+  const PassCosts costs = {{{1, 1e-3}, {32, 1.0}}, {1e-4}, 0};
   Planner planner_of_one(costs, /*follow=*/false);
-  const Text alone = run({.planner = &planner_of_one}, 60);
-  EXPECT_EQ(alone.stats.drafting_passes, 3) << "a trial";
+  const Text alone = run({.planner = &planner_of_one});
+  EXPECT_GT(alone.stats.drafting_passes, 3) << "more than one trial";
+  EXPECT_LT(alone.stats.drafting_passes, 20);
   Planner planner(costs, /*follow=*/false);
   Session drafts(*engine_, {.planner = &planner});
   Session other(*engine_, {.method = DraftMethod::kNone, .ngrams = true, .planner = &planner});
   drafts.append(kPrompt);
   other.append(kPrompt);
   std::vector<Token> text;
-  while (text.size() < 60) {
+  while (text.size() < 100) {
     for (const DecodedToken& each : drafts.step()) text.push_back(each.token);
-    if (other.tokens().size() < kPrompt.size() + 60) other.step();
+    other.step();
   }
-  text.resize(60);
   EXPECT_EQ(text, expected);
   EXPECT_EQ(drafts.stats().drafting_passes, alone.stats.drafting_passes);
 }
