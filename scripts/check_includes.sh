@@ -9,12 +9,13 @@ model:
 kernels: model
 engine: kernels model
 draft: engine kernels model
-decode: draft engine model
-serve: decode draft engine model
-train: decode draft engine model
-bench: decode draft engine kernels model
-study: bench train decode draft engine kernels model
-cli: study bench train serve decode draft engine kernels model
+plan: draft engine model
+decode: plan draft engine model
+serve: decode plan draft engine model
+train: decode plan draft engine model
+bench: decode plan draft engine kernels model
+study: bench train decode plan draft engine kernels model
+cli: study bench train serve decode plan draft engine kernels model
 '
 
 status=0

@@ -128,7 +128,7 @@ class MethodMaker {
                  const std::string& note) {
     if (flags_.free_rows) {
       const double seconds = costs.verify(1, 0);
-      costs.verify_seconds = {{1, seconds}, {Planner::kMostNodes + 1, seconds}};
+      costs.verify_seconds = {{1, seconds}, {kMostPlannedNodes + 1, seconds}};
       costs.position_seconds = 0;
       if (!costs.draft_seconds.empty()) {
         std::ranges::fill(costs.draft_seconds, costs.draft_seconds.front());
@@ -137,7 +137,7 @@ class MethodMaker {
     for (const int tree : flags_.trees) {
       const bool planned = tree == kPlannedTree;
       options.planner = nullptr;
-      options.tree_nodes = planned ? Planner::kMostNodes : tree;
+      options.tree_nodes = planned ? kMostPlannedNodes : tree;
       // None should learn from another's passes.
       std::shared_ptr<Planner> planner;
       if (planned && decoder_.planner) {

@@ -14,6 +14,7 @@
 #include "decode/rounding.h"
 #include "model/cache_directory.h"
 #include "model/error.h"
+#include "plan/measuring.h"
 
 namespace firp {
 namespace {

@@ -3,9 +3,9 @@
 #include <filesystem>
 #include <string>
 
-#include "draft/planner.h"
 #include "engine/engine.h"
 #include "engine/llama_engine.h"
+#include "plan/costs.h"
 
 namespace firp {
 

@@ -49,7 +49,7 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& mod
 bool planned(std::span<const int> trees) { return std::ranges::count(trees, kPlannedTree) > 0; }
 
 int largest(std::span<const int> trees) {
-  return std::max(std::ranges::max(trees), planned(trees) ? Planner::kMostNodes : 0);
+  return std::max(std::ranges::max(trees), planned(trees) ? kMostPlannedNodes : 0);
 }
 
 /// Refuses what can be refused before the model is read.

@@ -15,6 +15,7 @@
 #include "kernels/kernels.h"
 #include "model/error.h"
 #include "model/ggml_log.h"
+#include "plan/measuring.h"
 
 namespace firp {
 namespace {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <climits>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "draft/draft_model.h"
@@ -47,6 +48,49 @@ std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& op
   return nullptr;
 }
 
+/// How much is drafted and verified: a tree of one size, or, with a planner, what the sequence's
+/// plan says.
+struct Extent {
+  Planner* planner;
+  int tree_nodes;
+  std::optional<Plan> plan = std::nullopt;  ///< from the first pass on
+
+  int most_nodes() const { return planner != nullptr ? kMostPlannedNodes : tree_nodes; }
+  int most_steps() const { return planner != nullptr ? planner->steps(*plan) : INT_MAX; }
+
+  /// What is known by the first pass is a better beginning than what was when the session was made.
+  void begin() {
+    if (planner != nullptr && !plan) plan = planner->begin();
+  }
+  void cut(DraftTree& tree, int context) const {
+    if (planner != nullptr) tree.resize(planner->nodes_worth_verifying(*plan, tree, context));
+  }
+  /// A pass verified `tree` and accepted the rows of `path`.
+  void observe_pass(const DraftTree& tree, std::span<const int> path, double seconds, int context,
+                    DecodeStats& stats) {
+    if (planner == nullptr) return;
+    const int rows = static_cast<int>(tree.size()) + 1;
+    stats.expected_tokens += plan->calibration.expected_tokens(tree);
+    stats.expected_seconds += planner->verify_seconds(*plan, rows, context);
+    std::vector<int> accepted;
+    for (const int row : path.subspan(1)) accepted.push_back(row - 1);
+    planner->observe_pass(*plan, tree, accepted, seconds, context);
+  }
+  /// Whether the source drafts for the next pass, `match` being there without it.
+  bool decide_drafting(const DraftTree& match, int context, DecodeStats& stats) {
+    if (planner == nullptr) return true;
+    if (!planner->decide(*plan, match, context)) return false;
+    stats.expected_seconds += planner->draft_seconds(*plan);
+    return true;
+  }
+  void observe_drafting(double seconds) const {
+    if (planner != nullptr) planner->observe_drafting(*plan, seconds);
+  }
+  void forget_next() {
+    if (plan) Planner::forget_next(*plan);
+  }
+};
+
 }  // namespace
 
 struct Session::State {
@@ -54,6 +98,7 @@ struct Session::State {
   DecodeOptions options;
   const std::unique_ptr<DraftSource> source;
   const int sequence;
+  Extent extent{options.planner, options.tree_nodes};
   /// All tokens of the sequence; the first engine.length() of them are in its context.
   std::vector<Token> tokens;
   DraftTree tree;      ///< behind the last token; empty: nothing drafted
@@ -66,13 +111,19 @@ struct Session::State {
   void prefill(int most_tokens);
   std::vector<Row> rows_of(const DraftTree& draft_tree) const;
   std::vector<int> walk(std::span<const Row> rows, int token_rows);
-  int most_nodes() const { return options.planner ? Planner::kMostNodes : options.tree_nodes; }
+  struct Verified {
+    int last_row;  ///< of the accepted path
+    bool alone;    ///< the pass had the last token's row and no other
+  };
+  Verified verify(DraftTree verified);
+  void draft(const Verified& last, int context);
+  void drop_draft();
 };
 
 Session::Session(Engine& engine, const DecodeOptions& options)
     : state_(new State{engine, options, make_source(engine, options), engine.add_sequence()}) {
   const bool drafts = state_->source || options.ngrams;
-  const int nodes = state_->most_nodes();
+  const int nodes = state_->extent.most_nodes();
   const int rows = state_->source ? state_->source->rows_a_pass(nodes) : 1 + nodes;
   std::string problem;
   if (drafts && options.tree_nodes < 1) {
@@ -104,8 +155,7 @@ void Session::append(std::span<const Token> tokens) {
   }
   s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
   if (tokens.empty()) return;
-  s.tree.clear();
-  s.alone = false;
+  s.drop_draft();
 }
 
 void Session::truncate(int length) {
@@ -113,15 +163,13 @@ void Session::truncate(int length) {
   if (length >= static_cast<int>(s.tokens.size())) return;
   s.tokens.resize(length);
   s.engine.truncate(s.sequence, length);
-  s.tree.clear();
-  s.alone = false;
+  s.drop_draft();
 }
 
 void Session::release() {
   State& s = *state_;
   s.engine.truncate(s.sequence, 0);
-  s.tree.clear();
-  s.alone = false;
+  s.drop_draft();
 }
 
 /// Runs tokens that were given, but not the last, which is the root of the next pass.
@@ -204,74 +252,77 @@ std::vector<int> Session::State::walk(std::span<const Row> rows, int token_rows)
   return path;
 }
 
+/// The next pass has another root than the one that was drafted behind.
+void Session::State::drop_draft() {
+  tree.clear();
+  alone = false;
+  extent.forget_next();
+}
+
+/// Runs the pass that verifies `verified`, behind a root which is the last token, and commits the
+/// path that it gives.
+Session::State::Verified Session::State::verify(DraftTree verified) {
+  const Stopwatch watch;
+  const int context = engine.length(sequence);
+  if (!alone) extent.cut(verified, context);
+  std::vector<int> path;
+  bool by_row_alone = false;
+  while (path.empty()) {
+    by_row_alone = std::exchange(alone, false);
+    if (by_row_alone) verified.clear();
+    std::vector<Row> rows = rows_of(verified);
+    const int token_rows = static_cast<int>(rows.size());
+    if (source && !by_row_alone) source->add_rows(rows, tokens);
+    engine.forward(rows, source ? source->captured_layers() : std::vector<int>());
+    path = walk(rows, token_rows);
+    stats.forwards += 1;
+    stats.tie_passes += by_row_alone ? 1 : 0;
+    stats.drafted += static_cast<long long>(verified.size());
+  }
+  engine.commit(sequence, path);
+  extent.observe_pass(verified, path, watch.seconds(), context, stats);
+  return {path.back(), by_row_alone};
+}
+
+/// Drafts for the next pass. `context`: that of the last one.
+void Session::State::draft(const Verified& last, int context) {
+  const Stopwatch watch;
+  DraftTree match;
+  if (options.ngrams) {
+    std::vector<Token> came;
+    for (const DecodedToken& each : decoded) came.push_back(each.token);
+    ngrams.observe(came);
+    const int room = engine.options().context - static_cast<int>(tokens.size());
+    match = ngrams.draft(tokens, std::min(room, extent.most_nodes()));
+  }
+  const bool in_pass = source && source->rows_a_pass(0) > 1;  // drafted by the verifying pass
+  const bool can_draft = source && !alone && (!last.alone || !in_pass);
+  if (can_draft && extent.decide_drafting(match, context, stats)) {
+    tree = source->draft({.sequence = sequence,
+                          .tokens = tokens,
+                          .row = last.last_row,
+                          .most_nodes = extent.most_nodes(),
+                          .chain = options.chain,
+                          .most_steps = extent.most_steps()});
+    if (!in_pass) stats.drafting_passes += 1;
+    extent.observe_drafting(watch.seconds());
+  }
+  if (!match.empty()) {
+    tree = join(tree, match);
+    tree.resize(std::min<std::size_t>(tree.size(), extent.most_nodes()));
+  }
+}
+
 std::span<const DecodedToken> Session::step() {
   State& s = *state_;
   if (s.tokens.empty()) throw Error("there is nothing to continue: the prompt is empty");
   if (s.unseen() == 0) s.engine.truncate(s.sequence, static_cast<int>(s.tokens.size()) - 1);
   s.prefill(INT_MAX);
   const Stopwatch watch;
-  const int root_position = s.engine.length(s.sequence);
-  Planner* const planner = s.options.planner;
-
-  DraftTree tree = std::move(s.tree);
-  s.tree.clear();
-  if (planner != nullptr && !s.alone) {
-    tree.resize(planner->nodes_worth_verifying(tree, root_position));
-  }
-  std::vector<Row> rows;
-  std::vector<int> path;
-  int token_rows = 0;
-  bool with_source = false;
-  while (path.empty()) {
-    const bool alone = std::exchange(s.alone, false);
-    if (alone) tree.clear();
-    rows = s.rows_of(tree);
-    token_rows = static_cast<int>(rows.size());
-    with_source = s.source && !alone;
-    if (with_source) s.source->add_rows(rows, s.tokens);
-    s.engine.forward(rows, s.source ? s.source->captured_layers() : std::vector<int>());
-    path = s.walk(rows, token_rows);
-    s.stats.forwards += 1;
-    s.stats.tie_passes += alone ? 1 : 0;
-    s.stats.drafted += static_cast<long long>(tree.size());
-  }
-
-  s.engine.commit(s.sequence, path);
-  if (planner != nullptr) {
-    s.stats.expected_tokens += planner->expected_tokens(tree);
-    s.stats.expected_seconds += planner->verify_seconds(token_rows, root_position);
-    std::vector<int> accepted;
-    for (const int row : std::span(path).subspan(1)) accepted.push_back(row - 1);
-    planner->observe_pass(tree, accepted, watch.seconds(), root_position);
-  }
-
-  // Drafts for the next pass.
-  const double verify_seconds = watch.seconds();
-  DraftTree match;
-  if (s.options.ngrams) {
-    std::vector<Token> came;
-    for (const DecodedToken& each : s.decoded) came.push_back(each.token);
-    s.ngrams.observe(came);
-    const int room = s.engine.options().context - static_cast<int>(s.tokens.size());
-    match = s.ngrams.draft(s.tokens, std::min(room, s.most_nodes()));
-  }
-  const bool in_pass = s.source && s.source->rows_a_pass(0) > 1;  // drafted by the verifying pass
-  if (s.source && !s.alone && (with_source || !in_pass) &&
-      (planner == nullptr || planner->drafts(match, root_position))) {
-    if (planner != nullptr) s.stats.expected_seconds += planner->draft_seconds();
-    s.tree = s.source->draft({.sequence = s.sequence,
-                              .tokens = s.tokens,
-                              .row = path.back(),
-                              .most_nodes = s.most_nodes(),
-                              .chain = s.options.chain,
-                              .most_steps = planner != nullptr ? planner->steps() : INT_MAX});
-    if (!in_pass) s.stats.drafting_passes += 1;
-    if (planner != nullptr) planner->observe_drafting(watch.seconds() - verify_seconds);
-  }
-  if (!match.empty()) {
-    s.tree = join(s.tree, match);
-    s.tree.resize(std::min<std::size_t>(s.tree.size(), s.most_nodes()));
-  }
+  const int context = s.engine.length(s.sequence);
+  s.extent.begin();
+  const State::Verified last = s.verify(std::exchange(s.tree, {}));
+  s.draft(last, context);
   s.stats.tokens += static_cast<long long>(s.decoded.size());
   s.stats.decode_seconds += watch.seconds();
   return s.decoded;

@@ -7,8 +7,8 @@
 #include "decode/sampler.h"
 #include "draft/firp.h"
 #include "draft/partial_model.h"
-#include "draft/planner.h"
 #include "engine/engine.h"
+#include "plan/planner.h"
 
 namespace firp {
 
@@ -24,7 +24,7 @@ struct DecodeOptions {
   Drafting drafting = Drafting::kDeferred;
   int tree_nodes = 16;  ///< drafted tokens that a pass verifies
   bool chain = false;   ///< one branch: the most probable token of each step
-  /// Where set, it decides how much of a tree of Planner::kMostNodes is verified, and whether
+  /// Where set, it decides how much of a tree of kMostPlannedNodes is verified, and whether
   /// anything is drafted; tree_nodes is not used. Only for methods that draft in passes of their
   /// own. Outlives the session.
   Planner* planner = nullptr;

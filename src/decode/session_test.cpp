@@ -14,6 +14,7 @@
 #include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
+#include "plan/measuring.h"
 
 namespace firp {
 namespace {
@@ -188,7 +189,7 @@ TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
                    .planner = &planner})
                   .tokens,
               plain.tokens);
-    EXPECT_GT(planner.draft_seconds(), 0);
+    EXPECT_FALSE(planner.costs().draft_seconds.empty()) << "the first draft is timed";
   }
   // To the end of the context, and over the drafter's.
   EXPECT_EQ(run({.method = DraftMethod::kLookahead}, 1000).tokens.size(), 150u);
@@ -347,6 +348,30 @@ TEST_F(Sessions, SamplingMayChangeBetweenAnswers) {
   }
   text.resize(30);
   EXPECT_EQ(text, expected);
+}
+
+/// What is drafted for a sequence is decided by what came of its own passes, not by those of one
+/// that has its turns in between.
+TEST_F(Sessions, InTurnStopDraftingThatLosesAsOneDoesAlone) {
+  const std::vector<Token> expected = run({.method = DraftMethod::kNone}).tokens;
+  // Rows are too dear for any draft; a trial loses what makes it come again some 30 passes later.
+  const PassCosts costs = {{{1, 1e-3}, {32, 1.0}}, {1e-4}, 0};
+  Planner planner_of_one(costs, /*follow=*/false);
+  const Text alone = run({.planner = &planner_of_one});
+  EXPECT_GT(alone.stats.drafting_passes, 3) << "more than one trial";
+  EXPECT_LT(alone.stats.drafting_passes, 20);
+  Planner planner(costs, /*follow=*/false);
+  Session drafts(*engine_, {.planner = &planner});
+  Session other(*engine_, {.method = DraftMethod::kNone, .ngrams = true, .planner = &planner});
+  drafts.append(kPrompt);
+  other.append(kPrompt);
+  std::vector<Token> text;
+  while (text.size() < 100) {
+    for (const DecodedToken& each : drafts.step()) text.push_back(each.token);
+    other.step();
+  }
+  EXPECT_EQ(text, expected);
+  EXPECT_EQ(drafts.stats().drafting_passes, alone.stats.drafting_passes);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ int common_prefix(std::span<const Token> a, std::span<const Token> b) {
 
 /// Tokens that one pass may decode.
 int most_decoded(const DecodeOptions& options) {
-  return 1 + (options.planner != nullptr ? Planner::kMostNodes : options.tree_nodes);
+  return 1 + (options.planner != nullptr ? kMostPlannedNodes : options.tree_nodes);
 }
 
 }  // namespace

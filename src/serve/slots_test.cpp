@@ -10,6 +10,8 @@
 #include <thread>
 
 #include "engine/llama_engine.h"
+#include "model/heads.h"
+#include "plan/measuring.h"
 #include "serve/test_model.h"
 
 namespace firp {
@@ -75,6 +77,40 @@ TEST_F(SlotsTest, AnswersThatDoNotFitTogetherAreAllGiven) {
       if (engine == &llama) continue;  // whose rows are the same within rounding
       EXPECT_EQ(texts[i], answer(alone, prompt(i, 50), kTokens)) << i;
     }
+  }
+}
+
+/// As `firp serve` has it: heads, n-grams, and a planner that decides for each sequence.
+TEST_F(SlotsTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
+  Loaded& loaded = Loaded::get();
+  NativeEngine engine(*loaded.model, {.threads = 2, .context = 512});
+  engine.set_heads(read_heads(FIRP_HEADS, loaded.file.get()));
+  constexpr int kAnswers = 5, kTokens = 32;
+  Slots plain(engine, loaded.vocabulary, plain_, 1);
+  std::vector<std::string> expected;
+  for (int i = 0; i < kAnswers; ++i) expected.push_back(answer(plain, prompt(i, 8), kTokens));
+  // Whatever it decides: drafts that pay, drafts that lose, and what is true of this machine.
+  const PassCosts cheap = {.verify_seconds = {{1, 1e-3}, {32, 1.1e-3}},
+                           .draft_seconds = {1e-5, 2e-5}};
+  const PassCosts dear = {.verify_seconds = {{1, 1e-3}, {32, 1}}, .draft_seconds = {1e-2, 2e-2}};
+  for (const PassCosts& costs : {cheap, dear, measure_costs(engine)}) {
+    Planner planner(costs);
+    Slots slots(engine, loaded.vocabulary, {.ngrams = true, .planner = &planner}, 3);
+    std::vector<std::future<Slots::Answer>> together;
+    std::vector<std::string> texts(kAnswers);
+    for (int i = 0; i < kAnswers; ++i) {
+      together.push_back(std::async(std::launch::async, [&, i] {
+        return slots.complete(
+            prompt(i, 8), request(kTokens), [&](std::string_view part) { texts[i] += part; },
+            kWanted);
+      }));
+    }
+    long long drafting_passes = 0;
+    for (std::future<Slots::Answer>& each : together) {
+      drafting_passes += each.get().usage.stats.drafting_passes;
+    }
+    EXPECT_EQ(texts, expected);
+    EXPECT_GT(drafting_passes, 0);
   }
 }
 

@@ -1,8 +1,13 @@
-#include "draft/planner.h"
+#include "plan/planner.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
+#include <numeric>
+#include <span>
+#include <utility>
+#include <vector>
 
 namespace firp {
 namespace {
@@ -23,18 +28,45 @@ PassCosts costs(std::map<int, double> verify_seconds, double draft_seconds,
 
 constexpr int kShort = 0;  // a context
 
+/// A planner whose passes are all of one sequence.
+class OneSequence {
+ public:
+  explicit OneSequence(PassCosts costs, bool follow = true)
+      : planner(std::move(costs), follow), plan(planner.begin()) {}
+
+  int nodes_worth_verifying(const DraftTree& tree, int context) const {
+    return planner.nodes_worth_verifying(plan, tree, context);
+  }
+  void observe_pass(const DraftTree& tree, std::span<const int> accepted, double seconds,
+                    int context) {
+    planner.observe_pass(plan, tree, accepted, seconds, context);
+  }
+  bool drafts(const DraftTree& at_hand, int context) {
+    return planner.decide(plan, at_hand, context);
+  }
+  int steps() const { return planner.steps(plan); }
+  void observe_drafting(double seconds) { planner.observe_drafting(plan, seconds); }
+  double verify_seconds(int rows, int context) const {
+    return planner.verify_seconds(plan, rows, context);
+  }
+  double draft_seconds() const { return planner.draft_seconds(plan); }
+
+  Planner planner;
+  Plan plan;
+};
+
 TEST(Planner, VerifiesEverythingWhereRowsAreFree) {
-  const Planner planner(costs({{1, 1.0}, {32, 1.0}}, 0.1));
+  const OneSequence planner(costs({{1, 1.0}, {32, 1.0}}, 0.1));
   EXPECT_EQ(planner.nodes_worth_verifying(chain(12, 0.5), kShort), 12);
 }
 
 TEST(Planner, VerifiesNothingWhereRowsCostAsMuchAsPasses) {
-  const Planner planner(costs({{1, 1.0}, {32, 32.0}}, 0.0));
+  const OneSequence planner(costs({{1, 1.0}, {32, 32.0}}, 0.0));
   EXPECT_EQ(planner.nodes_worth_verifying(chain(12, 0.5), kShort), 0);
 }
 
 TEST(Planner, VerifiesLessOnLongContexts) {
-  const Planner planner(costs({{1, 1.0}, {32, 1.2}}, 0.1, 1e-4));
+  const OneSequence planner(costs({{1, 1.0}, {32, 1.2}}, 0.1, 1e-4));
   const int near = planner.nodes_worth_verifying(chain(12, 0.8), 100);
   const int far = planner.nodes_worth_verifying(chain(12, 0.8), 8000);
   EXPECT_LT(far, near);
@@ -43,7 +75,7 @@ TEST(Planner, VerifiesLessOnLongContexts) {
 
 /// The best of all prefixes, by trying each.
 TEST(Planner, TakesTheBestPrefix) {
-  const Planner planner(costs({{1, 1.0}, {5, 1.2}, {9, 1.7}, {32, 5.0}}, 0.3));
+  const OneSequence planner(costs({{1, 1.0}, {5, 1.2}, {9, 1.7}, {32, 5.0}}, 0.3));
   for (const double p : {0.2, 0.5, 0.8, 0.95}) {
     const DraftTree tree = chain(20, p);
     const auto rate = [&](int nodes) {
@@ -70,7 +102,7 @@ std::vector<int> accepted_of(const DraftTree& tree, double a_pass, int step) {
 }
 
 /// `steps` steps in which drafting for 0.4 seconds gives `expected` tokens; how many it chose.
-int drafted_steps(Planner& planner, int steps, double expected, const DraftTree& at_hand = {}) {
+int drafted_steps(OneSequence& planner, int steps, double expected, const DraftTree& at_hand = {}) {
   int drafted = 0;
   for (int step = 0; step < steps; ++step) {
     const bool drafts = planner.drafts(at_hand, kShort);
@@ -83,48 +115,48 @@ int drafted_steps(Planner& planner, int steps, double expected, const DraftTree&
 }
 
 TEST(Planner, StopsDraftingThatLosesAndTriesAgainSeldom) {
-  Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   const int drafted = drafted_steps(planner, 2000, 0.1);
   EXPECT_LT(drafted, 100);
   EXPECT_GE(drafted, 8);
 }
 
 TEST(Planner, GoesOnDraftingThatPays) {
-  Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   EXPECT_GT(drafted_steps(planner, 2000, 1.0), 1900) << "a plain pass now and then, no more";
 }
 
 /// Passes of a machine where plain ones take 1 second, others 1.1 and drafting 0.4; how many of the
 /// last half were drafted for, where a draft gives 0.3 tokens: 1.3 in 1.5 seconds.
-double drafted_share(Planner& planner) {
+double drafted_share(OneSequence& planner) {
   drafted_steps(planner, 200, 0.3);
   return drafted_steps(planner, 200, 0.3) / 200.0;
 }
 
 TEST(Planner, FindsOutThatPlainPassesTakeLessThanWasMeasured) {
-  Planner right(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
-  Planner wrong(costs({{1, 1.5}, {5, 1.6}, {32, 2.0}}, 0.4));
+  OneSequence right(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence wrong(costs({{1, 1.5}, {5, 1.6}, {32, 2.0}}, 0.4));
   EXPECT_LT(drafted_share(right), 0.1);
   EXPECT_LT(drafted_share(wrong), 0.1);
   EXPECT_NEAR(wrong.verify_seconds(1, kShort), 1.0, 0.05);
 }
 
 TEST(Planner, FindsOutSoonThatAllTakesLongerThanWasMeasured) {
-  Planner busy(costs({{1, 0.5}, {5, 0.55}, {32, 1.0}}, 0.2));
+  OneSequence busy(costs({{1, 0.5}, {5, 0.55}, {32, 1.0}}, 0.2));
   EXPECT_GT(drafted_steps(busy, 100, 1.0), 70);
 }
 
 /// A trial that is held against plain passes as they were measured in another run of the program
 /// loses by 8 % where all takes a fifth longer by now; held against those of now it gains.
 TEST(Planner, TriesAgainSoonWhatWasHeldAgainstOldTimes) {
-  Planner planner(costs({{1, 0.8}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence planner(costs({{1, 0.8}, {5, 1.1}, {32, 2.0}}, 0.4));
   EXPECT_GT(drafted_steps(planner, 200, 0.7), 120);
 }
 
 /// A machine where a plain pass takes 1 second among its like, but 1.4 behind drafting, and then
 /// less from pass to pass. Drafting gives 1.8 tokens in 1.6 seconds.
 TEST(Planner, HoldsDraftingAgainstPlainPassesThatHaveSettled) {
-  Planner planner(costs({{1, 1.0}, {5, 1.2}, {32, 2.0}}, 0.4));
+  OneSequence planner(costs({{1, 1.0}, {5, 1.2}, {32, 2.0}}, 0.4));
   const auto pays = [&](double tokens) {
     int drafted = 0;
     double disturbed = 0;
@@ -144,14 +176,14 @@ TEST(Planner, HoldsDraftingAgainstPlainPassesThatHaveSettled) {
 }
 
 TEST(Planner, FindsOutThatPlainPassesTakeMoreThanWasMeasured) {
-  Planner wrong(costs({{1, 0.5}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence wrong(costs({{1, 0.5}, {5, 1.1}, {32, 2.0}}, 0.4));
   drafted_steps(wrong, 300, 1.0);  // the first trial seems so bad that a long pause follows
   EXPECT_GT(drafted_steps(wrong, 200, 1.0), 180);
 }
 
 /// Passes for which `planner.steps()` steps are drafted, `far` at most, each node right with
 /// probability `p` behind the one before. How many the last draft had.
-int last_steps(Planner& planner, int passes, double p, int far) {
+int last_steps(OneSequence& planner, int passes, double p, int far) {
   int steps = 0;
   for (int step = 0; step < passes; ++step) {
     if (!planner.drafts({}, kShort)) {
@@ -174,16 +206,16 @@ int last_steps(Planner& planner, int passes, double p, int far) {
 TEST(Planner, DraftsAsFarAheadAsPays) {
   // A step ahead costs a fifth of a pass, and verifying it a hundredth.
   const PassCosts dear = {{{1, 1.0}, {32, 1.31}}, {0.2, 0.4, 0.6, 0.8}, 0};
-  Planner sure(dear), unsure(dear);
+  OneSequence sure(dear), unsure(dear);
   EXPECT_EQ(last_steps(sure, 300, 0.95, 4), 4);
   EXPECT_EQ(last_steps(unsure, 300, 0.35, 4), 1);
   EXPECT_EQ(last_steps(unsure, 300, 0.95, 4), 4) << "it must see when steps come to pay";
-  Planner whole(costs({{1, 1.0}, {32, 1.31}}, 0.2));
+  OneSequence whole(costs({{1, 1.0}, {32, 1.31}}, 0.2));
   EXPECT_EQ(last_steps(whole, 10, 0.5, 7), 7) << "one cost for all steps: nothing to choose";
 }
 
 TEST(Planner, LeavesOutPseudoRowsWhereALongMatchPromisesMore) {
-  Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   drafted_steps(planner, 50, 1.0);
   EXPECT_TRUE(planner.drafts(chain(10, 0.2), kShort));
   EXPECT_FALSE(planner.drafts(chain(10, 0.95), kShort));
@@ -191,43 +223,19 @@ TEST(Planner, LeavesOutPseudoRowsWhereALongMatchPromisesMore) {
 
 /// Not what drafting gives counts, but what it adds to what is there without it.
 TEST(Planner, StopsDraftingWhereMatchesDoAsWell) {
-  Planner planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence planner(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   EXPECT_LT(drafted_steps(planner, 500, 1.0, chain(4, 0.55)), 100);
 }
 
 /// What is lost a step decides how soon it is tried again.
 TEST(Planner, TriesDraftingThatAlmostPaysMoreOften) {
-  Planner bad(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
-  Planner almost(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence bad(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
+  OneSequence almost(costs({{1, 1.0}, {5, 1.1}, {32, 2.0}}, 0.4));
   EXPECT_LT(1.4 * drafted_steps(bad, 2000, 0.1), drafted_steps(almost, 2000, 0.45));
 }
 
-TEST(Planner, LearnsHowTrueTheProbabilitiesAre) {
-  Planner planner(costs({{1, 1.0}, {32, 1.0}}, 0.1));
-  // Likely nodes come half as often as they should, unlikely ones twice as often.
-  DraftTree tree = siblings(1, 0.8);
-  tree.push_back(siblings(1, 0.05).front());
-  for (int step = 0; step < 2000; ++step) {
-    std::vector<int> accepted;
-    if (step % 5 < 2) accepted.push_back(0);
-    if (step % 10 == 9) accepted.push_back(1);
-    planner.observe_pass(tree, accepted, 1.0, kShort);
-  }
-  EXPECT_NEAR(planner.calibration(0.8), 0.5, 0.1);
-  EXPECT_GT(planner.calibration(0.05), 1.3);
-  EXPECT_EQ(planner.calibration(0.2), 1);
-  EXPECT_NEAR(planner.expected_tokens(tree),
-              1 + 0.8 * planner.calibration(0.8) + 0.05 * planner.calibration(0.05), 1e-6);
-  // What the text drafts is another matter: always right here.
-  EXPECT_EQ(planner.calibration(0.8, /*from_text=*/true), 1);
-  DraftTree text = siblings(1, 0.8);
-  text.front().from_text = true;
-  for (int step = 0; step < 200; ++step) planner.observe_pass(text, std::vector{0}, 1.0, kShort);
-  EXPECT_NEAR(planner.calibration(0.8, /*from_text=*/true), 1.25, 0.05);
-}
-
 TEST(Planner, KeepsToTimesThatAreOnlyImagined) {
-  Planner planner(costs({{1, 1.0}, {32, 1.0}}, 0.1), /*follow=*/false);
+  OneSequence planner(costs({{1, 1.0}, {32, 1.0}}, 0.1), /*follow=*/false);
   for (int step = 0; step < 100; ++step) {
     planner.observe_pass(siblings(4, 0.2), {}, 5.0, kShort);
     planner.observe_drafting(2.0);
@@ -237,7 +245,7 @@ TEST(Planner, KeepsToTimesThatAreOnlyImagined) {
 }
 
 TEST(Planner, FollowsPassesThatGetSlower) {
-  Planner planner(costs({{1, 1.0}, {32, 4.0}}, 0.1));
+  OneSequence planner(costs({{1, 1.0}, {32, 4.0}}, 0.1));
   for (int step = 0; step < 200; ++step) planner.observe_pass({}, {}, 1.5, kShort);
   EXPECT_NEAR(planner.verify_seconds(1, kShort), 1.5, 0.05);
   EXPECT_EQ(planner.verify_seconds(32, kShort), 4.0);
@@ -249,7 +257,7 @@ TEST(Planner, FollowsPassesThatGetSlower) {
 /// As on a machine whose memory is faster by now: few rows take what they took, but no longer hide
 /// what many take.
 TEST(Planner, LearnsWhatPassesTakeByTheirRows) {
-  Planner planner(costs({{1, 1.0}, {32, 1.1}}, 0.1));
+  OneSequence planner(costs({{1, 1.0}, {32, 1.1}}, 0.1));
   const auto seconds_of = [](const DraftTree& tree) {
     const int rows = static_cast<int>(tree.size()) + 1;
     return rows <= 4 ? 1.0 : 1.0 + 0.2 * (rows - 4);
@@ -277,6 +285,104 @@ TEST(Planner, LearnsWhatPassesTakeByTheirRows) {
     best += most;
   }
   EXPECT_GT(chosen, 0.97 * best);
+}
+
+/// One of two sequences that take turns.
+struct Turn {
+  Plan plan;
+  double expected = 0;   ///< tokens that a draft of 0.4 seconds promises,
+  double came = 0;       ///< and those that come of it
+  bool matches = false;  ///< its text has matches that are always right, and so needs no drafts
+  DraftTree tree = {};
+  int drafted = 0;
+
+  void pass(Planner& planner, int step) {
+    tree.resize(planner.nodes_worth_verifying(plan, tree, kShort));
+    std::vector<int> accepted = accepted_of(tree, came, step);
+    if (matches) {
+      accepted.resize(tree.size());
+      std::iota(accepted.begin(), accepted.end(), 0);
+    }
+    const int rows = static_cast<int>(tree.size()) + 1;
+    planner.observe_pass(plan, tree, accepted, planner.costs().verify(rows, kShort), kShort);
+    DraftTree match;
+    if (matches) match = chain(6, 0.95);
+    for (DraftNode& node : match) node.from_text = true;
+    const bool drafts = planner.decide(plan, match, kShort);
+    drafted += drafts;
+    if (drafts) planner.observe_drafting(plan, 0.4);
+    tree = matches ? match : drafts ? siblings(4, expected / 4) : DraftTree();
+  }
+};
+
+Planner planner_of_turns() {
+  return Planner(costs({{1, 1.0}, {5, 1.1}, {7, 1.15}, {32, 2.0}}, 0.4));
+}
+
+/// Of 2000 passes of a sequence whose drafts promise so many tokens; beside the passes of another.
+int drafted_in_turns(double expected, double came, const Turn* beside) {
+  Planner planner = planner_of_turns();
+  Turn one = {.plan = planner.begin(), .expected = expected, .came = came};
+  Turn other = beside != nullptr ? *beside : Turn();
+  for (int step = 0; step < 2000; ++step) {
+    one.pass(planner, step);
+    if (beside != nullptr) other.pass(planner, step);
+  }
+  return one.drafted;
+}
+
+/// As when a server answers several requests at once.
+TEST(Planner, StopsDraftingThatLosesWhateverAnotherSequenceDoes) {
+  const std::vector<Turn> others = {{.matches = true},  // the text drafts, and pseudo rows need not
+                                    {.expected = 0.1, .came = 0.1},   // drafting loses there, too
+                                    {.expected = 1.0, .came = 1.0},   // it pays there,
+                                    {.expected = 1.0, .came = 2.0},   // and more than it promises,
+                                    {.expected = 1.0, .came = 0.3}};  // or less
+  const std::vector<std::pair<double, int>> losing = {{0.1, 51}, {0.2, 63}, {0.3, 99}, {0.45, 252}};
+  for (const auto& [tokens, steps] : losing) {
+    EXPECT_EQ(drafted_in_turns(tokens, tokens, nullptr), steps) << tokens;
+    for (const Turn& other : others) {
+      EXPECT_LE(drafted_in_turns(tokens, tokens, &other), steps) << tokens;
+    }
+  }
+}
+
+/// Drafts that promise 1 token and give 0.4 lose; those of another text that keep their promise
+/// must not make them look better.
+TEST(Planner, LearnsHowTrueDraftsAreForEachSequence) {
+  const Turn honest = {.expected = 1.0, .came = 1.0};
+  EXPECT_LE(drafted_in_turns(1.0, 0.4, &honest), drafted_in_turns(1.0, 0.4, nullptr));
+}
+
+TEST(Planner, GoesOnDraftingThatPaysWhateverAnotherSequenceDoes) {
+  for (const Turn& other : {Turn{.matches = true}, Turn{.expected = 0.1, .came = 0.1}}) {
+    EXPECT_GT(drafted_in_turns(1.0, 1.0, &other), 1850);
+  }
+}
+
+/// Short texts would pay for a trial each.
+TEST(Planner, BeginsASequenceWithWhatTheLastOneHasLearnt) {
+  Planner planner = planner_of_turns();
+  int drafted = 0;
+  for (int text = 0; text < 40; ++text) {
+    Turn turn = {.plan = planner.begin(), .expected = 0.1, .came = 0.1};
+    for (int step = 0; step < 50; ++step) turn.pass(planner, step);
+    drafted += turn.drafted;
+  }
+  EXPECT_LE(drafted, 60) << "51 of 2000 passes of one text";
+}
+
+/// As after an answer that was cut: what comes is not the pass that was drafted for.
+TEST(Planner, HoldsAPassThatHasLostItsDraftAgainstNothing) {
+  Planner planner = planner_of_turns();
+  Plan plan = planner.begin();
+  ASSERT_TRUE(planner.decide(plan, {}, kShort));
+  Planner::forget_next(plan);
+  const double profit = plan.profit;
+  planner.observe_pass(plan, {}, {}, 1.0, kShort);
+  EXPECT_EQ(plan.profit, profit);
+  EXPECT_EQ(plan.trial.steps, 0);
+  EXPECT_EQ(plan.undrafted_run, 1);
 }
 
 }  // namespace

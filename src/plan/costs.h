@@ -1,0 +1,24 @@
+#pragma once
+
+#include <map>
+#include <vector>
+
+namespace firp {
+
+/// Of the largest tree that is planned for.
+inline constexpr int kMostPlannedNodes = 32;
+
+/// What passes cost on this machine.
+struct PassCosts {
+  /// Seconds of a verifying pass by its rows, on a short context; those between are interpolated.
+  std::map<int, double> verify_seconds;
+  /// Of what drafts for a pass, in passes of its own: [steps - 1], or one time for all steps. Empty
+  /// where nothing drafts, or nobody measured it: then the first time is taken.
+  std::vector<double> draft_seconds;
+  /// What a row adds for each position of its context: attention.
+  double position_seconds = 0;
+
+  double verify(int rows, int context) const;
+};
+
+}  // namespace firp
