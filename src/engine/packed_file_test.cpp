@@ -2,12 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <numeric>
 
 #include "engine/weights.h"
 #include "model/full_disk.h"
+#include "model/replaced_file.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -121,6 +124,26 @@ TEST_F(PackedCacheTest, AFullDiskIsAnErrorThatNamesTheFlag) {
   EXPECT_THAT(message, HasSubstr("cannot write"));
   EXPECT_THAT(message, HasSubstr("start without --packed-cache"));
   EXPECT_TRUE(cache_.files().empty()) << "half a file was left";
+}
+
+TEST(ReplacedFileTest, RemovesWhatKilledProcessesLeft) {
+  const TemporaryDirectory directory;
+  constexpr const char* kNobody = "2147483647";  // more processes than Linux can have
+  const std::string own = std::to_string(getppid());
+  for (const std::string& name : {std::string("x.tmp-") + kNobody, "x.tmp-" + own,
+                                  std::string("y.tmp-") + kNobody, std::string("x.tmp-z")}) {
+    write_bytes(directory / name, "half");
+    std::filesystem::last_write_time(
+        directory / name, std::filesystem::file_time_type::clock::now() - std::chrono::hours(2));
+  }
+  ReplacedFile file(directory / "x");
+  file.write("whole");
+  file.replace();
+  EXPECT_EQ(read_bytes(directory / "x"), "whole");
+  EXPECT_FALSE(std::filesystem::exists(directory / (std::string("x.tmp-") + kNobody)));
+  EXPECT_TRUE(std::filesystem::exists(directory / ("x.tmp-" + own))) << "that process lives";
+  EXPECT_TRUE(std::filesystem::exists(directory / (std::string("y.tmp-") + kNobody)));
+  EXPECT_TRUE(std::filesystem::exists(directory / "x.tmp-z"));
 }
 
 }  // namespace

@@ -9,7 +9,8 @@ namespace firp {
 
 /// A file that is written beside its target, as TARGET.tmp-PID, and takes its place when it is
 /// whole: a full disk or Ctrl-C leaves neither half a file nor a lost one. It goes away if it is
-/// not renamed. Errors name the target.
+/// not renamed; what a killed process left so is removed by the next one that writes there. Errors
+/// name the target.
 class ReplacedFile {
  public:
   explicit ReplacedFile(std::filesystem::path target);
