@@ -80,6 +80,10 @@ class BodyBytes {
       throw RequestError(kWrongEncoding,
                          fmt::format("the body must not be packed (it is {})", one_line(coding)));
     }
+    if (request.get_header_value_count("Transfer-Encoding") > 1 ||
+        request.get_header_value("Transfer-Encoding").find(',') != std::string::npos) {
+      throw RequestError(kWrongEncoding, "the body may come in chunks, and packed no further");
+    }
     // Without either there is none, whatever comes until the connection is closed.
     if (!request.has_header("Content-Length") && !request.has_header("Transfer-Encoding")) return;
     // Not by the library, which would wait for all of it first.
@@ -214,6 +218,9 @@ void Server::State::log(const std::string& path, const Usage& usage) const {
 }
 
 void Server::State::admit(const httplib::Request& request, httplib::Response& response) const {
+  if (request.get_header_value_count("Host") > 1 || request.get_header_value_count("Origin") > 1) {
+    throw RequestError(kBadRequest, "a request has one Host and one Origin");
+  }
   const std::string host = request.get_header_value("Host");
   if (!host_is_allowed(rules, host)) {
     throw RequestError(kForbidden, fmt::format("this server is not called {} (firp serve "

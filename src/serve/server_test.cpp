@@ -312,6 +312,8 @@ TEST_F(ServerTest, BoundsWhatComesIn) {
   EXPECT_EQ(status_of(head + "Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" +
                       std::string(20, 'x')),
             "HTTP/1.1 415");
+  EXPECT_EQ(status_of(head + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), "HTTP/1.1 415");
+  EXPECT_EQ(status_of(head + "Host: localhost\r\nContent-Length: 0\r\n\r\n"), "HTTP/1.1 400");
   EXPECT_EQ(status_of(head + "Content-Type: multipart/form-data; boundary=x\r\n"
                              "Content-Length: 3\r\n\r\nabc"),
             "HTTP/1.1 415");
