@@ -12,7 +12,7 @@ void catch_interrupts(Patience patience) {
   interrupted = false;
   alarm(0);
   struct sigaction late = {};
-  late.sa_handler = [](int) { _exit(128 + SIGINT); };
+  late.sa_handler = [](int) { _exit(kExitInterrupted); };
   sigaction(SIGALRM, &late, nullptr);
   struct sigaction action = {};
   if (patience == Patience::kASecond) {

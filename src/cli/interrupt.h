@@ -4,6 +4,8 @@
 
 namespace firp {
 
+inline constexpr int kExitInterrupted = 130;  ///< as shells have it for Ctrl-C
+
 /// Set by Ctrl-C, SIGTERM, and SIGHUP: the terminal is gone.
 extern std::atomic<bool> interrupted;
 

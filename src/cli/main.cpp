@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/cut_file.h"

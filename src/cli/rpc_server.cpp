@@ -24,7 +24,6 @@ struct RpcServerFlags {
 int run_rpc_server(const RpcServerFlags& flags) {
   const auto threads = static_cast<std::size_t>(flags.decode.thread_count());
   if (flags.port < 1 || flags.port > 65535) throw Error("--port must be 1 to 65535");
-  if (flags.host.empty()) throw Error("--host is empty; 127.0.0.1 is this machine alone");
   ggml_backend_reg_t const rpc = ggml_backend_reg_by_name("RPC");
   using StartServer = void (*)(const char* endpoint, const char* cache, std::size_t threads,
                                std::size_t device_count, ggml_backend_dev_t* devices);

@@ -72,7 +72,6 @@ int run_serve(const ServeFlags& flags) {
   options.api_key = key_of(flags);
   std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
   std::ranges::transform(options.allowed_hosts, options.allowed_hosts.begin(), host_from);
-  if (options.host.empty()) throw Error("--host is empty; 127.0.0.1 is this machine alone");
   if (options.port < 0 || options.port > 65535) throw Error("--port must be 0 to 65535");
   require_at_least(options.slots, 1, "--parallel");
   if (options.slots > kMostSlots) {

@@ -12,8 +12,6 @@ struct Verb {
   std::function<int()> run;
 };
 
-inline constexpr int kExitInterrupted = 130;  ///< as shells have it for Ctrl-C
-
 Verb add_generate(CLI::App& program);
 Verb add_chat(CLI::App& program);
 Verb add_serve(CLI::App& program);

@@ -189,6 +189,7 @@ bool Session::prefill_pass() {
 }
 
 bool Session::is_reading() const { return state_->unseen() > 1; }
+int Session::most_decoded() const { return 1 + state_->extent.most_nodes(); }
 int Session::seen() const { return state_->engine.length(state_->sequence); }
 
 void Session::set_sampling(const SamplingOptions& sampling) { state_->options.sampling = sampling; }

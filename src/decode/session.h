@@ -93,8 +93,9 @@ class Session {
   void release();
 
   const std::vector<Token>& tokens() const;
-  int seen() const;     ///< of the tokens, those in the engine's context
-  int context() const;  ///< positions that the sequence may hold
+  int seen() const;          ///< of the tokens, those in the engine's context
+  int most_decoded() const;  ///< tokens that a step may give
+  int context() const;       ///< positions that the sequence may hold
   const DecodeStats& stats() const;
 
  private:

@@ -18,11 +18,6 @@ int common_prefix(std::span<const Token> a, std::span<const Token> b) {
   return static_cast<int>(std::ranges::mismatch(a, b).in1 - a.begin());
 }
 
-/// Tokens that one pass may decode.
-int most_decoded(const DecodeOptions& options) {
-  return 1 + (options.planner != nullptr ? kMostPlannedNodes : options.tree_nodes);
-}
-
 }  // namespace
 
 Turns::Turn::Turn(Turns& turns) : all(turns) {
@@ -133,7 +128,6 @@ Slots::Answer Slots::complete(std::span<const Token> prompt, const CompletionReq
                               const std::function<bool()>& is_unwanted) {
   Taken taken(*this, prompt, is_unwanted);
   const int context = engine_.options().context;
-  const int at_once = most_decoded(options_);
   Answer answer;
   answer.usage.prompt_tokens = static_cast<int>(prompt.size());
   int& written = answer.usage.completion_tokens;
@@ -158,7 +152,8 @@ Slots::Answer Slots::complete(std::span<const Token> prompt, const CompletionReq
     Session& session = taken.session();
     const int length = static_cast<int>(session.tokens().size());
     if (written >= request.max_tokens || length >= context) return Pass::kDone;
-    if (!make_room(taken.slot(), std::min(length + at_once, context))) return Pass::kNoRoom;
+    if (!make_room(taken.slot(), std::min(length + session.most_decoded(), context)))
+      return Pass::kNoRoom;
     if (session.is_reading()) {
       session.prefill_pass();
       return Pass::kMore;
