@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/heads.h"
 #include "model/model.h"
 #include "model/vocabulary.h"

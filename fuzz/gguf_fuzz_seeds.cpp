@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/heads.h"
 #include "model/model.h"
 #include "model/tiny_model.h"

@@ -6,8 +6,8 @@
 #include <map>
 #include <utility>
 
+#include "base/error.h"
 #include "decode/conversation.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -86,12 +86,13 @@ DraftPlan& DraftPlan::operator+=(const DraftPlan& other) {
   return *this;
 }
 
-BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vocabulary,
-                          const DecodeOptions& options) {
-  const auto run = [&engine, &vocabulary, options](const BenchPrompt& prompt, int max_tokens,
-                                                   const std::atomic<bool>& stop) {
+BenchMethod engine_method(std::string name, BatchDecoder& decoder, const Vocabulary& vocabulary,
+                          DecodeOptions options) {
+  options.adopts = false;
+  const auto run = [&decoder, &vocabulary, options](const BenchPrompt& prompt, int max_tokens,
+                                                    const std::atomic<bool>& stop) {
     BenchRun result;
-    Session session(engine, options);
+    Session session(decoder, options);
     Conversation conversation(vocabulary);
     for (const std::string& turn : prompt.turns) {
       session.append(conversation.user_turn(turn));

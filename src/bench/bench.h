@@ -10,6 +10,7 @@
 
 #include "bench/prompts.h"
 #include "bench/statistics.h"
+#include "decode/batch_decoder.h"
 #include "decode/session.h"
 #include "model/vocabulary.h"
 
@@ -47,9 +48,10 @@ struct BenchMethod {
 inline constexpr const char* kPlain = "plain";
 inline constexpr const char* kAllCategories = "all";
 
-/// Plain or drafted decoding on our engine; what it is given must outlive it.
-BenchMethod engine_method(std::string name, Engine& engine, const Vocabulary& vocabulary,
-                          const DecodeOptions& options);
+/// Plain or drafted decoding on our engine, all of a prompt read each time; what it is given must
+/// outlive it.
+BenchMethod engine_method(std::string name, BatchDecoder& decoder, const Vocabulary& vocabulary,
+                          DecodeOptions options);
 
 /// What one method did with one prompt: of its runs the one of median time.
 struct BenchRecord {

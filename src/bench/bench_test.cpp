@@ -7,9 +7,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "bench/report.h"
 #include "bench/statistics.h"
-#include "model/error.h"
 #include "model/test_files.h"
 
 namespace firp {

@@ -12,8 +12,8 @@
 #include <tuple>
 #include <utility>
 
+#include "base/error.h"
 #include "bench/statistics.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {

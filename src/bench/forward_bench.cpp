@@ -20,46 +20,37 @@ Token token_at(int position, int vocabulary) {
 void run_prompt(Engine& engine, int sequence, int tokens) {
   std::vector<Token> prompt;
   for (int i = 0; i < tokens; ++i) prompt.push_back(token_at(i, engine.config().vocabulary_size));
-  const int last = append_tokens(engine, sequence, prompt);
-  engine.logits(std::span(&last, 1));
+  const std::optional<Pass> pass = append_tokens(engine, sequence, prompt);
+  const int last = pass->rows() - 1;
+  pass->logits(std::span(&last, 1));
 }
 
 /// One batch, ready to be run again and again.
-struct Pass {
+struct Batch {
   std::vector<Row> rows;
   std::vector<int> indices;  ///< of all rows: whose logits are asked for
 };
 
-Pass make_pass(const Engine& engine, int sequence, int token_rows, int pseudo_rows,
-               const std::vector<std::vector<float>>& sources) {
-  Pass pass;
-  const int context = engine.length(sequence);
+Batch make_batch(const Engine& engine, int sequence, int token_rows, int pseudo_rows,
+                 const std::vector<std::vector<float>>& sources) {
+  Batch batch;
   for (int i = 0; i < token_rows; ++i) {
-    const int parent = i == 0 ? kContext : (i - 1) / 2;
-    pass.rows.push_back({.sequence = sequence,
-                         .position = parent == kContext ? context : pass.rows[parent].position + 1,
-                         .parent = parent,
-                         .token = token_at(i, engine.config().vocabulary_size)});
+    batch.rows.push_back({.sequence = sequence,
+                          .parent = i == 0 ? kContext : (i - 1) / 2,
+                          .token = token_at(i, engine.config().vocabulary_size)});
   }
   for (int step = 1; step <= pseudo_rows; ++step) {
     const bool from_context = step == 1 && token_rows == 0;
     const int parent = from_context ? kContext : step == 1 ? 0 : token_rows + step - 2;
-    Row row = {.sequence = sequence,
-               .position = from_context ? context : pass.rows[parent].position + 1,
-               .parent = parent,
-               .step = step,
-               .token_behind = 0};
+    Row row = {.sequence = sequence, .parent = parent, .step = step, .token_behind = 0};
     if (token_rows == 0) row.source = sources[step - 1];
-    pass.rows.push_back(row);
+    batch.rows.push_back(row);
   }
-  pass.indices = first_rows(pass.rows.size());
-  return pass;
+  batch.indices = first_rows(batch.rows.size());
+  return batch;
 }
 
-void run_pass(Engine& engine, const Pass& pass) {
-  engine.forward(pass.rows);
-  engine.logits(pass.indices);
-}
+void run(Engine& engine, const Batch& batch) { engine.forward(batch.rows).logits(batch.indices); }
 
 std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo_rows) {
   std::vector<int> rows(engine.config().layers, token_rows);
@@ -73,11 +64,11 @@ std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo
 
 /// The mean seconds of each phase of a pass, added to `phases`. Apart from the timed samples:
 /// looking at the clock between phases takes time.
-void profile_pass(Engine& engine, const Pass& pass, std::vector<PhaseResult>& phases) {
+void profile_pass(Engine& engine, const Batch& batch, std::vector<PhaseResult>& phases) {
   constexpr int kRuns = 7;
-  run_pass(engine, pass);  // wakes the threads
+  run(engine, batch);  // wakes the threads
   engine.profile(true);
-  for (int run = 0; run < kRuns; ++run) run_pass(engine, pass);
+  for (int i = 0; i < kRuns; ++i) run(engine, batch);
   engine.profile(false);
   const std::vector<PhaseTime> times = engine.phase_times();
   phases.resize(times.size());
@@ -133,24 +124,22 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   const int sequence = engine.add_sequence();
   run_prompt(engine, sequence, options.context - 1);
   // The last token of the context, with the states that deferred drafting starts from.
-  const Row last = {.sequence = sequence,
-                    .position = options.context - 1,
-                    .token = token_at(options.context - 1, vocabulary)};
-  engine.forward({&last, 1}, engine.draft_layers());
+  const Row last = {.sequence = sequence, .token = token_at(options.context - 1, vocabulary)};
+  const Pass of_last = engine.forward({&last, 1}, engine.draft_layers());
   std::vector<std::vector<float>> sources;
   for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> state = engine.draft_source(0, step);
+    const std::span<const float> state = of_last.draft_source(0, step);
     sources.emplace_back(state.begin(), state.end());
   }
   constexpr int kFirst[] = {0};
-  engine.commit(sequence, kFirst);
+  of_last.commit(sequence, kFirst);
 
   ForwardResult result;
   result.weight_bytes = engine.weight_bytes();
-  std::vector<Pass> passes;
+  std::vector<Batch> batches;
   const auto add_pass = [&](int token_rows, int pseudo_rows) {
     result.passes.push_back({.token_rows = token_rows, .pseudo_rows = pseudo_rows});
-    passes.push_back(make_pass(engine, sequence, token_rows, pseudo_rows, sources));
+    batches.push_back(make_batch(engine, sequence, token_rows, pseudo_rows, sources));
   };
   for (const int rows : options.rows) add_pass(rows, 0);
   if (engine.draft_steps() > 0) {
@@ -165,9 +154,9 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
     peaks_now.bytes_per_second = std::max(peaks_now.bytes_per_second, reader.bytes_per_second());
   };
 
-  const std::size_t count = passes.size();
+  const std::size_t count = batches.size();
   Samples samples(count + (peer != nullptr ? 1 : 0));
-  for (const Pass& pass : passes) run_pass(engine, pass);  // warms up
+  for (const Batch& batch : batches) run(engine, batch);  // warms up
   if (peer != nullptr) {
     std::vector<Token> prompt(options.context);
     for (int i = 0; i < options.context; ++i) prompt[i] = token_at(i, vocabulary);
@@ -176,9 +165,9 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   }
   while (!samples.enough()) {
     read_memory();
-    run_pass(engine, passes.front());  // wakes the threads that slept meanwhile
+    run(engine, batches.front());  // wakes the threads that slept meanwhile
     for (std::size_t i = 0; i < count; ++i) {
-      samples.measure(i, [&] { run_pass(engine, passes[i]); });
+      samples.measure(i, [&] { run(engine, batches[i]); });
     }
     if (peer != nullptr) {
       samples.measure(count, [&] { peer->pass(token_at(0, vocabulary)); });
@@ -193,7 +182,7 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   }
 
   for (std::size_t i = 0; i < options.rows.size(); ++i) {
-    profile_pass(engine, passes[i], result.phases);
+    profile_pass(engine, batches[i], result.phases);
   }
 
   Samples prefills(1 + (peer != nullptr ? 1 : 0));

@@ -5,11 +5,11 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "base/error.h"
 #include "bench/kernel_bench.h"
 #include "bench/load_bench.h"
 #include "bench/synthetic_model.h"
 #include "engine/native_engine.h"
-#include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 

@@ -6,7 +6,7 @@
 #include <cctype>
 #include <cstring>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/text_input.h"
 
 namespace firp {

@@ -7,9 +7,9 @@
 #include <cmath>
 #include <random>
 
+#include "base/error.h"
 #include "bench/ggml_products.h"
 #include "bench/random_weights.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "bench/ggml_products.h"
 #include "bench/peaks.h"
 #include "bench/random_weights.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {

@@ -7,11 +7,11 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "bench/timing.h"
 #include "decode/conversation.h"
 #include "draft/ngram.h"
 #include "engine/llama_handles.h"
-#include "model/error.h"
 #include "model/ggml_log.h"
 
 namespace firp {
@@ -166,8 +166,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
         const std::span<const float> logits(
             llama_get_logits_ith(context, static_cast<std::int32_t>(row)),
             static_cast<std::size_t>(vocabulary.size()));
-        const Token token =
-            sample_token(logits, tokens, /*sequence=*/0, static_cast<int>(tokens.size()), sampling);
+        const Token token = sample_token(logits, tokens, static_cast<int>(tokens.size()), sampling);
         result.decoded += 1;
         left -= 1;
         ended = vocabulary.is_end_of_generation(token);

@@ -11,11 +11,11 @@
 #include <functional>
 #include <vector>
 
+#include "base/error.h"
 #include "bench/timing.h"
 #include "engine/native_engine.h"
 #include "engine/weights.h"
 #include "kernels/packed_matrix.h"
-#include "model/error.h"
 #include "model/model.h"
 
 namespace firp {

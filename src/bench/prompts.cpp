@@ -8,8 +8,8 @@
 #include <set>
 #include <utility>
 
+#include "base/error.h"
 #include "bench/bench.h"
-#include "model/error.h"
 #include "model/text_input.h"
 
 namespace firp {

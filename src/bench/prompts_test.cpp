@@ -4,7 +4,7 @@
 
 #include <fstream>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/test_files.h"
 
 namespace firp {

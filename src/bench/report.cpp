@@ -11,7 +11,7 @@
 #include <iterator>
 #include <thread>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/replaced_file.h"
 #include "model/text_input.h"
 #include "model/usable_cores.h"

@@ -12,7 +12,7 @@
 #include <string>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/ggml_log.h"
 #include "model/gguf_pointers.h"
 

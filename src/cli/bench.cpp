@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 
+#include "base/error.h"
 #include "bench/compare.h"
 #include "bench/forward_bench.h"
 #include "bench/html_report.h"
@@ -22,7 +23,6 @@
 #include "cli/verbs.h"
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {

@@ -7,11 +7,11 @@
 #include <set>
 #include <span>
 
+#include "base/error.h"
 #include "cli/cost_cache.h"
 #include "decode/conversation.h"
 #include "draft/lookahead.h"
 #include "engine/native_engine.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -46,7 +46,8 @@ struct Drafter {
 /// Some answers in the model's own words, to choose by what it can do without.
 std::vector<Token> own_text(Engine& engine, const Vocabulary& vocabulary) {
   constexpr int kTokens = 128;
-  Session session(engine, {.method = DraftMethod::kNone});
+  BatchDecoder decoder(engine);
+  Session session(decoder, {.method = DraftMethod::kNone});
   Conversation conversation(vocabulary);
   for (const char* const question :
        {"What makes a good teacher?", "How does a sailing boat move against the wind?"}) {
@@ -70,7 +71,6 @@ class MethodMaker {
     DecodeOptions options = decoder_.options;
     options.method = DraftMethod::kNone;
     options.ngrams = name.ends_with("ngram");
-    options.planner = nullptr;
     PassCosts costs = decoder_.planner ? decoder_.planner->costs() : PassCosts{};
     if (name == kPlain) {
       push(name, options, {});
@@ -136,13 +136,11 @@ class MethodMaker {
     }
     for (const int tree : flags_.trees) {
       const bool planned = tree == kPlannedTree;
-      options.planner = nullptr;
       options.tree_nodes = planned ? kMostPlannedNodes : tree;
       // None should learn from another's passes.
       std::shared_ptr<Planner> planner;
       if (planned && decoder_.planner) {
         planner = std::make_shared<Planner>(costs, /*follow=*/!flags_.free_rows);
-        options.planner = planner.get();
       }
       const bool one = planned || flags_.trees.size() == 1;
       push(one ? name : fmt::format("{}-tree{}", name, tree), options,
@@ -158,10 +156,11 @@ class MethodMaker {
   };
 
   void push(std::string name, const DecodeOptions& options, Kept kept) {
-    BenchMethod method =
-        engine_method(std::move(name), decoder_.engine, decoder_.vocabulary, options);
-    method.run = [run = std::move(method.run), kept = std::move(kept), &engine = decoder_.engine](
-                     const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop) {
+    const auto batch = std::make_shared<BatchDecoder>(decoder_.engine, kept.planner.get());
+    BenchMethod method = engine_method(std::move(name), *batch, decoder_.vocabulary, options);
+    method.run = [run = std::move(method.run), kept = std::move(kept), batch,
+                  &engine = decoder_.engine](const BenchPrompt& prompt, int max_tokens,
+                                             const std::atomic<bool>& stop) {
       if (kept.heads) engine.set_heads(*kept.heads);
       return run(prompt, max_tokens, stop);
     };

@@ -6,12 +6,12 @@
 #include <memory>
 #include <utility>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "decode/conversation.h"
-#include "model/error.h"
 #include "model/message.h"
 #include "model/text_input.h"
 
@@ -48,7 +48,7 @@ int run_chat(const ChatFlags& flags) {
         flags.decode.model.stem().string());
   }
 
-  Session session(decoder.engine, decoder.options);
+  Session session(decoder.batch, decoder.options);
   Conversation conversation(vocabulary, flags.system_prompt);
   DecodeStats all;
   std::size_t prompt_tokens = 0;
@@ -91,7 +91,7 @@ int run_chat(const ChatFlags& flags) {
         if (interrupted && !interactive) return kExitInterrupted;
         all += stats;
         prompt_tokens += tokens.size();
-        last = describe_run(stats, decoder.options, tokens.size());
+        last = describe_run(stats, decoder, tokens.size());
         if (static_cast<int>(session.tokens().size()) >= session.context()) {
           throw Error(fmt::format("the context of {} tokens is full; /reset starts anew (-c)",
                                   session.context()));
@@ -105,7 +105,7 @@ int run_chat(const ChatFlags& flags) {
   }
   if (interactive) say("\n");
   if (all.tokens > 0) {
-    say("firp: {}\n", describe_run(all, decoder.options, prompt_tokens));
+    say("firp: {}\n", describe_run(all, decoder, prompt_tokens));
   }
   return 0;
 }

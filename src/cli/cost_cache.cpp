@@ -10,10 +10,10 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
 #include "bench/report.h"
 #include "decode/rounding.h"
 #include "model/cache_directory.h"
-#include "model/error.h"
 #include "plan/measuring.h"
 
 namespace firp {
@@ -31,7 +31,7 @@ std::string stamp(const std::filesystem::path& path) {
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
   const EngineOptions& options = engine.options();
-  return fmt::format("6|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
+  return fmt::format("7|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
                      options.threads, static_cast<int>(options.cache_type), options.rough_drafts,
                      stamp(model), stamp(heads));
 }

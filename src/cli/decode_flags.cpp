@@ -9,10 +9,10 @@
 #include <random>
 #include <vector>
 
+#include "base/error.h"
 #include "cli/cost_cache.h"
 #include "cli/interrupt.h"
 #include "engine/native_engine.h"
-#include "model/error.h"
 #include "model/message.h"
 #include "model/usable_cores.h"
 
@@ -44,6 +44,10 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& mod
       "them\n",
       path);
   return {};
+}
+
+bool drafts_ngrams(const DecodeFlags& flags) {
+  return flags.draft.empty() || flags.draft.ends_with("ngram");
 }
 
 bool planned(std::span<const int> trees) { return std::ranges::count(trees, kPlannedTree) > 0; }
@@ -340,25 +344,30 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
       }()),
       heads_path(choose_heads(flags, *file)),
       loaded(load_for_decoding(flags, largest(trees), file, heads_path)),
-      engine(*loaded.engine) {
+      engine(*loaded.engine),
+      planner([&]() -> std::unique_ptr<Planner> {
+        const bool drafts = drafts_ngrams(flags) || !heads_path.empty();
+        const bool own_passes = !options.chain && options.drafting == Drafting::kDeferred;
+        if (!drafts || !planned(trees) || !own_passes) return nullptr;
+        return std::make_unique<Planner>(cached_costs(engine, flags.model, heads_path));
+      }()),
+      batch(engine, planner.get()) {
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
-  options.ngrams = flags.draft.empty() || flags.draft.ends_with("ngram");
-  if (flags.exact && !loaded.model)
+  options.ngrams = drafts_ngrams(flags);
+  if (flags.exact && !loaded.model) {
     options.tie_margin = cached_tie_margin(engine, flags.model, flags.llama, flags.flash_attention);
-  const bool drafts = options.ngrams || !heads_path.empty();
-  if (drafts && planned(trees) && !options.chain && options.drafting == Drafting::kDeferred) {
-    options.planner = &planner.emplace(cached_costs(engine, flags.model, heads_path));
   }
 }
 
-std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
+std::string describe_run(const DecodeStats& stats, const Decoder& decoder,
                          std::size_t prompt_tokens) {
+  const DecodeOptions& options = decoder.options;
   std::string method = "plain";
   if (options.method == DraftMethod::kFirp) method = options.ngrams ? "FIRP and n-grams" : "FIRP";
   if (options.method == DraftMethod::kNone && options.ngrams) method = "n-grams";
   if (method != "plain") {
     method += options.chain     ? ", chain"
-              : options.planner ? ", as much as pays"
+              : decoder.planner ? ", as much as pays"
                                 : fmt::format(", tree of {}", options.tree_nodes);
   }
   if (options.tie_margin > 0) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "decode/batch_decoder.h"
 #include "decode/session.h"
 #include "engine/engine.h"
 #include "engine/llama_engine.h"
@@ -105,7 +106,8 @@ struct Decoder {
   std::filesystem::path heads_path;  ///< empty: no heads
   LoadedModel loaded;
   Engine& engine;
-  std::optional<Planner> planner;  ///< where kPlannedTree is among the trees
+  std::unique_ptr<Planner> planner;  ///< where kPlannedTree is among the trees
+  BatchDecoder batch;
 };
 
 /// The folder of the running program; empty where the system does not tell.
@@ -118,7 +120,7 @@ std::vector<std::filesystem::path> heads_directories();
 void require_at_least(int value, int least, const char* flag);
 
 /// "41 tokens, 130.2 tokens/s, 2.13 tokens per forward pass (FIRP, tree of 16); prompt ..."
-std::string describe_run(const DecodeStats& stats, const DecodeOptions& options,
+std::string describe_run(const DecodeStats& stats, const Decoder& decoder,
                          std::size_t prompt_tokens);
 
 }  // namespace firp

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <memory>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "decode/conversation.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -24,10 +24,12 @@ struct Answer {
   DecodeStats stats;
 };
 
-Answer decode(Decoder& decoder, const DecodeOptions& options, const std::vector<Token>& prompt,
-              int most) {
+/// Reads all of the prompt each time.
+Answer decode(Decoder& decoder, BatchDecoder& batch, DecodeOptions options,
+              const std::vector<Token>& prompt, int most) {
   Answer answer;
-  Session session(decoder.engine, options);
+  options.adopts = false;
+  Session session(batch, options);
   session.append(prompt);
   answer.stats = generate(
       session, most, [&](Token token) { return decoder.vocabulary.is_end_of_generation(token); },
@@ -127,17 +129,17 @@ int run_demo(DemoFlags& flags) {
   DecodeOptions plain_options = decoder.options;
   plain_options.method = DraftMethod::kNone;
   plain_options.ngrams = false;
-  plain_options.planner = nullptr;
+  BatchDecoder plain_batch(decoder.engine);
 
   catch_interrupts();
   StatusLine status;
   status.show("one answer without drafts, one with ...");
   constexpr int kWarmUpTokens = 16;
-  decode(decoder, decoder.options, prompt, kWarmUpTokens);
+  decode(decoder, decoder.batch, decoder.options, prompt, kWarmUpTokens);
   if (interrupted) return kExitInterrupted;
-  const Answer plain = decode(decoder, plain_options, prompt, most);
+  const Answer plain = decode(decoder, plain_batch, plain_options, prompt, most);
   if (interrupted) return kExitInterrupted;
-  const Answer drafted = decode(decoder, decoder.options, prompt, most);
+  const Answer drafted = decode(decoder, decoder.batch, decoder.options, prompt, most);
   if (interrupted) return kExitInterrupted;
   status.clear();
 

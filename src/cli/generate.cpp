@@ -4,12 +4,12 @@
 #include <memory>
 #include <optional>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "decode/conversation.h"
-#include "model/error.h"
 #include "model/message.h"
 #include "model/text_input.h"
 
@@ -55,14 +55,14 @@ int run_generate(const GenerateFlags& flags) {
         }
       });
   const Vocabulary& vocabulary = decoder.vocabulary;
-  Session session(decoder.engine, decoder.options);
+  Session session(decoder.batch, decoder.options);
   session.append(tokens);
 
   catch_interrupts();
   TextPrinter printer(use_colour(flags.decode.colour));
   // Of -n 0 the prompt's time is all that there is to see.
-  while (most == 0 && !interrupted && session.prefill_pass()) {
-  }
+  Session* const only = &session;
+  while (most == 0 && !interrupted && session.is_reading()) decoder.batch.step({&only, 1});
   DecodeStats stats = generate(
       session, most, [&](Token token) { return vocabulary.is_end_of_generation(token); },
       [&](const DecodedToken& token) {
@@ -74,7 +74,7 @@ int run_generate(const GenerateFlags& flags) {
   if (static_cast<int>(session.tokens().size()) >= session.context()) {
     say("firp: the context of {} tokens is full (-c)\n", session.context());
   }
-  say("firp: {}\n", describe_run(stats, decoder.options, tokens.size()));
+  say("firp: {}\n", describe_run(stats, decoder, tokens.size()));
   return interrupted ? kExitInterrupted : 0;
 }
 

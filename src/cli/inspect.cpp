@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 
+#include "base/error.h"
 #include "bench/load_bench.h"
 #include "bench/peaks.h"
 #include "bench/report.h"
@@ -13,7 +14,6 @@
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "kernels/kernels.h"
-#include "model/error.h"
 #include "model/ggml_log.h"
 #include "plan/measuring.h"
 

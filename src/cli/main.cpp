@@ -10,11 +10,11 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/cut_file.h"
-#include "model/error.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
 

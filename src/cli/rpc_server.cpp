@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/verbs.h"
-#include "model/error.h"
 #include "model/message.h"
 
 namespace firp {

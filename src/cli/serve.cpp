@@ -8,10 +8,10 @@
 #include <string>
 #include <thread>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/verbs.h"
-#include "model/error.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
 #include "serve/access.h"
@@ -73,8 +73,8 @@ int run_serve(const ServeFlags& flags) {
   std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
   std::ranges::transform(options.allowed_hosts, options.allowed_hosts.begin(), host_from);
   if (options.port < 0 || options.port > 65535) throw Error("--port must be 0 to 65535");
-  require_at_least(options.slots, 1, "--parallel");
-  if (options.slots > kMostSlots) {
+  require_at_least(options.parallel, 1, "--parallel");
+  if (options.parallel > kMostSlots) {
     throw Error(fmt::format("--parallel must be at most {}", kMostSlots));
   }
   const int most = most_tokens(flags.tokens);
@@ -83,7 +83,7 @@ int run_serve(const ServeFlags& flags) {
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
 
   catch_interrupts();
-  Server server(decoder.engine, decoder.vocabulary, decoder.options, options);
+  Server server(decoder.batch, decoder.vocabulary, decoder.options, options);
   const int port = server.bind();
   say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n", options.model_name,
       url_host(options.host), port);
@@ -126,9 +126,9 @@ Examples:
       ->capture_default_str();
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
   app->add_option(
-         "--parallel", server.slots,
+         "--parallel", server.parallel,
          "(-np) Requests that are answered at once; others wait; -1: as many as by default")
-      ->transform(CLI::Transformer({{"-1", std::to_string(server.slots)}}).description(""))
+      ->transform(CLI::Transformer({{"-1", std::to_string(server.parallel)}}).description(""))
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");
   app->add_option("--api-key", flags->api_key,

@@ -5,10 +5,10 @@
 #include <memory>
 #include <optional>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "model/error.h"
 #include "model/message.h"
 #include "study/experiments.h"
 #include "study/texts.h"

@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/message.h"
 #include "model/vocabulary.h"
 

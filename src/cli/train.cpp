@@ -6,11 +6,11 @@
 #include <memory>
 #include <utility>
 
+#include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "model/error.h"
 #include "model/message.h"
 
 namespace firp {

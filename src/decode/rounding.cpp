@@ -19,10 +19,10 @@ std::vector<float> logits_of(Engine& engine, Token prompt, std::span<const Token
   append_tokens(engine, sequence, {&prompt, 1});
   while (!tokens.empty()) {
     const std::size_t count = std::min(rows, tokens.size());
-    engine.forward(token_chain(sequence, engine.length(sequence), tokens.first(count)));
-    const std::span<const float> logits = engine.logits(first_rows(count));
+    const Pass pass = engine.forward(token_chain(sequence, tokens.first(count)));
+    const std::span<const float> logits = pass.logits(first_rows(count));
     all.insert(all.end(), logits.begin(), logits.end());
-    engine.commit(sequence, first_rows(count));
+    pass.commit(sequence, first_rows(count));
     tokens = tokens.subspan(count);
   }
   engine.remove_sequence(sequence);
@@ -38,13 +38,13 @@ float measure_tie_margin(Engine& engine) {
   std::vector<float> alone;  // the logits behind each token but the first, in passes of one row
   const int sequence = engine.add_sequence();
   while (std::ssize(tokens) <= std::min(kTokens, engine.options().context - 1)) {
-    append_tokens(engine, sequence, {&tokens.back(), 1});
+    const Pass pass = *append_tokens(engine, sequence, {&tokens.back(), 1});
     const int first[] = {0};
     if (tokens.size() > 1) {
-      const std::span<const float> logits = engine.logits(first);
+      const std::span<const float> logits = pass.logits(first);
       alone.insert(alone.end(), logits.begin(), logits.end());
     }
-    tokens.push_back(engine.best_tokens(first, 1)[0].tokens.front().token);
+    tokens.push_back(pass.best_tokens(first, 1)[0].tokens.front().token);
   }
   engine.remove_sequence(sequence);
   const std::span<const Token> text = std::span(tokens).subspan(1, tokens.size() - 2);

@@ -8,10 +8,10 @@ namespace firp {
 namespace {
 
 /// Uniform in [0, 1): a hash of its arguments (the finaliser of SplitMix64 after each of them).
-double uniform(std::uint64_t seed, int sequence, int position) {
+double uniform(std::uint64_t seed, int stream, int position) {
   std::uint64_t x = seed;
   for (const std::uint64_t part :
-       {static_cast<std::uint64_t>(sequence), static_cast<std::uint64_t>(position)}) {
+       {static_cast<std::uint64_t>(stream), static_cast<std::uint64_t>(position)}) {
     x += 0x9E3779B97F4A7C15u * (part + 1);
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
@@ -72,15 +72,14 @@ class Ranking {
 };
 
 /// Of tokens that are all kept, likeliest first.
-Token draw(std::span<const TokenLogit> kept, int sequence, int position,
-           const SamplingOptions& options) {
+Token draw(std::span<const TokenLogit> kept, int position, const SamplingOptions& options) {
   std::vector<double> weights(kept.size());
   double total = 0;
   for (std::size_t i = 0; i < kept.size(); ++i) {
     weights[i] = weight(kept[i].logit, kept.front().logit, options.temperature);
     total += weights[i];
   }
-  double rest = uniform(options.seed, sequence, position);
+  double rest = uniform(options.seed, options.stream, position);
   for (std::size_t i = 0; i < kept.size(); ++i) {
     rest -= weights[i] / total;
     if (rest < 0) return kept[i].token;
@@ -89,8 +88,7 @@ Token draw(std::span<const TokenLogit> kept, int sequence, int position,
 }
 
 /// With top-k off. As if all tokens were sorted, which would take longer than a small model's pass.
-Token draw_from_all(std::span<const float> logits, int sequence, int position,
-                    const SamplingOptions& options) {
+Token draw_from_all(std::span<const float> logits, int position, const SamplingOptions& options) {
   const float greatest = std::ranges::max(logits);
   const auto total_weight = [&](double temperature) {
     double total = 0;
@@ -108,14 +106,14 @@ Token draw_from_all(std::span<const float> logits, int sequence, int position,
     while (ranking.has(kept) && (kept == 0 || sum < options.top_p)) {
       sum += weight(ranking[kept++].logit, greatest, 1.0) / total;
     }
-    return draw(ranking.found().first(kept), sequence, position, options);
+    return draw(ranking.found().first(kept), position, options);
   }
   if (options.min_p > 0.0f) {
     for (std::size_t rank = 0; ranking.has(rank);) rank = ranking.found().size();
-    return draw(ranking.found(), sequence, position, options);
+    return draw(ranking.found(), position, options);
   }
   const double total = total_weight(options.temperature);
-  double rest = uniform(options.seed, sequence, position);
+  double rest = uniform(options.seed, options.stream, position);
   for (std::size_t rank = 0; ranking.has(rank); ++rank) {
     rest -= weight(ranking[rank].logit, greatest, options.temperature) / total;
     if (rest < 0) return ranking[rank].token;
@@ -130,8 +128,8 @@ int tokens_to_sample_from(const SamplingOptions& options) {
   return options.temperature <= 0 ? 1 : std::max(options.top_k, 0);
 }
 
-Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
-                   int position, const SamplingOptions& options) {
+Token sample_token(std::span<const float> logits, std::span<const Token> history, int position,
+                   const SamplingOptions& options) {
   const auto is_nan = [](float logit) { return std::isnan(logit); };
   const bool damaged = std::ranges::any_of(logits, is_nan);
   std::vector<float> changed;
@@ -156,17 +154,16 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
     return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
   }
 
-  if (options.top_k <= 0) return draw_from_all(logits, sequence, position, options);
+  if (options.top_k <= 0) return draw_from_all(logits, position, options);
 
   std::vector<TokenLogit> best(logits.size());
   for (std::size_t i = 0; i < logits.size(); ++i) best[i] = {static_cast<Token>(i), logits[i]};
   const std::size_t keep = std::min<std::size_t>(options.top_k, best.size());
   std::partial_sort(best.begin(), best.begin() + keep, best.end(), likelier);
-  return sample_token(std::span(best).first(keep), sequence, position, options);
+  return sample_token(std::span(best).first(keep), position, options);
 }
 
-Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
-                   const SamplingOptions& options) {
+Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options) {
   if (best.empty() || !std::isfinite(best.front().logit)) refuse_logits();
   if (options.temperature <= 0) return best.front().token;
   std::size_t count = best.size();
@@ -188,7 +185,7 @@ Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
     count = kept;
   }
 
-  return draw(best.first(count), sequence, position, options);
+  return draw(best.first(count), position, options);
 }
 
 }  // namespace firp

@@ -19,6 +19,7 @@ struct SamplingOptions {
   float repeat_penalty = 1.0f;  ///< 1: off; divides positive and multiplies negative logits
   int repeat_last_n = 64;       ///< tokens that count as repeated; 0: off; less: all
   std::uint64_t seed = 0;
+  int stream = 0;  ///< of random numbers: sequences with the same one and the same seed draw alike
 };
 
 /// How many of a row's best tokens decide what is sampled: 1 where it is greedy, else top-k. 0: all
@@ -26,13 +27,12 @@ struct SamplingOptions {
 int tokens_to_sample_from(const SamplingOptions& options);
 
 /// The token at `position` (that of the new token) from the logits of the row before it. `history`
-/// is the sequence's tokens up to there. The random number is a function of seed, sequence and
+/// is the sequence's tokens up to there. The random number is a function of seed, stream and
 /// position alone, so that text with drafts equals text without.
-Token sample_token(std::span<const float> logits, std::span<const Token> history, int sequence,
-                   int position, const SamplingOptions& options);
+Token sample_token(std::span<const float> logits, std::span<const Token> history, int position,
+                   const SamplingOptions& options);
 
 /// The same from the row's tokens_to_sample_from() best tokens, in Engine::best_tokens' order.
-Token sample_token(std::span<const TokenLogit> best, int sequence, int position,
-                   const SamplingOptions& options);
+Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options);
 
 }  // namespace firp

@@ -3,33 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <climits>
 #include <cmath>
-#include <optional>
 #include <utility>
 
+#include "base/error.h"
+#include "decode/batch_decoder.h"
 #include "draft/draft_model.h"
 #include "draft/lookahead.h"
-#include "draft/ngram.h"
-#include "engine/token_chain.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
-
-constexpr int kPrefillRows = 128;  ///< of a pass beside which other sessions wait
-constexpr int kStream = 0;         ///< of random numbers: the same for every session
-
-class Stopwatch {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 /// Nothing where nothing but n-grams drafts.
 std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& options) {
@@ -48,285 +31,203 @@ std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& op
   return nullptr;
 }
 
-/// How much is drafted and verified: a tree of one size, or, with a planner, what the sequence's
-/// plan says.
-struct Extent {
-  Planner* planner;
-  int tree_nodes;
-  std::optional<Plan> plan = std::nullopt;  ///< from the first pass on
-
-  int most_nodes() const { return planner != nullptr ? kMostPlannedNodes : tree_nodes; }
-  int most_steps() const { return planner != nullptr ? planner->steps(*plan) : INT_MAX; }
-
-  /// What is known by the first pass is a better beginning than what was when the session was made.
-  void begin() {
-    if (planner != nullptr && !plan) plan = planner->begin();
-  }
-  void cut(DraftTree& tree, int context) const {
-    if (planner != nullptr) tree.resize(planner->nodes_worth_verifying(*plan, tree, context));
-  }
-  /// A pass verified `tree` and accepted the rows of `path`.
-  void observe_pass(const DraftTree& tree, std::span<const int> path, double seconds, int context,
-                    DecodeStats& stats) {
-    if (planner == nullptr) return;
-    const int rows = static_cast<int>(tree.size()) + 1;
-    stats.expected_tokens += plan->calibration.expected_tokens(tree);
-    stats.expected_seconds += planner->verify_seconds(*plan, rows, context);
-    std::vector<int> accepted;
-    for (const int row : path.subspan(1)) accepted.push_back(row - 1);
-    planner->observe_pass(*plan, tree, accepted, seconds, context);
-  }
-  /// Whether the source drafts for the next pass, `match` being there without it.
-  bool decide_drafting(const DraftTree& match, int context, DecodeStats& stats) {
-    if (planner == nullptr) return true;
-    if (!planner->decide(*plan, match, context)) return false;
-    stats.expected_seconds += planner->draft_seconds(*plan);
-    return true;
-  }
-  void observe_drafting(double seconds) const {
-    if (planner != nullptr) planner->observe_drafting(*plan, seconds);
-  }
-  void forget_next() {
-    if (plan) Planner::forget_next(*plan);
-  }
-};
-
 }  // namespace
 
-struct Session::State {
-  Engine& engine;
-  DecodeOptions options;
-  const std::unique_ptr<DraftSource> source;
-  const int sequence;
-  Extent extent{options.planner, options.tree_nodes};
-  /// All tokens of the sequence; the first engine.length() of them are in its context.
-  std::vector<Token> tokens;
-  DraftTree tree;      ///< behind the last token; empty: nothing drafted
-  bool alone = false;  ///< the next pass has the last token's row and no other: it was near a tie
-  NgramSource ngrams;
-  std::vector<DecodedToken> decoded;
-  DecodeStats stats;
-
-  int unseen() const { return static_cast<int>(tokens.size()) - engine.length(sequence); }
-  void prefill(int most_tokens);
-  std::vector<Row> rows_of(const DraftTree& draft_tree) const;
-  std::vector<int> walk(std::span<const Row> rows, int token_rows);
-  struct Verified {
-    int last_row;  ///< of the accepted path
-    bool alone;    ///< the pass had the last token's row and no other
-  };
-  Verified verify(DraftTree verified);
-  void draft(const Verified& last, int context);
-  void drop_draft();
-};
-
-Session::Session(Engine& engine, const DecodeOptions& options)
-    : state_(new State{engine, options, make_source(engine, options), engine.add_sequence()}) {
-  const bool drafts = state_->source || options.ngrams;
-  const int nodes = state_->extent.most_nodes();
-  const int rows = state_->source ? state_->source->rows_a_pass(nodes) : 1 + nodes;
+Session::Session(BatchDecoder& decoder, const DecodeOptions& options)
+    : decoder_(decoder),
+      engine_(decoder.engine()),
+      options_(options),
+      source_(make_source(engine_, options)),
+      sequence_(engine_.add_sequence()) {
+  const bool drafts = source_ || options.ngrams;
+  const int nodes = most_decoded() - 1;
   std::string problem;
   if (drafts && options.tree_nodes < 1) {
     problem = "a draft tree needs at least 1 node";
-  } else if (drafts && rows > engine.options().max_rows) {
+  } else if (drafts && rows_with(nodes) > engine_.options().max_rows) {
     problem = fmt::format("a draft tree of {} nodes needs {} rows a pass; at most {} fit", nodes,
-                          rows, engine.options().max_rows);
+                          rows_with(nodes), engine_.options().max_rows);
   }
-  if (!problem.empty()) {
-    engine.remove_sequence(state_->sequence);
-    throw Error(problem);
-  }
+  if (problem.empty()) return;
+  engine_.remove_sequence(sequence_);
+  throw Error(problem);
 }
 
-Session::~Session() { state_->engine.remove_sequence(state_->sequence); }
+Session::~Session() { engine_.retire_sequence(sequence_); }
 
-const std::vector<Token>& Session::tokens() const { return state_->tokens; }
-const DecodeStats& Session::stats() const { return state_->stats; }
-int Session::context() const { return state_->engine.options().context; }
+int Session::seen() const { return engine_.length(sequence_); }
+int Session::context() const { return engine_.options().context; }
+int Session::most_decoded() const {
+  return 1 + (decoder_.planner() != nullptr ? kMostPlannedNodes : options_.tree_nodes);
+}
+int Session::rows_with(int nodes) const {
+  return source_ ? source_->rows_a_pass(nodes) : 1 + nodes;
+}
 
 void Session::append(std::span<const Token> tokens) {
-  State& s = *state_;
-  const std::size_t limit = s.engine.options().context;
-  if (s.tokens.size() + tokens.size() > limit) {
+  const std::size_t limit = context();
+  if (tokens_.size() + tokens.size() > limit) {
     throw Error(
         fmt::format("{} tokens do not fit into a context of {} ({} are taken); shorten the "
                     "prompt or ask for a larger context (-c)",
-                    tokens.size(), limit, s.tokens.size()));
+                    tokens.size(), limit, tokens_.size()));
   }
-  s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
-  if (tokens.empty()) return;
-  s.drop_draft();
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  if (!tokens.empty()) drop_draft();
 }
 
 void Session::truncate(int length) {
-  State& s = *state_;
-  if (length >= static_cast<int>(s.tokens.size())) return;
-  s.tokens.resize(length);
-  s.engine.truncate(s.sequence, length);
-  s.drop_draft();
+  if (length >= static_cast<int>(tokens_.size())) return;
+  tokens_.resize(length);
+  engine_.truncate(sequence_, length);
+  drop_draft();
 }
 
 void Session::release() {
-  State& s = *state_;
-  s.engine.truncate(s.sequence, 0);
-  s.drop_draft();
-}
-
-/// Runs tokens that were given, but not the last, which is the root of the next pass.
-void Session::State::prefill(int most_tokens) {
-  const Stopwatch watch;
-  const std::span<const Token> all(tokens);
-  const int count = std::min(unseen() - 1, most_tokens);
-  append_tokens(engine, sequence, all.subspan(engine.length(sequence), count));
-  stats.prefill_seconds += watch.seconds();
-}
-
-bool Session::prefill_pass() {
-  State& s = *state_;
-  if (!is_reading()) return false;
-  s.prefill(kPrefillRows);
-  return is_reading();
-}
-
-bool Session::is_reading() const { return state_->unseen() > 1; }
-int Session::most_decoded() const { return 1 + state_->extent.most_nodes(); }
-int Session::seen() const { return state_->engine.length(state_->sequence); }
-
-void Session::set_sampling(const SamplingOptions& sampling) { state_->options.sampling = sampling; }
-
-/// Row 0 is the root, the last token; rows 1 .. N are the nodes of the tree.
-std::vector<Row> Session::State::rows_of(const DraftTree& draft_tree) const {
-  const int root_position = engine.length(sequence);
-  std::vector<Row> rows = {{.sequence = sequence,
-                            .position = root_position,
-                            .parent = kContext,
-                            .token = tokens.back()}};
-  for (const DraftNode& node : draft_tree) {
-    rows.push_back({.sequence = sequence,
-                    .position = root_position + node.depth,
-                    .parent = node.parent + 1,
-                    .token = node.token});
-  }
-  return rows;
-}
-
-/// Walks from the root along the model's own choices, as far as the tree foresaw them, and gives
-/// that path. Ends before a row that is too near a tie to be decided beside others; with no path
-/// where that is the root.
-std::vector<int> Session::State::walk(std::span<const Row> rows, int token_rows) {
-  const std::vector<int> all = first_rows(token_rows);
-  const int enough = tokens_to_sample_from(options.sampling);
-  const std::size_t vocabulary = engine.config().vocabulary_size;
-  const bool ties_matter = options.tie_margin > 0 && enough == 1 && rows.size() > 1;
-  std::span<const BestTokens> best;
-  std::span<const float> logits;
-  if (enough > 0) {
-    best = engine.best_tokens(all, ties_matter ? std::max(enough, 2) : enough);
-  } else {
-    logits = engine.logits(all);
-  }
-  const auto is_tie = [&](int row) {
-    if (!ties_matter) return false;
-    const std::vector<TokenLogit>& two = best[row].tokens;
-    return two[0].logit - two[1].logit < options.tie_margin;
-  };
-  decoded.clear();
-  std::vector<int> path;
-  for (int row = 0, next = 0; next >= 0; row = next) {
-    if (is_tie(row)) {
-      alone = true;
-      break;
-    }
-    path.push_back(row);
-    const int position = static_cast<int>(tokens.size());
-    const Token token = enough > 0
-                            ? sample_token(best[row].tokens, kStream, position, options.sampling)
-                            : sample_token(logits.subspan(row * vocabulary, vocabulary), tokens,
-                                           kStream, position, options.sampling);
-    tokens.push_back(token);
-    next = -1;
-    for (int child = row + 1; child < token_rows; ++child) {
-      if (rows[child].parent == row && rows[child].token == token) next = child;
-    }
-    decoded.push_back({token, next >= 0});
-  }
-  return path;
+  engine_.truncate(sequence_, 0);
+  drop_draft();
 }
 
 /// The next pass has another root than the one that was drafted behind.
-void Session::State::drop_draft() {
-  tree.clear();
-  alone = false;
-  extent.forget_next();
-}
-
-/// Runs the pass that verifies `verified`, behind a root which is the last token, and commits the
-/// path that it gives.
-Session::State::Verified Session::State::verify(DraftTree verified) {
-  const Stopwatch watch;
-  const int context = engine.length(sequence);
-  if (!alone) extent.cut(verified, context);
-  std::vector<int> path;
-  bool by_row_alone = false;
-  while (path.empty()) {
-    by_row_alone = std::exchange(alone, false);
-    if (by_row_alone) verified.clear();
-    std::vector<Row> rows = rows_of(verified);
-    const int token_rows = static_cast<int>(rows.size());
-    if (source && !by_row_alone) source->add_rows(rows, tokens);
-    engine.forward(rows, source ? source->captured_layers() : std::vector<int>());
-    path = walk(rows, token_rows);
-    stats.forwards += 1;
-    stats.tie_passes += by_row_alone ? 1 : 0;
-    stats.drafted += static_cast<long long>(verified.size());
-  }
-  engine.commit(sequence, path);
-  extent.observe_pass(verified, path, watch.seconds(), context, stats);
-  return {path.back(), by_row_alone};
-}
-
-/// Drafts for the next pass. `context`: that of the last one.
-void Session::State::draft(const Verified& last, int context) {
-  const Stopwatch watch;
-  DraftTree match;
-  if (options.ngrams) {
-    std::vector<Token> came;
-    for (const DecodedToken& each : decoded) came.push_back(each.token);
-    ngrams.observe(came);
-    const int room = engine.options().context - static_cast<int>(tokens.size());
-    match = ngrams.draft(tokens, std::min(room, extent.most_nodes()));
-  }
-  const bool in_pass = source && source->rows_a_pass(0) > 1;  // drafted by the verifying pass
-  const bool can_draft = source && !alone && (!last.alone || !in_pass);
-  if (can_draft && extent.decide_drafting(match, context, stats)) {
-    tree = source->draft({.sequence = sequence,
-                          .tokens = tokens,
-                          .row = last.last_row,
-                          .most_nodes = extent.most_nodes(),
-                          .chain = options.chain,
-                          .most_steps = extent.most_steps()});
-    if (!in_pass) stats.drafting_passes += 1;
-    extent.observe_drafting(watch.seconds());
-  }
-  if (!match.empty()) {
-    tree = join(tree, match);
-    tree.resize(std::min<std::size_t>(tree.size(), extent.most_nodes()));
-  }
+void Session::drop_draft() {
+  tree_.clear();
+  alone_ = false;
+  if (plan_) Planner::forget_next(*plan_);
 }
 
 std::span<const DecodedToken> Session::step() {
-  State& s = *state_;
-  if (s.tokens.empty()) throw Error("there is nothing to continue: the prompt is empty");
-  if (s.unseen() == 0) s.engine.truncate(s.sequence, static_cast<int>(s.tokens.size()) - 1);
-  s.prefill(INT_MAX);
-  const Stopwatch watch;
-  const int context = s.engine.length(s.sequence);
-  s.extent.begin();
-  const State::Verified last = s.verify(std::exchange(s.tree, {}));
-  s.draft(last, context);
-  s.stats.tokens += static_cast<long long>(s.decoded.size());
-  s.stats.decode_seconds += watch.seconds();
-  return s.decoded;
+  Session* const self = this;
+  do {
+    decoder_.step({&self, 1});
+  } while (decoded_.empty());
+  return decoded_;
+}
+
+/// The last token is always run: it is the root of the next pass that decodes.
+void Session::begin_pass() {
+  decoded_.clear();
+  if (tokens_.empty()) throw Error("there is nothing to continue: the prompt is empty");
+  const int most = static_cast<int>(tokens_.size()) - 1;
+  if (seen() > most) engine_.truncate(sequence_, most);
+  if (!options_.adopts || seen() == most) return;
+  const int before = seen();
+  adopted_ += engine_.adopt(sequence_, std::span(tokens_).first(most)) - before;
+}
+
+Session::Part Session::plan_reading(int tokens, std::vector<Row>& rows) {
+  const Part part = {.session = this,
+                     .context = seen(),
+                     .first_row = static_cast<int>(rows.size()),
+                     .token_rows = tokens,
+                     .reads = true};
+  for (int i = 0; i < tokens; ++i) {
+    rows.push_back({.sequence = sequence_,
+                    .parent = i == 0 ? kContext : part.first_row + i - 1,
+                    .token = tokens_[part.context + i],
+                    .decoded = false});
+  }
+  return part;
+}
+
+/// The root, which is the last token, the first `nodes` of the tree, and what the source adds.
+Session::Part Session::plan_verifying(int nodes, std::vector<Row>& rows) {
+  Part part = {.session = this,
+               .context = seen(),
+               .first_row = static_cast<int>(rows.size()),
+               .token_rows = 1 + nodes,
+               .alone = alone_,
+               .tree = {tree_.begin(), tree_.begin() + nodes}};
+  rows.push_back({.sequence = sequence_, .token = tokens_.back()});
+  for (const DraftNode& node : part.tree) {
+    rows.push_back(
+        {.sequence = sequence_, .parent = part.first_row + node.parent + 1, .token = node.token});
+  }
+  if (source_ && !alone_) source_->add_rows(rows, part.first_row, tokens_);
+  return part;
+}
+
+/// Walks from the root along the model's own choices, as far as the tree foresaw them: the path.
+/// `choose` gives the token behind a row, the first of the part being 0; nullopt ends the walk
+/// before that row.
+template <typename Choose>
+void Session::walk(Part& part, const Choose& choose) const {
+  for (int row = 0, next = 0; next >= 0; row = next) {
+    const std::optional<Token> token = choose(row);
+    if (!token) {
+      part.ends_at_tie = true;
+      return;
+    }
+    part.path.push_back(part.first_row + row);
+    next = -1;
+    for (int node = row; node < std::ssize(part.tree); ++node) {
+      if (part.tree[node].parent == row - 1 && part.tree[node].token == *token) next = node + 1;
+    }
+    part.decoded.push_back({*token, next >= 0});
+  }
+}
+
+/// Beside other rows, a row that is too near a tie cannot be decided.
+bool Session::ties_matter(const Pass& pass) const {
+  return options_.tie_margin > 0 && tokens_to_sample_from(options_.sampling) == 1 &&
+         pass.rows() > 1;
+}
+
+/// By the best tokens of the part's token rows.
+void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const {
+  const std::size_t enough = tokens_to_sample_from(options_.sampling);
+  const bool ties = ties_matter(pass);
+  walk(part, [&](int row) -> std::optional<Token> {
+    const std::span<const TokenLogit> of_row = best[row].tokens;
+    if (ties && of_row[0].logit - of_row[1].logit < options_.tie_margin) return std::nullopt;
+    const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
+    return sample_token(of_row.first(std::min(enough, of_row.size())), position, options_.sampling);
+  });
+}
+
+/// By all logits of the part's token rows.
+void Session::choose(Part& part, std::span<const float> logits) const {
+  const std::size_t vocabulary = engine_.config().vocabulary_size;
+  std::vector<Token> history = tokens_;
+  walk(part, [&](int row) -> std::optional<Token> {
+    const Token token = sample_token(logits.subspan(row * vocabulary, vocabulary), history,
+                                     static_cast<int>(history.size()), options_.sampling);
+    history.push_back(token);
+    return token;
+  });
+}
+
+/// Takes in what came of its part of the pass.
+void Session::absorb(Part& part, const Pass& pass) {
+  pass.commit(sequence_, part.path);
+  if (part.reads) return;
+  for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
+  alone_ = part.ends_at_tie;
+  tree_.clear();
+  stats_.forwards += 1;
+  stats_.tie_passes += part.alone ? 1 : 0;
+  stats_.drafted += std::ssize(part.tree);
+  stats_.tokens += std::ssize(part.decoded);
+  decoded_ = part.decoded;
+}
+
+/// Whether the source can draft behind the part's path, which ended.
+bool Session::can_draft(const Part& part) const {
+  return source_ && !alone_ && !(part.alone && source_->drafts_in_pass());
+}
+
+/// What the text itself has behind its last token.
+DraftTree Session::match_text() {
+  if (!options_.ngrams) return {};
+  std::vector<Token> came;
+  for (const DecodedToken& each : decoded_) came.push_back(each.token);
+  ngrams_.observe(came);
+  const int room = context() - static_cast<int>(tokens_.size());
+  return ngrams_.draft(tokens_, std::min(room, most_decoded() - 1));
+}
+
+void Session::take_draft(DraftTree tree, const DraftTree& match) {
+  tree_ = match.empty() ? std::move(tree) : join(tree, match);
+  tree_.resize(std::min<std::size_t>(tree_.size(), most_decoded() - 1));
 }
 
 double DecodeStats::tokens_per_second() const {

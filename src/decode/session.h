@@ -1,16 +1,21 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "decode/sampler.h"
 #include "draft/firp.h"
+#include "draft/ngram.h"
 #include "draft/partial_model.h"
 #include "engine/engine.h"
 #include "plan/planner.h"
 
 namespace firp {
+
+class BatchDecoder;
 
 /// Where drafts come from (draft/source.h); all but kFirp are rivals to compare with.
 enum class DraftMethod { kNone, kFirp, kLookahead, kPartialModel, kDraftModel };
@@ -22,16 +27,15 @@ struct DecodeOptions {
   Engine* draft_model = nullptr;            ///< of kDraftModel; outlives the session
   bool ngrams = false;  ///< drafts from the text itself join those of the method
   Drafting drafting = Drafting::kDeferred;
-  int tree_nodes = 16;  ///< drafted tokens that a pass verifies
+  int tree_nodes = 16;  ///< drafted tokens that a pass verifies, where no planner decides that
   bool chain = false;   ///< one branch: the most probable token of each step
-  /// Where set, it decides how much of a tree of kMostPlannedNodes is verified, and whether
-  /// anything is drafted; tree_nodes is not used. Only for methods that draft in passes of their
-  /// own. Outlives the session.
-  Planner* planner = nullptr;
   /// For engines whose rows depend on their batch within rounding: a token whose logit leads the
   /// next by less than this beside other rows is decided by a pass of its row alone. 0: never.
   /// Only where decoding is greedy and nothing is penalised.
   float tie_margin = 0;
+  /// Whether what other sequences hold of its tokens is taken from them; not where reading is to be
+  /// measured.
+  bool adopts = true;
 };
 
 struct DecodedToken {
@@ -39,6 +43,7 @@ struct DecodedToken {
   bool drafted;  ///< an accepted draft; false: the model's own token at the end of a path
 };
 
+/// Where sequences share passes, the seconds of a pass count for each of them.
 struct DecodeStats {
   long long tokens = 0;
   long long forwards = 0;         ///< passes that verify and decode (the prompt's are not counted)
@@ -60,30 +65,27 @@ struct DecodeStats {
   DecodeStats& operator-=(const DecodeStats& other);
 };
 
-/// One sequence being decoded: its tokens, and the drafts for what comes next.
+/// One sequence being decoded: its tokens, and the drafts for what comes next. It runs no pass of
+/// its own: it says which rows it brings to one, and takes in what came of them (BatchDecoder).
 class Session {
  public:
-  Session(Engine& engine, const DecodeOptions& options);
+  /// `decoder` outlives the session. An Error where the method cannot draft with its engine.
+  Session(BatchDecoder& decoder, const DecodeOptions& options);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  /// Tokens that are given (a prompt, a user's turn), in chunks; they are run when the next token
-  /// is asked for. Error when they pass the context (names the limit).
+  /// Tokens that are given (a prompt, a user's turn); they are run when the next token is asked
+  /// for. Error when they pass the context (names the limit).
   void append(std::span<const Token> tokens);
 
-  /// Runs some of the tokens that were given, as step() would all of them, so that other sessions
-  /// of the engine have a turn in between. Whether any are left.
-  bool prefill_pass();
-  /// Whether tokens are left that prefill_pass() would run.
-  bool is_reading() const;
-
-  /// Runs one pass and gives the tokens that it decoded: at least one. They belong to the sequence.
+  /// Runs passes of this session alone until one has decoded, and gives its tokens: at least one.
+  /// They belong to the sequence.
   std::span<const DecodedToken> step();
 
   /// Of the tokens that come. Those drawn depend on the seed, their positions and what stands
   /// before them, and on no other session.
-  void set_sampling(const SamplingOptions& sampling);
+  void set_sampling(const SamplingOptions& sampling) { options_.sampling = sampling; }
 
   /// Forgets the tokens from `length` on (for an answer that was cut at an end token).
   void truncate(int length);
@@ -92,15 +94,67 @@ class Session {
   /// the next one is asked for.
   void release();
 
-  const std::vector<Token>& tokens() const;
-  int seen() const;          ///< of the tokens, those in the engine's context
-  int most_decoded() const;  ///< tokens that a step may give
-  int context() const;       ///< positions that the sequence may hold
-  const DecodeStats& stats() const;
+  const std::vector<Token>& tokens() const { return tokens_; }
+  /// What the last pass decoded; nothing where it read, or the session was not in it.
+  std::span<const DecodedToken> decoded() const { return decoded_; }
+  /// Whether given tokens are to be run before the next one can be decoded.
+  bool is_reading() const { return unseen() > 1; }
+  int adopted() const { return adopted_; }  ///< tokens that other sequences had run
+  int seen() const;                         ///< of the tokens, those in the engine's context
+  int most_decoded() const;                 ///< tokens that a pass may give
+  int context() const;                      ///< positions that the sequence may hold
+  const DecodeStats& stats() const { return stats_; }
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  friend class BatchDecoder;
+
+  /// What the session brings to a pass, and what comes of it.
+  struct Part {
+    Session* session;
+    int context = 0;     ///< committed positions before the pass
+    int first_row = 0;   ///< of the pass
+    int token_rows = 0;  ///< tokens that are read, or root and tree
+    bool reads = false;  ///< nothing is decoded
+    bool alone = false;  ///< the root's row and no other, since it was near a tie
+    DraftTree tree;      ///< what is verified behind the root
+    // What comes of it:
+    std::vector<int> path;  ///< rows to commit; none where the root is too near a tie
+    std::vector<DecodedToken> decoded;
+    bool ends_at_tie = false;
+  };
+
+  int unseen() const { return static_cast<int>(tokens_.size()) - seen(); }
+  int rows_with(int nodes) const;
+  void begin_pass();
+  Part plan_reading(int tokens, std::vector<Row>& rows);
+  Part plan_verifying(int nodes, std::vector<Row>& rows);
+  bool ties_matter(const Pass& pass) const;
+  void choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const;
+  void choose(Part& part, std::span<const float> logits) const;
+  template <typename Choose>
+  void walk(Part& part, const Choose& choose) const;
+  void absorb(Part& part, const Pass& pass);
+  bool can_draft(const Part& part) const;
+  DraftTree match_text();
+  void take_draft(DraftTree tree, const DraftTree& match);
+  void drop_draft();
+
+  BatchDecoder& decoder_;
+  Engine& engine_;
+  DecodeOptions options_;
+  const std::unique_ptr<DraftSource> source_;
+  const int sequence_;
+  std::optional<Plan> plan_;  ///< with a planner, from the first pass that decodes on
+  /// All tokens of the sequence; the first seen() of them are in its context.
+  std::vector<Token> tokens_;
+  DraftTree tree_;      ///< behind the last token; empty: nothing drafted
+  bool alone_ = false;  ///< the next pass has the last token's row and no other: it was near a tie
+  NgramSource ngrams_;
+  std::vector<DecodedToken> decoded_;
+  int adopted_ = 0;
+  double undecided_seconds_ = 0;      ///< of passes since the last one that decoded
+  unsigned long long last_pass_ = 0;  ///< in which it took part, by the decoder's count
+  DecodeStats stats_;
 };
 
 /// Decodes until `max_tokens`, an end-of-generation token (which is not handed on), the end of the

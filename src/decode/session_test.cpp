@@ -8,10 +8,10 @@
 #include <limits>
 #include <random>
 
+#include "base/error.h"
 #include "decode/rounding.h"
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
-#include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 #include "plan/measuring.h"

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "engine/token_chain.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -26,18 +26,13 @@ DraftModelSource::DraftModelSource(const Engine& model, Engine& drafter)
 
 DraftModelSource::~DraftModelSource() { drafter_.remove_sequence(sequence_); }
 
-int DraftModelSource::follow(std::span<const Token> tokens) {
+Pass DraftModelSource::follow(std::span<const Token> tokens) {
   // One token at least is run, for its logits.
-  const auto known = static_cast<std::size_t>(
-      std::ranges::mismatch(committed_, tokens.first(tokens.size() - 1)).in1 - committed_.begin());
-  committed_.resize(known);
-  drafter_.truncate(sequence_, static_cast<int>(known));
-  const std::span<const Token> unknown = tokens.subspan(known);
-  committed_.insert(committed_.end(), unknown.begin(), unknown.end());
-  return append_tokens(drafter_, sequence_, unknown);
+  const int known = drafter_.adopt(sequence_, tokens.first(tokens.size() - 1));
+  return *append_tokens(drafter_, sequence_, tokens.subspan(known));
 }
 
-DraftTree DraftModelSource::draft(const DraftPoint& point) {
+DraftTree DraftModelSource::draft(const DraftPoint& point, const Proposal* /*proposal*/) {
   std::vector<Token> text(point.tokens.begin(), point.tokens.end() - 1);
   const std::size_t before = text.size();
   return draft_token_by_token(drafter_, kSteps, point, [&](std::span<const Token> path) {

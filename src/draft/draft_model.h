@@ -14,16 +14,15 @@ class DraftModelSource : public DraftSource {
   DraftModelSource(const DraftModelSource&) = delete;
   DraftModelSource& operator=(const DraftModelSource&) = delete;
 
-  DraftTree draft(const DraftPoint& point) override;
+  DraftTree draft(const DraftPoint& point, const Proposal* proposal) override;
 
  private:
-  /// Makes `tokens` the drafter's context, with as little work as its last one allows; the last
-  /// token's row is the last pass's last. Its number.
-  int follow(std::span<const Token> tokens);
+  /// Makes `tokens` the drafter's context, with as little work as its last one allows. The last
+  /// pass, whose last row is the last token's.
+  Pass follow(std::span<const Token> tokens);
 
   Engine& drafter_;
   const int sequence_;
-  std::vector<Token> committed_;  ///< the drafter's context
 };
 
 }  // namespace firp

@@ -1,9 +1,9 @@
 #include "draft/firp.h"
 
 #include <algorithm>
+#include <numeric>
 
-#include "engine/token_chain.h"
-#include "model/error.h"
+#include "base/error.h"
 
 namespace firp {
 
@@ -26,58 +26,58 @@ int FirpSource::rows_a_pass(int nodes) const {
   return (1 + nodes) * (drafting_ == Drafting::kInPass ? 1 + engine_.draft_steps() : 1);
 }
 
-void FirpSource::add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor,
+void FirpSource::add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor, int position,
                                  int steps) const {
-  int position = anchor == kContext ? engine_.length(sequence) : rows[anchor].position + 1;
   int parent = anchor;
-  for (int step = 1; step <= steps && position < engine_.options().context; ++step) {
-    rows.push_back({.sequence = sequence, .position = position++, .parent = parent, .step = step});
+  for (int step = 1; step <= steps && position < engine_.options().context; ++step, ++position) {
+    rows.push_back({.sequence = sequence, .parent = parent, .step = step});
     parent = static_cast<int>(rows.size()) - 1;
   }
 }
 
-void FirpSource::add_rows(std::vector<Row>& rows, std::span<const Token> /*tokens*/) {
+void FirpSource::add_rows(std::vector<Row>& rows, int root, std::span<const Token> /*tokens*/) {
   if (drafting_ != Drafting::kInPass) return;
-  const int token_rows = static_cast<int>(rows.size());
-  first_pseudo_row_.clear();
-  for (int row = 0; row < token_rows; ++row) {
-    first_pseudo_row_.push_back(static_cast<int>(rows.size()));
-    add_pseudo_rows(rows, rows[row].sequence, row, engine_.draft_steps());
+  root_ = root;
+  pseudo_rows_.clear();
+  const int end = static_cast<int>(rows.size());
+  for (int row = root; row < end; ++row) {
+    int position = engine_.length(rows[row].sequence) + 1;  // of the row's first pseudo row
+    for (int above = rows[row].parent; above != kContext; above = rows[above].parent) ++position;
+    const auto first = static_cast<int>(rows.size());
+    add_pseudo_rows(rows, rows[row].sequence, row, position, engine_.draft_steps());
+    std::vector<int>& added = pseudo_rows_.emplace_back(rows.size() - first);
+    std::iota(added.begin(), added.end(), first);
   }
-  first_pseudo_row_.push_back(static_cast<int>(rows.size()));
 }
 
-std::vector<int> FirpSource::run_pseudo_rows(const DraftPoint& point) {
+std::vector<Row> FirpSource::prepare(const Pass& verified, const DraftPoint& point) {
   std::vector<Row> rows;
-  add_pseudo_rows(rows, point.sequence, kContext,
+  if (drafting_ == Drafting::kInPass) {
+    const std::vector<int>& behind = pseudo_rows_[point.row - root_];
+    proposal_.reset();
+    if (!behind.empty()) proposal_ = verified.propose(behind);
+    return rows;
+  }
+  add_pseudo_rows(rows, point.sequence, kContext, engine_.length(point.sequence),
                   std::min(engine_.draft_steps(), point.most_steps));
-  std::vector<std::vector<float>> sources;
+  sources_.clear();
   for (Row& row : rows) {
-    const std::span<const float> h = engine_.draft_source(point.row, row.step);
-    row.source = sources.emplace_back(h.begin(), h.end());
+    const std::span<const float> h = verified.draft_source(point.row, row.step);
+    row.source = sources_.emplace_back(h.begin(), h.end());
     row.token_behind = point.tokens.back();
   }
-  if (!rows.empty()) engine_.forward(rows);
-  return first_rows(rows.size());
+  return rows;
 }
 
-DraftTree FirpSource::draft(const DraftPoint& point) {
-  std::vector<int> pseudo_rows;
-  if (drafting_ == Drafting::kDeferred) {
-    pseudo_rows = run_pseudo_rows(point);
-  } else {
-    for (int row = first_pseudo_row_[point.row]; row < first_pseudo_row_[point.row + 1]; ++row) {
-      pseudo_rows.push_back(row);
-    }
-  }
-  if (pseudo_rows.empty()) return {};
-  engine_.propose(pseudo_rows);
-  const Continuations behind = [this](int step, std::span<const Token> previous) {
-    return engine_.drafts_behind(step, previous);
+DraftTree FirpSource::draft(const DraftPoint& point, const Proposal* proposal) {
+  if (drafting_ == Drafting::kInPass && proposal_) proposal = &*proposal_;
+  if (proposal == nullptr) return {};
+  const Continuations behind = [&](int step, std::span<const Token> previous) {
+    return proposal->behind(step, previous);
   };
   // A node stands behind the last token, and the context must hold it.
   const int room = engine_.options().context - static_cast<int>(point.tokens.size());
-  const int steps = std::min(static_cast<int>(pseudo_rows.size()), room);
+  const int steps = std::min(proposal->steps(), room);
   const Token root = point.tokens.back();
   return point.chain ? build_draft_chain(steps, root, behind)
                      : build_draft_tree(steps, point.most_nodes, root, behind);

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <optional>
+#include <vector>
+
 #include "draft/source.h"
 
 namespace firp {
@@ -15,20 +18,25 @@ class FirpSource : public DraftSource {
   FirpSource(Engine& engine, Drafting drafting);
 
   std::vector<int> captured_layers() const override;
+  bool drafts_in_pass() const override { return drafting_ == Drafting::kInPass; }
   int rows_a_pass(int nodes) const override;
-  void add_rows(std::vector<Row>& rows, std::span<const Token> tokens) override;
-  DraftTree draft(const DraftPoint& point) override;
+  void add_rows(std::vector<Row>& rows, int root, std::span<const Token> tokens) override;
+  std::vector<Row> prepare(const Pass& verified, const DraftPoint& point) override;
+  DraftTree draft(const DraftPoint& point, const Proposal* proposal) override;
 
  private:
   /// The chain p_{i,1..steps} of the row `anchor`, or of the sequence's last committed token
-  /// (kContext), as far as the context has room.
-  void add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor, int steps) const;
-  /// Deferred: runs the pseudo rows behind the row where the path ended.
-  std::vector<int> run_pseudo_rows(const DraftPoint& point);
+  /// (kContext), as far as the context has room. `position`: of its first row.
+  void add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor, int position,
+                       int steps) const;
 
   Engine& engine_;
   const Drafting drafting_;
-  std::vector<int> first_pseudo_row_;  ///< in-pass: of each token row of the last pass, and the end
+  // In-pass: what was run behind each token row of the sequence, from its root on.
+  int root_ = 0;
+  std::vector<std::vector<int>> pseudo_rows_;
+  std::optional<Proposal> proposal_;
+  std::vector<std::vector<float>> sources_;  ///< deferred: of the rows of prepare()
 };
 
 }  // namespace firp

@@ -8,7 +8,7 @@
 
 namespace firp {
 
-void LookaheadSource::add_rows(std::vector<Row>& rows, std::span<const Token> tokens) {
+void LookaheadSource::add_rows(std::vector<Row>& rows, int root, std::span<const Token> tokens) {
   if (!begun_) {  // any tokens will do; those of the prompt are at least of its subject
     for (std::size_t i = 0; auto& level : window_) {
       for (Token& token : level) token = tokens[i++ * 7 % tokens.size()];
@@ -16,27 +16,24 @@ void LookaheadSource::add_rows(std::vector<Row>& rows, std::span<const Token> to
     begun_ = true;
   }
   first_row_ = -1;
-  const Row root = rows.front();
-  if (root.position + kWindow + kLevels > engine_.options().context) return;
+  const int sequence = rows[root].sequence;
+  if (engine_.length(sequence) + kWindow + kLevels > engine_.options().context) return;
   first_row_ = static_cast<int>(rows.size());
   for (int level = 0; level < kLevels; ++level) {
     for (int column = 0; column < kWindow; ++column) {
       const int here = static_cast<int>(rows.size());
-      const int parent = level > 0 ? here - kWindow : column > 0 ? here - 1 : 0;
-      rows.push_back({.sequence = root.sequence,
-                      .position = rows[parent].position + 1,
-                      .parent = parent,
-                      .token = window_[level][column]});
+      const int parent = level > 0 ? here - kWindow : column > 0 ? here - 1 : root;
+      rows.push_back({.sequence = sequence, .parent = parent, .token = window_[level][column]});
     }
   }
 }
 
-DraftTree LookaheadSource::draft(const DraftPoint& point) {
+std::vector<Row> LookaheadSource::prepare(const Pass& verified, const DraftPoint& /*point*/) {
   if (first_row_ >= 0) {
     std::vector<int> last_level(kWindow);
     std::iota(last_level.begin(), last_level.end(), first_row_ + kWindow * (kLevels - 1));
     std::array<Token, kWindow> next;
-    const std::span<const BestTokens> best = engine_.best_tokens(last_level, 1);
+    const std::span<const BestTokens> best = verified.best_tokens(last_level, 1);
     for (int column = 0; column < kWindow; ++column) {
       next[column] = best[column].tokens.front().token;
       Ngram ngram;
@@ -51,7 +48,10 @@ DraftTree LookaheadSource::draft(const DraftPoint& point) {
     std::shift_left(window_.begin(), window_.end(), 1);
     window_.back() = next;
   }
+  return {};
+}
 
+DraftTree LookaheadSource::draft(const DraftPoint& point, const Proposal* /*proposal*/) {
   DraftTree tree;
   const auto found = pool_.find(point.tokens.back());
   if (found == pool_.end()) return tree;

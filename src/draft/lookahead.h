@@ -26,9 +26,11 @@ class LookaheadSource : public DraftSource {
 
   explicit LookaheadSource(Engine& engine) : engine_(engine) {}
 
+  bool drafts_in_pass() const override { return true; }
   int rows_a_pass(int nodes) const override { return 1 + nodes + kWindow * kLevels; }
-  void add_rows(std::vector<Row>& rows, std::span<const Token> tokens) override;
-  DraftTree draft(const DraftPoint& point) override;
+  void add_rows(std::vector<Row>& rows, int root, std::span<const Token> tokens) override;
+  std::vector<Row> prepare(const Pass& verified, const DraftPoint& point) override;
+  DraftTree draft(const DraftPoint& point, const Proposal* proposal) override;
 
  private:
   static constexpr int kLevels = kNgram - 1;

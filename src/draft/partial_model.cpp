@@ -1,12 +1,12 @@
 #include "draft/partial_model.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
+#include "base/error.h"
+#include "base/stopwatch.h"
 #include "engine/token_chain.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -26,7 +26,7 @@ class PartialModelTrial {
       const int sequence = sequences_.emplace_back(engine.add_sequence());
       append_tokens(engine, sequence, text.first(begin));
       const int before = static_cast<int>(rows_.size());
-      for (Row& row : token_chain(sequence, static_cast<int>(begin), text.subspan(begin, kChain))) {
+      for (Row& row : token_chain(sequence, text.subspan(begin, kChain))) {
         if (row.parent != kContext) row.parent += before;
         rows_.push_back(row);
       }
@@ -70,9 +70,9 @@ class PartialModelTrial {
  private:
   /// The best token behind each one of the text.
   std::vector<Token> next_tokens(std::span<const Sublayer> skipped) {
-    engine_.forward(rows_, {}, skipped);
+    const Pass pass = engine_.forward(rows_, {}, skipped);
     std::vector<Token> next;
-    for (const BestTokens& best : engine_.best_tokens(first_rows(rows_.size()), 1)) {
+    for (const BestTokens& best : pass.best_tokens(first_rows(rows_.size()), 1)) {
       next.push_back(best.tokens.front().token);
     }
     return next;
@@ -80,15 +80,12 @@ class PartialModelTrial {
 
   /// Of a pass of `tokens` with its head, on the longest context.
   double seconds(std::span<const Token> tokens, std::span<const Sublayer> skipped) {
-    const int sequence = sequences_.back();
-    const std::vector<Row> rows = token_chain(sequence, engine_.length(sequence), tokens);
+    const std::vector<Row> rows = token_chain(sequences_.back(), tokens);
     double best = INFINITY;
     for (int run = 0; run < 5; ++run) {
-      const auto start = std::chrono::steady_clock::now();
-      engine_.forward(rows, {}, skipped);
-      engine_.best_tokens(first_rows(rows.size()), 1);
-      best = std::min(
-          best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      const Stopwatch watch;
+      engine_.forward(rows, {}, skipped).best_tokens(first_rows(rows.size()), 1);
+      best = std::min(best, watch.seconds());
     }
     return best;
   }
@@ -124,13 +121,11 @@ std::vector<Sublayer> sublayers_from(const ModelConfig& config, int layer) {
   return sublayers;
 }
 
-DraftTree PartialModelSource::draft(const DraftPoint& point) {
+DraftTree PartialModelSource::draft(const DraftPoint& point, const Proposal* /*proposal*/) {
   // What such a pass computes is not the model's, so it can't be kept: the path is run again for
   // each of its tokens, which costs little more than its last row.
   return draft_token_by_token(engine_, part_.steps, point, [&](std::span<const Token> path) {
-    const int position = engine_.length(point.sequence);
-    engine_.forward(token_chain(point.sequence, position, path), {}, part_.skipped);
-    return static_cast<int>(path.size()) - 1;
+    return engine_.forward(token_chain(point.sequence, path), {}, part_.skipped);
   });
 }
 

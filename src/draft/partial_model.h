@@ -17,7 +17,7 @@ struct PartialModel {
 class PartialModelSource : public DraftSource {
  public:
   PartialModelSource(Engine& engine, PartialModel part) : engine_(engine), part_(std::move(part)) {}
-  DraftTree draft(const DraftPoint& point) override;
+  DraftTree draft(const DraftPoint& point, const Proposal* proposal) override;
 
  private:
   Engine& engine_;

@@ -7,9 +7,10 @@ namespace {
 
 constexpr int kCandidates = 8;  // of each step of a path
 
-/// Candidates for the token behind a row of the last pass, by the model's own head.
-std::vector<Candidate> best_candidates(Engine& engine, int row, int count) {
-  const BestTokens& best = engine.best_tokens(std::span(&row, 1), count, /*log_sums=*/true).front();
+/// Candidates for the token behind the last row of a pass, by the model's own head.
+std::vector<Candidate> best_candidates(const Pass& pass, int count) {
+  const int row = pass.rows() - 1;
+  const BestTokens& best = pass.best_tokens(std::span(&row, 1), count, /*log_sums=*/true).front();
   std::vector<Candidate> candidates;
   for (const TokenLogit& each : best.tokens) {
     candidates.push_back({each.token, each.logit - best.log_sum});
@@ -35,14 +36,14 @@ DraftTree tree_around_path(std::span<const std::vector<Candidate>> candidates,
                      : build_draft_tree(steps, point.most_nodes, point.tokens.back(), behind);
 }
 
-DraftTree draft_token_by_token(Engine& drafter, int steps, const DraftPoint& point,
-                               const std::function<int(std::span<const Token> path)>& run) {
+DraftTree draft_token_by_token(const Engine& drafter, int steps, const DraftPoint& point,
+                               const std::function<Pass(std::span<const Token> path)>& run) {
   const int room = drafter.options().context - static_cast<int>(point.tokens.size());
   steps = std::min({steps, room, point.most_nodes});
   std::vector<Token> path = {point.tokens.back()};
   std::vector<std::vector<Candidate>> candidates;
   while (static_cast<int>(candidates.size()) < steps) {
-    candidates.push_back(best_candidates(drafter, run(path), point.chain ? 1 : kCandidates));
+    candidates.push_back(best_candidates(run(path), point.chain ? 1 : kCandidates));
     path.push_back(candidates.back().front().token);
   }
   return tree_around_path(candidates, point);

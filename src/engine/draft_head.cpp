@@ -19,9 +19,8 @@ DraftHead::DraftHead(const Tensor& token_embedding, const Tensor& head, const He
       pool_(pool),
       state_input_(1, static_cast<int>(head.columns())),
       token_input_(kMostParents, static_cast<int>(head.columns())),
-      inner_input_(kMostParents, heads.has_sequential_head() ? heads.steps[0].sequence->rank : 1) {
+      inner_input_(kMostParents, heads.steps[0].sequence->rank) {
   const int d = static_cast<int>(head.columns());
-  if (!heads.has_sequential_head()) return;
   for (const DraftMap& step : heads.steps) {
     const SequentialHead& from = *step.sequence;
     sequential_.push_back({.state = pack_values(from.state, from.rank, d, GGML_TYPE_F16),
@@ -43,37 +42,31 @@ void DraftHead::multiply(const PackedMatrix& w, const Activations& x, float* y, 
   });
 }
 
-void DraftHead::propose(std::span<const BestTokens> best,
-                        std::span<const std::span<const float>> states) {
-  best_.assign(best.begin(), best.end());
-  if (reads_states()) take_states(states);
-}
-
-void DraftHead::take_states(std::span<const std::span<const float>> states) {
+std::vector<float> DraftHead::take_states(std::span<const std::span<const float>> states) {
   const int rank = sequential_.front().state.outputs();
-  inner_.resize(states.size() * static_cast<std::size_t>(rank));
+  std::vector<float> inner(states.size() * static_cast<std::size_t>(rank));
   state_input_.resize(1, static_cast<int>(head_.columns()));
   pool_.run([&](int thread) {
     for (std::size_t i = 0; i < states.size(); ++i) {
       if (thread == 0) std::ranges::copy(states[i], state_input_.values(0));
       pool_.barrier(thread);
-      multiply(sequential_[i].state, state_input_, inner_.data() + i * rank, rank, thread);
+      multiply(sequential_[i].state, state_input_, inner.data() + i * rank, rank, thread);
       pool_.barrier(thread);
     }
   });
   for (std::size_t i = 0; i < states.size(); ++i) {
-    for (int k = 0; k < rank; ++k) inner_[i * rank + k] += sequential_[i].bias[k];
+    for (int k = 0; k < rank; ++k) inner[i * rank + k] += sequential_[i].bias[k];
   }
+  return inner;
 }
 
-std::vector<std::vector<Candidate>> DraftHead::drafts_behind(int step,
-                                                             std::span<const Token> previous) {
-  const BestTokens& row = best_.at(step - 1);
+std::vector<std::vector<Candidate>> DraftHead::correct(int step, const BestTokens& row,
+                                                       std::span<const float> inner,
+                                                       std::span<const Token> previous) {
   std::vector<Candidate> of_row;
-  for (const TokenLogit& each : row.tokens)
+  for (const TokenLogit& each : row.tokens) {
     of_row.push_back({each.token, each.logit - row.log_sum});
-  if (sequential_.empty() || of_row.empty()) return {previous.size(), of_row};
-
+  }
   const Sequential& head = sequential_[step - 1];
   const int d = static_cast<int>(head_.columns());
   const int rank = head.state.outputs();
@@ -99,7 +92,7 @@ std::vector<std::vector<Candidate>> DraftHead::drafts_behind(int step,
     multiply(head.token, token_input_, products_.data(), rank, thread);
     pool_.barrier(thread);
     const auto [first, last] = share(parents, thread, pool_.size());
-    const float* const of_state = inner_.data() + std::size_t(step - 1) * rank;
+    const float* const of_state = inner.data() + std::size_t(step - 1) * rank;
     for (int i = first; i < last; ++i) {
       for (int k = 0; k < rank; ++k) {
         const float x = products_[std::size_t(i) * rank + k] + of_state[k];

@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/usable_cores.h"
 
 namespace firp {
@@ -45,60 +46,133 @@ std::vector<int> Engine::draft_layers() const {
   return layers;
 }
 
-std::span<const float> Engine::draft_source(int row, int step) const {
-  return medusa() ? final_state(row) : hidden(row, draft_layer(step));
+int Engine::add_sequence() {
+  const int sequence = contexts_.add();
+  try {
+    add_context(sequence);
+  } catch (...) {
+    contexts_.remove(sequence);
+    throw;
+  }
+  return sequence;
+}
+
+void Engine::remove_sequence(int sequence) {
+  remove_context(sequence);
+  contexts_.remove(sequence);
+}
+
+void Engine::retire_sequence(int sequence) {
+  while (keeps_contexts_apart() && drop_retired()) {
+  }
+  if (!contexts_.retire(sequence)) remove_context(sequence);
+}
+
+bool Engine::drop_retired() {
+  const std::optional<int> oldest = contexts_.oldest_retired();
+  if (oldest) remove_sequence(*oldest);
+  return oldest.has_value();
+}
+
+void Engine::truncate(int sequence, int length) {
+  if (length >= contexts_.length(sequence)) return;
+  truncate_context(sequence, length);
+  contexts_.truncate(sequence, length);
+}
+
+int Engine::adopt(int sequence, std::span<const Token> tokens) {
+  const std::span<const Token> own = contexts_.tokens(sequence);
+  truncate(sequence, static_cast<int>(std::ranges::mismatch(own, tokens).in1 - own.begin()));
+  const Contexts::Match match = contexts_.find(tokens, sequence);
+  const bool may_take = !keeps_contexts_apart() || !contexts_.is_live(match.sequence);
+  if (match.length > length(sequence) && may_take) {
+    truncate(sequence, 0);
+    share_context(match.sequence, sequence, match.length);
+    contexts_.share(match.sequence, sequence, match.length);
+  }
+  while (keeps_contexts_apart() && drop_retired()) {
+  }
+  return length(sequence);
+}
+
+Pass Engine::forward(std::span<const Row> rows, std::span<const int> capture_layers,
+                     std::span<const Sublayer> skipped) {
+  complete_ = false;
+  ++pass_;
+  positions_.clear();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    check_row(rows, static_cast<int>(i));
+    const Row& row = rows[i];
+    const Row* const parent = row.parent == kContext ? nullptr : &rows[row.parent];
+    positions_.push_back((parent != nullptr ? positions_[row.parent] + 1 : length(row.sequence)) +
+                         steps_left_out(row, parent));
+    if (positions_.back() >= options().context) {
+      throw Error(fmt::format("the context of {} positions is full; a larger one (-c) holds more",
+                              options().context));
+    }
+  }
+  check_batch(rows, capture_layers, skipped);
+  const int wanted = static_cast<int>(rows.size());
+  while (contexts_.held() + wanted > options().positions && drop_retired()) {
+  }
+  run({.rows = rows,
+       .positions = positions_,
+       .capture_layers = capture_layers,
+       .skipped = skipped});
+  rows_.assign(rows.begin(), rows.end());
+  for (Row& row : rows_) row.source = {};
+  complete_ = skipped.empty();
+  return {*this, pass_};
+}
+
+void Engine::check_row(std::span<const Row> rows, int i) const {
+  const Row& row = rows[i];
+  if (!has_sequence(row.sequence)) bad_batch("an unknown sequence");
+  if (row.parent != kContext &&
+      (row.parent < 0 || row.parent >= i || rows[row.parent].sequence != row.sequence)) {
+    bad_batch("a parent that is not an earlier row of the same sequence");
+  }
+  const Row* const parent = row.parent == kContext ? nullptr : &rows[row.parent];
+  if (row.is_pseudo() && parent != nullptr && row.step <= parent->step) {
+    bad_batch("a pseudo row whose parent is not of an earlier step");
+  }
+  const int vocabulary = config().vocabulary_size;
+  if (!row.is_pseudo()) {
+    if (parent != nullptr && parent->is_pseudo()) bad_batch("a token row below a pseudo row");
+    if (row.token < 0 || row.token >= vocabulary) {
+      bad_batch(fmt::format("token {} is not in the vocabulary", row.token));
+    }
+    return;
+  }
+  if (row.step > draft_steps()) bad_batch("a pseudo row without a draft map");
+  if (token_input() && (row.token_behind < 0 || row.token_behind >= vocabulary)) {
+    bad_batch("a pseudo row of such maps needs the token behind its anchor");
+  }
+  int top = i;
+  while (rows[top].is_pseudo() && rows[top].parent != kContext) top = rows[top].parent;
+  const bool in_batch = !rows[top].is_pseudo();
+  if (row.source.size() != (in_batch ? 0 : static_cast<std::size_t>(config().hidden_size))) {
+    bad_batch("a pseudo row needs its token in the batch, or else its source");
+  }
 }
 
 void Engine::check_batch(std::span<const Row> rows, std::span<const int> capture_layers,
                          std::span<const Sublayer> skipped) const {
-  const ModelConfig& model = config();
   if (rows.empty()) bad_batch("an empty batch");
   if (rows.size() > static_cast<std::size_t>(options().max_rows)) {
     bad_batch(fmt::format("{} rows in a pass of at most {}", rows.size(), options().max_rows));
   }
   for (const int layer : capture_layers) {
-    if (layer < 1 || layer > model.layers) bad_batch("a capture layer that does not exist");
+    if (layer < 1 || layer > config().layers) bad_batch("a capture layer that does not exist");
   }
   for (const Sublayer part : skipped) {
-    if (part < 0 || part >= 2 * model.layers) bad_batch("a part to skip that does not exist");
+    if (part < 0 || part >= 2 * config().layers) bad_batch("a part to skip that does not exist");
   }
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Row& row = rows[i];
-    if (!has_sequence(row.sequence)) bad_batch("an unknown sequence");
-    if (row.parent != kContext && (row.parent < 0 || row.parent >= static_cast<int>(i) ||
-                                   rows[row.parent].sequence != row.sequence)) {
-      bad_batch("a parent that is not an earlier row of the same sequence");
-    }
-    const Row* const parent = row.parent == kContext ? nullptr : &rows[row.parent];
-    if (row.is_pseudo() && parent != nullptr && row.step <= parent->step) {
-      bad_batch("a pseudo row whose parent is not of an earlier step");
-    }
-    const int expected = (parent != nullptr ? parent->position + 1 : length(row.sequence)) +
-                         steps_left_out(row, parent);
-    if (row.position != expected) {
-      bad_batch(fmt::format("a row at position {} instead of {}", row.position, expected));
-    }
-    if (row.position >= options().context) {
-      throw Error(fmt::format("the context of {} positions is full; a larger one (-c) holds more",
-                              options().context));
-    }
-    if (!row.is_pseudo()) {
-      if (parent != nullptr && parent->is_pseudo()) bad_batch("a token row below a pseudo row");
-      if (row.token < 0 || row.token >= model.vocabulary_size) {
-        bad_batch(fmt::format("token {} is not in the vocabulary", row.token));
-      }
-      continue;
-    }
-    if (row.step > draft_steps()) bad_batch("a pseudo row without a draft map");
-    if (token_input() && (row.token_behind < 0 || row.token_behind >= model.vocabulary_size)) {
-      bad_batch("a pseudo row of such maps needs the token behind its anchor");
-    }
-    int top = static_cast<int>(i);
-    while (rows[top].is_pseudo() && rows[top].parent != kContext) top = rows[top].parent;
-    const bool in_batch = !rows[top].is_pseudo();
-    if (row.source.size() != (in_batch ? 0 : static_cast<std::size_t>(model.hidden_size))) {
-      bad_batch("a pseudo row needs its token in the batch, or else its source");
-    }
+}
+
+void Engine::check_decoded(std::span<const int> rows) const {
+  for (const int row : rows) {
+    if (!rows_.at(row).decoded) bad_batch("a row that was not to be decoded");
   }
 }
 
@@ -119,18 +193,66 @@ void Engine::check_fits(const Heads& heads) const {
   }
 }
 
-void Engine::check_path(int sequence, std::span<const Row> rows, std::span<const int> path) const {
+Engine& Pass::engine() const {
+  if (engine_->pass_ != number_) throw std::logic_error("Engine: that pass is over");
+  return *engine_;
+}
+
+int Pass::rows() const { return static_cast<int>(engine().rows_.size()); }
+
+int Pass::position(int row) const { return engine().positions_.at(row); }
+
+std::span<const float> Pass::hidden(int row, int layer) const {
+  return engine().hidden(row, layer);
+}
+
+std::span<const float> Pass::final_state(int row) const { return engine().final_state(row); }
+
+std::span<const float> Pass::draft_source(int row, int step) const {
+  const Engine& of = engine();
+  return of.medusa() ? of.final_state(row) : of.hidden(row, of.draft_layer(step));
+}
+
+std::span<const float> Pass::logits(std::span<const int> rows) const {
+  engine().check_decoded(rows);
+  return engine().logits(rows);
+}
+
+std::span<const BestTokens> Pass::best_tokens(std::span<const int> rows, int count,
+                                              bool log_sums) const {
+  engine().check_decoded(rows);
+  const std::span<const BestTokens> best = engine().best_tokens(rows, count, log_sums);
+  for (const BestTokens& row : best) {
+    if (row.tokens.empty() || !std::isfinite(row.tokens.front().logit)) refuse_logits();
+  }
+  return best;
+}
+
+std::vector<Proposal> Pass::propose(std::span<const std::vector<int>> anchors) const {
+  for (const std::vector<int>& pseudo_rows : anchors) engine().check_decoded(pseudo_rows);
+  return engine().propose(anchors);
+}
+
+Proposal Pass::propose(std::vector<int> pseudo_rows) const {
+  return propose(std::span<const std::vector<int>>(&pseudo_rows, 1)).front();
+}
+
+void Pass::commit(int sequence, std::span<const int> path) const {
+  Engine& to = engine();
+  if (!to.complete_) bad_batch("a pass that left parts out cannot be committed");
   int parent = kContext;
-  int position = length(sequence);
-  for (const int row : path) {
-    const bool inside = row >= 0 && row < static_cast<int>(rows.size());
-    if (!inside || rows[row].sequence != sequence || rows[row].parent != parent ||
-        rows[row].is_pseudo() || rows[row].position != position) {
+  int position = to.length(sequence);
+  for (const int i : path) {
+    const bool inside = i >= 0 && i < static_cast<int>(to.rows_.size());
+    if (!inside || to.rows_[i].sequence != sequence || to.rows_[i].parent != parent ||
+        to.rows_[i].is_pseudo() || to.positions_[i] != position) {
       bad_batch("only a path of token rows that hangs on the context can be committed");
     }
-    parent = row;
+    parent = i;
     ++position;
   }
+  to.commit(sequence, path);
+  for (const int i : path) to.contexts_.append(sequence, to.rows_[i].token);
 }
 
 }  // namespace firp

@@ -1,11 +1,15 @@
 #pragma once
 
 #include <atomic>
+#include <climits>
 #include <cstdint>
 #include <span>
 #include <string_view>
 #include <vector>
 
+#include "engine/contexts.h"
+#include "engine/pass.h"
+#include "engine/row.h"
 #include "kernels/kernels.h"
 #include "model/heads.h"
 #include "model/model.h"
@@ -16,7 +20,9 @@ namespace firp {
 struct EngineOptions {
   int threads = 0;     ///< 0: one per core
   int context = 4096;  ///< positions a sequence may hold
-  int positions = 0;   ///< that all sequences may hold together; 0: one whole context
+  /// That all sequences may hold together; 0: one whole context. What retired sequences hold is
+  /// dropped where it would be more.
+  int positions = 0;
   int max_rows = 256;  ///< rows of one pass
   CacheType cache_type = CacheType::kF16;
   /// Whether passes that only draft may read rounded weights (engine/weights.h).
@@ -28,51 +34,6 @@ struct EngineOptions {
   /// within a layer. A pass of a large model may take many seconds. Outlives the engine.
   const std::atomic<bool>* cancelled = nullptr;
 };
-
-inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context
-inline constexpr Token kNoToken = -1;
-
-/// One row of a forward pass: a token, or a pseudo hidden state.
-///
-/// A row sees its sequence's committed context and its own ancestors in the batch. Its position is
-/// its parent's plus one (the length of the context for a parent of kContext), plus the steps that
-/// a pseudo row leaves out.
-struct Row {
-  int sequence = 0;
-  int position = 0;
-  int parent = kContext;  ///< an earlier row of the batch
-  Token token = kNoToken;
-  /// j >= 1: the row is p_{i,j}, made by draft map j from h_i^{t_j}, and runs through the layers
-  /// from t_j on. Its parent is p_{i,j-1}, or for j = 1 the row of token i; a parent of an earlier
-  /// step, or the row of token i for any j, leaves the steps between out of what it sees.
-  int step = 0;
-  /// For a pseudo row whose token i is not in the batch but the last of the committed context:
-  /// h_i^{t_j}, as an earlier pass gave it. [d]; empty otherwise.
-  std::span<const float> source = {};
-  /// For a pseudo row of maps with a token input: the token at position i + 1.
-  Token token_behind = kNoToken;
-  /// Whether logits, best tokens or the final state of a token row may be asked for: a prompt's
-  /// rows do without, all but the last.
-  bool decoded = true;
-
-  bool is_pseudo() const { return step > 0; }
-};
-
-/// The most probable tokens of a row, best first.
-struct BestTokens {
-  std::vector<TokenLogit> tokens;
-  float log_sum = 0;  ///< log sum exp of all the row's logits; 0 where that was not asked for
-};
-
-/// A token that pseudo rows propose, and the logarithm of the probability that they give it.
-struct Candidate {
-  Token token;
-  float log_probability;
-};
-
-/// A part of a layer that a pass may leave out: 2 l is the attention of layer l, 2 l + 1 its
-/// feed-forward.
-using Sublayer = int;
 
 struct PhaseTime {
   const char* name;
@@ -87,7 +48,10 @@ struct PhaseTime {
 /// Not thread-safe: one caller at a time.
 class Engine {
  public:
+  Engine() = default;
   virtual ~Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   virtual const ModelConfig& config() const = 0;
   virtual const EngineOptions& options() const = 0;
@@ -104,85 +68,102 @@ class Engine {
   /// state.
   std::vector<int> draft_layers() const;
 
-  /// Positions that all sequences can hold together: libllama's options().positions, while the
+  /// Positions that live sequences can hold together: libllama's options().positions, while the
   /// native engine takes memory as it goes.
-  virtual int positions() const = 0;
-  virtual int add_sequence() = 0;
-  virtual void remove_sequence(int sequence) = 0;
-  virtual bool has_sequence(int sequence) const = 0;
-  virtual int length(int sequence) const = 0;  ///< committed positions
-  /// Forgets the positions from `length` on.
-  virtual void truncate(int sequence, int length) = 0;
+  virtual int positions() const { return INT_MAX; }
+  /// Of options().positions, those that live sequences do not hold; negative where they hold more.
+  int free_positions() const { return options().positions - contexts_.held_by_live(); }
+  /// Sequences whose rows a pass may hold.
+  virtual int sequences_a_pass() const { return INT_MAX; }
 
-  /// Runs the rows through the layers. Keeps the residual stream of the rows after each layer in
-  /// `capture_layers` (t layers done; 1 .. layers) until the next pass; of pseudo rows from t_j on,
-  /// where it is p_{i,j} itself. Errors: a row over the context, too many rows; Cancelled, after
-  /// which there is no last pass; std::invalid_argument for a batch that breaks the rules above.
+  int add_sequence();
+  void remove_sequence(int sequence);
+  /// Ends a sequence, but what it holds can still be adopted, until memory is wanted; the one that
+  /// was not wanted for longest goes first.
+  void retire_sequence(int sequence);
+  bool has_sequence(int sequence) const { return contexts_.is_live(sequence); }
+  int length(int sequence) const { return contexts_.length(sequence); }  ///< committed positions
+  /// Forgets the positions from `length` on.
+  void truncate(int sequence, int length);
+  /// Makes the context of `sequence` the longest beginning of `tokens` that any sequence holds,
+  /// itself included, without running a row. Its length.
+  int adopt(int sequence, std::span<const Token> tokens);
+
+  /// Runs the rows through the layers. The pass captures the residual stream of its rows after each
+  /// layer in `capture_layers` (t layers done; 1 .. layers). Errors: a row over the context;
+  /// Cancelled; std::invalid_argument for a batch that breaks the rules of Row or has too many
+  /// rows. Nothing is committed by a pass that threw.
   ///
   /// `skipped`: parts that are left out, for a cheap guess at what all would give (self-speculative
   /// decoding, early exit). The rows of such a pass can't be committed.
-  virtual void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
-                       std::span<const Sublayer> skipped = {}) = 0;
-
-  /// The captured residual stream of row `row` of the last pass, h^t of a token row. [d]
-  virtual std::span<const float> hidden(int row, int layer) const = 0;
-
-  /// The final state of a row after the model's last norm: what the head reads. [d]
-  virtual std::span<const float> final_state(int row) const = 0;
-
-  /// What the pseudo row of `step` behind row `row` of the last pass is made from, a Row::source:
-  /// the captured h^{t_j}, or Medusa's final state.
-  std::span<const float> draft_source(int row, int step) const;
-
-  /// Logits of some rows of the last pass: [rows.size() x vocabulary], valid until the next call.
-  virtual std::span<const float> logits(std::span<const int> rows) = 0;
-
-  /// The `count` most probable tokens of each of some rows of the last pass, best first (of equal
-  /// ones the smaller number first), with `log_sums` their log_sum, too. Cheaper than logits(),
-  /// which it replaces where the rest of the distribution is not needed. Valid until the next call.
-  /// An Error where no logit of a row is a number.
-  virtual std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
-                                                  bool log_sums = false) = 0;
-
-  /// Takes pseudo rows of the last pass as what drafts_behind() gives from now on: those of one
-  /// anchor, steps 1 .. rows.size().
-  virtual void propose(std::span<const int> pseudo_rows) = 0;
-
-  /// Candidates for the token of a step, best first, kRankedCandidates at most: a list behind each
-  /// of the tokens `previous` of the step before (of step 1: the model's own token). Without a
-  /// sequential head the lists are the same.
-  virtual std::vector<std::vector<Candidate>> drafts_behind(int step,
-                                                            std::span<const Token> previous) = 0;
-
-  /// Appends rows of the last pass, a path that hangs on the sequence's context, to that context.
-  /// Pseudo rows are never committed.
-  virtual void commit(int sequence, std::span<const int> rows) = 0;
+  Pass forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
+               std::span<const Sublayer> skipped = {});
 
   /// Starts (or ends) measuring what passes spend their time on; phase_times() gives the sums since
   /// the start, as one of the threads saw them. Nothing where the engine cannot tell.
-  virtual void profile(bool on) = 0;
-  virtual std::vector<PhaseTime> phase_times() const = 0;
+  virtual void profile(bool /*on*/) {}
+  virtual std::vector<PhaseTime> phase_times() const { return {}; }
 
  protected:
-  /// The rules of a batch, which all engines share; the errors of forward().
-  void check_batch(std::span<const Row> rows, std::span<const int> capture_layers,
-                   std::span<const Sublayer> skipped) const;
+  friend class Pass;
+
+  /// What a pass is to run, checked. `positions`: of the rows.
+  struct Batch {
+    std::span<const Row> rows;
+    std::span<const int> positions;
+    std::span<const int> capture_layers;
+    std::span<const Sublayer> skipped;
+  };
+
+  // What an engine does for forward() and for the running pass; arguments were checked.
+  virtual void run(const Batch& batch) = 0;
+  virtual std::span<const float> hidden(int row, int layer) const = 0;
+  virtual std::span<const float> final_state(int row) const = 0;
+  virtual std::span<const float> logits(std::span<const int> rows) = 0;
+  virtual std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
+                                                  bool log_sums) = 0;
+  virtual std::vector<Proposal> propose(std::span<const std::vector<int>> anchors) = 0;
+  virtual void commit(int sequence, std::span<const int> path) = 0;
+
+  // The same for what sequences hold. `to` of share_context() holds nothing.
+  virtual void add_context(int sequence) = 0;
+  virtual void remove_context(int sequence) = 0;
+  virtual void truncate_context(int sequence, int length) = 0;
+  virtual void share_context(int from, int to, int length) = 0;
+  /// Whether a context must lie in one piece. Then none is shared: the last retired one is kept,
+  /// and whoever adopts it takes it over.
+  virtual bool keeps_contexts_apart() const { return false; }
+  /// Removes the retired sequence that was not wanted for longest. Whether there was one.
+  bool drop_retired();
+
+  const Contexts& contexts() const { return contexts_; }
+  /// The rows of the last pass, without their sources.
+  std::span<const Row> rows() const { return rows_; }
+
   /// The sizes of heads are the model's; the errors of set_heads().
   void check_fits(const Heads& heads) const;
-  /// The rows of commit() are a path of token rows of the last pass, `rows`.
-  void check_path(int sequence, std::span<const Row> rows, std::span<const int> path) const;
+
+ private:
+  void check_batch(std::span<const Row> rows, std::span<const int> capture_layers,
+                   std::span<const Sublayer> skipped) const;
+  void check_row(std::span<const Row> rows, int i) const;
+  void check_decoded(std::span<const int> rows) const;
+
+  Contexts contexts_;
+  // The last pass.
+  unsigned long long pass_ = 0;  ///< its number
+  bool complete_ = false;        ///< it ran, and left nothing out
+  std::vector<Row> rows_;
+  std::vector<int> positions_;
 };
 
 /// A mistake of the caller, not of the user.
 [[noreturn]] void bad_batch(std::string_view why);
 
-/// Steps between a row and its parent that the row does not see.
-int steps_left_out(const Row& row, const Row* parent);
-
-/// The Error of a row of logits among which none can be chosen: they are no finite numbers.
-[[noreturn]] void refuse_logits();
-
 /// The options with what 0 stands for, and an Error for options that make no sense.
 EngineOptions checked(EngineOptions options);
+
+/// The Error of logits among which none can be chosen: they are no finite numbers.
+[[noreturn]] void refuse_logits();
 
 }  // namespace firp

@@ -9,10 +9,10 @@
 #include <numeric>
 #include <random>
 
+#include "base/error.h"
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "kernels/test_products.h"
-#include "model/error.h"
 #include "model/tiny_model.h"
 
 namespace firp {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cmath>
 
-#include "model/error.h"
+#include "base/error.h"
 
 namespace firp {
 namespace {
@@ -55,27 +55,26 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
   allocate(final_states_, d_);
 }
 
-void ForwardPass::run(const Pass& pass) {
-  const std::span<const PassRow> rows = pass.rows;
+void ForwardPass::run(const ForwardTask& task) {
+  const std::span<const PassRow> rows = task.rows;
   rows_ = rows;
-  layers_ = pass.layers;
-  next_head_ = &pass.head;
-  maps_ = pass.maps;
-  adapters_ = pass.adapters;
-  medusa_ = pass.medusa;
-  cancelled_ = pass.cancelled;
+  layers_ = task.layers;
+  next_head_ = &task.head;
+  maps_ = task.maps;
+  adapters_ = task.adapters;
+  medusa_ = task.medusa;
+  cancelled_ = task.cancelled;
   ends_early_ = false;
-  capture_layers_.assign(pass.capture_layers.begin(), pass.capture_layers.end());
+  capture_layers_.assign(task.capture_layers.begin(), task.capture_layers.end());
   skipped_.assign(skipped_.size(), false);
-  for (const Sublayer part : pass.skipped) skipped_[part] = true;
+  for (const Sublayer part : task.skipped) skipped_[part] = true;
   const int count = static_cast<int>(rows.size());
   token_rows_ = static_cast<int>(
       std::ranges::count_if(rows, [](const PassRow& row) { return row.step == 0; }));
   first_layer_ = rows.front().entry_layer;
-  const int sequence = rows.front().sequence;
-  first_slot_ = cache_.begin_pass(
-      sequence, std::ranges::all_of(
-                    rows, [sequence](const PassRow& row) { return row.sequence == sequence; }));
+  std::vector<int> sequences;
+  for (const PassRow& row : rows) sequences.push_back(row.sequence);
+  row_slots_ = cache_.begin_pass(sequences);
   for (int layer = 0, active = 0; layer <= config_.layers; ++layer) {
     while (active < count && rows[active].entry_layer <= layer) ++active;
     active_rows_[layer] = active;

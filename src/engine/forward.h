@@ -49,7 +49,7 @@ struct PassRow {
 inline constexpr std::int32_t kNoRow = -1;
 
 /// What one pass is to do. The spans must stay until it has run.
-struct Pass {
+struct ForwardTask {
   std::span<const PassRow> rows;
   std::span<const LayerWeights> layers;  ///< the model's, or those that only draft
   const PackedMatrix& head;         ///< reads the rows afterwards: prefetched by the last layer
@@ -85,11 +85,11 @@ class ForwardPass {
               ThreadPool& pool, int max_rows, int context);
 
   /// Throws Cancelled where the pass was: it has no results then.
-  void run(const Pass& pass);
+  void run(const ForwardTask& task);
 
   /// Scratch slot of a row of the last pass. A prompt's chunk has its positions' lanes: slot and
   /// position are equal modulo 64.
-  int slot(int row) const { return first_slot_ + row; }
+  int slot(int row) const { return row_slots_[row]; }
 
   /// Final states of the last pass, after the output norm. [rows x d]
   std::span<const float> final_state(int row) const {
@@ -172,8 +172,8 @@ class ForwardPass {
   const std::atomic<bool>* cancelled_ = nullptr;
   bool ends_early_ = false;  ///< written by thread 0 between two barriers, so that all see the same
   int first_layer_ = 0;
-  int first_slot_ = 0;
   int token_rows_ = 0;
+  std::span<const int> row_slots_;  ///< in the cache's scratch pages
 
   std::vector<float> cosines_, sines_;  ///< [positions so far x RoPE pairs]
   // [max_rows x width] each

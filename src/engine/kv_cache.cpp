@@ -33,54 +33,75 @@ void copy_position(const PagePart& part, const std::byte* source, int from, std:
 
 }  // namespace
 
-KvCache::KvCache(const ModelConfig& config, CacheType type, int scratch_slots)
+KvCache::KvCache(const ModelConfig& config, CacheType type)
     : layers_(config.layers),
       kv_heads_(config.kv_heads),
       part_{.type = type, .head_size = config.head_size},
-      slab_pages_(std::max<std::size_t>(1, kSlabBytes / page_bytes())) {
-  for (int slot = 0; slot < scratch_slots; slot += kPagePositions) {
-    own_scratch_.push_back(take_page());
-  }
-  scratch_ = own_scratch_;
+      slab_pages_(std::max<std::size_t>(1, kSlabBytes / page_bytes())) {}
+
+void KvCache::add_sequence(int sequence) {
+  sequences_.resize(std::max(sequences_.size(), static_cast<std::size_t>(sequence) + 1));
 }
 
-int KvCache::add_sequence() {
-  const auto unused = std::ranges::find_if(sequences_, [](const Sequence& s) { return !s.used; });
-  const int sequence = static_cast<int>(unused - sequences_.begin());
-  if (unused == sequences_.end()) sequences_.emplace_back();
-  sequences_[sequence].used = true;
-  return sequence;
-}
-
-void KvCache::remove_sequence(int sequence) {
-  truncate(sequence, 0);
-  sequences_[sequence].used = false;
-}
-
-bool KvCache::has_sequence(int sequence) const {
-  return sequence >= 0 && sequence < static_cast<int>(sequences_.size()) &&
-         sequences_[sequence].used;
-}
+void KvCache::remove_sequence(int sequence) { truncate(sequence, 0); }
 
 void KvCache::truncate(int sequence, int length) {
   Sequence& s = sequences_[sequence];
   s.length = std::min(s.length, length);
   const std::size_t keep = (s.length + kPagePositions - 1) / kPagePositions;
   while (s.pages.size() > keep) {
-    free_pages_.push_back(s.pages.back());
+    let_go(s.pages.back());
     s.pages.pop_back();
   }
 }
 
-int KvCache::begin_pass(int sequence, bool alone) {
-  for (std::byte*& page : own_scratch_) {
-    if (page == nullptr) page = take_page();
+void KvCache::share(int from, int to, int length) {
+  const Sequence& source = sequences_[from];
+  Sequence& target = sequences_[to];
+  const int whole = length / kPagePositions;
+  target.pages.assign(source.pages.begin(), source.pages.begin() + whole);
+  for (const std::byte* page : target.pages) ++more_users_[page];
+  // Both will write into the page where they part.
+  if (length % kPagePositions > 0) target.pages.push_back(copy_of(source.pages[whole]));
+  target.length = length;
+}
+
+std::span<const int> KvCache::begin_pass(std::span<const int> sequences) {
+  for (std::size_t i = 0; i < scratch_.size(); ++i) {
+    if (is_scratch_[i]) free_pages_.push_back(scratch_[i]);
   }
-  scratch_ = own_scratch_;
-  alone_ = alone;
-  const int first_slot = length(sequence) % kPagePositions;
-  if (alone && first_slot > 0) scratch_.front() = sequences_[sequence].pages.back();
-  return first_slot;
+  scratch_.clear();
+  is_scratch_.clear();
+  const auto add_page = [this](std::byte* page, bool is_scratch) {
+    scratch_.push_back(page);
+    is_scratch_.push_back(is_scratch);
+  };
+  slots_.assign(sequences.size(), 0);
+  for (const int sequence : sequences) sequences_[sequence].next_slot = -1;
+  // Sequence by sequence, since the pages of each follow each other.
+  for (std::size_t first = 0; first < sequences.size(); ++first) {
+    Sequence& s = sequences_[sequences[first]];
+    if (s.next_slot >= 0) continue;
+    const int lane = s.length % kPagePositions;
+    s.next_slot = static_cast<int>(scratch_.size()) * kPagePositions + lane;
+    if (lane > 0) {
+      std::byte*& last = s.pages.back();
+      if (is_shared(last)) {
+        std::byte* const own = copy_of(last);
+        let_go(last);
+        last = own;
+      }
+      add_page(last, /*is_scratch=*/false);
+    }
+    for (std::size_t row = first; row < sequences.size(); ++row) {
+      if (sequences[row] != sequences[first]) continue;
+      if (s.next_slot == static_cast<int>(scratch_.size()) * kPagePositions) {
+        add_page(take_page(), /*is_scratch=*/true);
+      }
+      slots_[row] = s.next_slot++;
+    }
+  }
+  return slots_;
 }
 
 void KvCache::commit(int sequence, std::span<const int> slots) {
@@ -88,11 +109,12 @@ void KvCache::commit(int sequence, std::span<const int> slots) {
   for (const int slot : slots) {
     const int to = s.length % kPagePositions;
     const int from = slot % kPagePositions;
-    std::byte* const scratch = scratch_page(slot);
+    const int page_of_slot = slot / kPagePositions;
+    std::byte* const scratch = scratch_[page_of_slot];
     if (to == 0) {
-      std::byte*& own = own_scratch_[slot / kPagePositions];
-      const bool keeps = alone_ && from == 0 && own == scratch;
-      s.pages.push_back(keeps ? std::exchange(own, nullptr) : take_page());
+      const bool keeps = from == 0 && is_scratch_[page_of_slot];
+      if (keeps) is_scratch_[page_of_slot] = false;
+      s.pages.push_back(keeps ? scratch : take_page());
     }
     std::byte* const page = s.pages.back();
     // Within a page rows move down, over rows that were left out.
@@ -115,6 +137,24 @@ std::byte* KvCache::take_page() {
   std::byte* const page = free_pages_.back();
   free_pages_.pop_back();
   return page;
+}
+
+void KvCache::let_go(std::byte* page) {
+  const auto users = more_users_.find(page);
+  if (users == more_users_.end()) {
+    free_pages_.push_back(page);
+  } else if (--users->second == 0) {
+    more_users_.erase(users);
+  }
+}
+
+std::byte* KvCache::copy_of(const std::byte* page) {
+  std::byte* const copy = take_page();
+  for (int part = 0; part < layers_ * kv_heads_; ++part) {
+    const std::size_t at = offset(part / kv_heads_, part % kv_heads_);
+    std::copy_n(page + at, part_.bytes(), copy + at);
+  }
+  return copy;
 }
 
 }  // namespace firp

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -14,25 +15,27 @@ namespace firp {
 /// A page holds 64 positions, aligned to absolute position: a PagePart of every layer and KV head.
 /// Pages belong to a pool; a sequence has a page table. Pages are taken from slabs, in which a
 /// layer's and head's parts of all pages lie side by side: attention reads them one after the
-/// other. The rows of the running pass have scratch slots in pages of the same form; committing
-/// moves accepted rows from there to the sequence's pages. Where a pass is one sequence's, its last
-/// page is the first scratch page, and a row that was accepted where it belongs need not be moved.
+/// other. Sequences may share pages; nobody writes into one that another has, too.
+///
+/// The rows of the running pass have scratch slots in pages of the same form. Those of a sequence
+/// follow each other, from where its context ends: its last page is their first scratch page. So a
+/// row that is accepted where it belongs need not be moved; committing moves the others there.
 class KvCache {
  public:
-  KvCache(const ModelConfig& config, CacheType type, int scratch_slots);
+  KvCache(const ModelConfig& config, CacheType type);
 
-  int add_sequence();  ///< the lowest free number
+  // The caller chooses the numbers of sequences.
+  void add_sequence(int sequence);
   void remove_sequence(int sequence);
-  bool has_sequence(int sequence) const;
   int length(int sequence) const { return sequences_[sequence].length; }
   void truncate(int sequence, int length);
+  /// Makes the first `length` positions of `from` the context of `to`, which is empty.
+  void share(int from, int to, int length);
 
-  /// Makes the scratch slots ready for a pass whose first row is of `sequence`, `alone` if all are.
-  /// Gives the slot of the first row; those of the others follow it.
-  int begin_pass(int sequence, bool alone);
+  /// Makes scratch slots for a pass, and gives them: `sequences` are those of its rows.
+  std::span<const int> begin_pass(std::span<const int> sequences);
 
-  /// Appends the scratch slots' keys and values, in this order, to the sequence. In a pass of it
-  /// alone, the slots ascend.
+  /// Appends the scratch slots' keys and values, which ascend, to the sequence.
   void commit(int sequence, std::span<const int> slots);
 
   const PagePart& part() const { return part_; }
@@ -46,12 +49,15 @@ class KvCache {
 
  private:
   struct Sequence {
-    bool used = false;
     int length = 0;
     std::vector<std::byte*> pages;
+    int next_slot = -1;  ///< of the running pass; -1: no row of it yet
   };
 
   std::byte* take_page();
+  void let_go(std::byte* page);
+  bool is_shared(const std::byte* page) const { return more_users_.contains(page); }
+  std::byte* copy_of(const std::byte* page);
   std::size_t page_bytes() const {
     return static_cast<std::size_t>(layers_) * kv_heads_ * part_.bytes();
   }
@@ -61,10 +67,12 @@ class KvCache {
   std::size_t slab_pages_;
   std::vector<AlignedBytes> memory_;
   std::vector<std::byte*> free_pages_;
-  std::vector<std::byte*> scratch_;      ///< of this pass
-  std::vector<std::byte*> own_scratch_;  ///< nullptr where a sequence has kept the page
-  bool alone_ = false;                   ///< this pass is one sequence's
+  std::unordered_map<const std::byte*, int> more_users_;  ///< of shared pages: users beyond one
   std::vector<Sequence> sequences_;
+  // Of the running pass.
+  std::vector<int> slots_;           ///< of its rows
+  std::vector<std::byte*> scratch_;  ///< pages
+  std::vector<bool> is_scratch_;     ///< [scratch_]: the page is no sequence's
 };
 
 }  // namespace firp

@@ -13,10 +13,10 @@
 #include <set>
 #include <utility>
 
+#include "base/error.h"
 #include "engine/device_maps.h"
 #include "engine/draft_head.h"
 #include "engine/llama_handles.h"
-#include "model/error.h"
 #include "model/ggml_log.h"
 
 namespace firp {
@@ -93,6 +93,13 @@ std::vector<llama_model_kv_override> short_factors(const GgufFile& file, int con
   key.copy(longer.key, sizeof longer.key - 1);
   longer.val_i64 = std::max<std::int64_t>(original, (std::int64_t{room} + 255) / 256 * 256);
   return {longer, llama_model_kv_override{}};
+}
+
+/// Rows that are no other's parent.
+std::size_t leaves(std::span<const Row> rows) {
+  std::set<int> parents;
+  for (const Row& row : rows) parents.insert(row.parent);
+  return rows.size() - parents.size() + parents.count(kContext);
 }
 
 ModelConfig config_of(const llama_model* model, const GgufFile& file) {
@@ -174,11 +181,14 @@ struct LlamaEngine::State {
     InstalledHeads(const Heads& h, State& state)
         : heads(h),
           maps(heads, state.options.threads),
-          draft_head(state.token_embedding(), state.head(), h, default_kernels(), state.pool) {}
+          draft_head(heads.has_sequential_head()
+                         ? std::make_shared<DraftHead>(state.token_embedding(), state.head(), h,
+                                                       default_kernels(), state.pool)
+                         : nullptr) {}
 
     const Heads heads;
     DeviceMaps maps;
-    DraftHead draft_head;
+    const std::shared_ptr<DraftHead> draft_head;  ///< nullptr where none is sequential
   };
 
   const Tensor& token_embedding() const { return file->get_tensor("token_embd.weight"); }
@@ -186,12 +196,14 @@ struct LlamaEngine::State {
     const Tensor* const own = file->find_tensor("output.weight");
     return own != nullptr ? *own : token_embedding();
   }
-  int take_number();
+  /// nullopt where all are taken.
+  std::optional<int> take_number();
+  int number_or_error();
   /// Forgets what the last pass left uncommitted.
   void discard(Sequence& sequence);
   /// The number in libllama of one path through each row, those of branches taken for it.
   void number_paths(std::span<const Row> batch);
-  void decode(std::span<const Row> batch);
+  void decode(std::span<const Row> batch, std::span<const int> row_positions);
   void find_residual_streams();
 
   std::span<const float> logits_of(int row) const;
@@ -217,7 +229,7 @@ struct LlamaEngine::State {
   std::vector<int> free_numbers;
 
   // The last pass.
-  std::vector<Row> rows;
+  std::span<const Row> rows;                 ///< while it runs
   int first_row = 0;                         ///< of libllama's batch: those before it were replayed
   std::vector<std::vector<int>> numbers;     ///< of each row: all paths through it
   std::map<int, std::vector<float>> states;  ///< by captured layer: [rows x d]
@@ -378,15 +390,18 @@ void LlamaEngine::State::at_layer(ggml_tensor* stream, int layer) {
   }
 }
 
-int LlamaEngine::State::take_number() {
-  if (free_numbers.empty()) {
-    throw Error(fmt::format(
-        "libllama has {} sequences; a draft tree needs one for each leaf: ask for smaller trees",
-        llama_n_seq_max(context.get())));
-  }
+std::optional<int> LlamaEngine::State::take_number() {
+  if (free_numbers.empty()) return std::nullopt;
   const int number = free_numbers.back();
   free_numbers.pop_back();
   return number;
+}
+
+int LlamaEngine::State::number_or_error() {
+  if (const std::optional<int> number = take_number()) return *number;
+  throw Error(fmt::format(
+      "libllama has {} sequences; a draft tree needs one for each leaf: ask for smaller trees",
+      llama_n_seq_max(context.get())));
 }
 
 void LlamaEngine::State::discard(Sequence& sequence) {
@@ -412,7 +427,7 @@ void LlamaEngine::State::number_paths(std::span<const Row> batch) {
     Sequence& sequence = sequences.at(batch[leaf].sequence);
     int number = sequence.base;
     if (!taken.insert(batch[leaf].sequence).second) {
-      number = sequence.branches.emplace_back(take_number());
+      number = sequence.branches.emplace_back(number_or_error());
       llama_memory_seq_cp(memory, sequence.base, number, -1, -1);
     }
     for (int row = static_cast<int>(leaf); row != kContext; row = batch[row].parent) {
@@ -422,7 +437,7 @@ void LlamaEngine::State::number_paths(std::span<const Row> batch) {
 }
 
 /// libllama's batch: first what the sequences have to replay, then the rows.
-void LlamaEngine::State::decode(std::span<const Row> batch) {
+void LlamaEngine::State::decode(std::span<const Row> batch, std::span<const int> row_positions) {
   std::vector<Token> tokens;
   std::vector<llama_pos> token_positions;
   std::vector<std::int8_t> decoded;
@@ -447,11 +462,11 @@ void LlamaEngine::State::decode(std::span<const Row> batch) {
   first_row = static_cast<int>(tokens.size());
   for (std::size_t i = 0; i < batch.size(); ++i) {
     // A pseudo row's token is overwritten before anything looks at it.
-    add(batch[i].is_pseudo() ? 0 : batch[i].token, batch[i].position, batch[i].decoded, numbers[i]);
+    add(batch[i].is_pseudo() ? 0 : batch[i].token, row_positions[i], batch[i].decoded, numbers[i]);
   }
   if (exact && tokens.size() == 1) {  // a second row of the same, which nothing sees
     Sequence& sequence = sequences.at(batch[0].sequence);
-    const int number = sequence.branches.emplace_back(take_number());
+    const int number = sequence.branches.emplace_back(number_or_error());
     llama_memory_seq_cp(llama_get_memory(context.get()), sequence.base, number, -1, -1);
     add(tokens[0], token_positions[0], false, {number});
   }
@@ -528,16 +543,17 @@ int LlamaEngine::draft_layer(int step) const {
   return state_->heads->heads.steps.at(step - 1).layer;
 }
 
-int LlamaEngine::positions() const { return state_->options.positions; }
+int LlamaEngine::sequences_a_pass() const { return state_->exact ? 1 : kMostSequences; }
+bool LlamaEngine::keeps_contexts_apart() const { return state_->exact; }
 
-int LlamaEngine::add_sequence() {
-  int sequence = 0;
-  while (has_sequence(sequence)) ++sequence;
-  state_->sequences[sequence] = {.base = state_->take_number(), .branches = {}};
-  return sequence;
+void LlamaEngine::add_context(int sequence) {
+  std::optional<int> number = state_->take_number();
+  while (!number && drop_retired()) number = state_->take_number();
+  state_->sequences[sequence] = {.base = number ? *number : state_->number_or_error(),
+                                 .branches = {}};
 }
 
-void LlamaEngine::remove_sequence(int sequence) {
+void LlamaEngine::remove_context(int sequence) {
   State::Sequence& removed = state_->sequences.at(sequence);
   removed.length = 0;
   removed.replayed.clear();
@@ -546,10 +562,7 @@ void LlamaEngine::remove_sequence(int sequence) {
   state_->sequences.erase(sequence);
 }
 
-bool LlamaEngine::has_sequence(int sequence) const { return state_->sequences.contains(sequence); }
-int LlamaEngine::length(int sequence) const { return state_->sequences.at(sequence).length; }
-
-void LlamaEngine::truncate(int sequence, int length) {
+void LlamaEngine::truncate_context(int sequence, int length) {
   State::Sequence& s = state_->sequences.at(sequence);
   while (s.length > length) {
     if (!s.replayed.empty()) s.replayed.pop_back();
@@ -558,16 +571,21 @@ void LlamaEngine::truncate(int sequence, int length) {
   state_->discard(s);
 }
 
-void LlamaEngine::forward(std::span<const Row> rows, std::span<const int> capture_layers,
-                          std::span<const Sublayer> skipped) {
+void LlamaEngine::share_context(int from, int to, int length) {
+  State::Sequence& target = state_->sequences.at(to);
+  llama_memory_seq_cp(llama_get_memory(state_->context.get()), state_->sequences.at(from).base,
+                      target.base, 0, length);
+  target.length = length;
+}
+
+void LlamaEngine::run(const Batch& batch) {
   State& s = *state_;
-  check_batch(rows, capture_layers, skipped);
-  if (!skipped.empty()) {
+  if (!batch.skipped.empty()) {
     throw Error("llama.cpp cannot leave out parts of a model: this needs --engine native");
   }
   s.stops.clear();
   s.captured.clear();
-  for (const int layer : capture_layers) {
+  for (const int layer : batch.capture_layers) {
     if (!s.residual_layers.contains(layer)) {
       throw Error(
           fmt::format("llama.cpp does not show the residual stream after layer {} of the "
@@ -578,28 +596,32 @@ void LlamaEngine::forward(std::span<const Row> rows, std::span<const int> captur
     s.captured.insert(layer);
   }
   bool has_pseudo_rows = false;
-  for (const Row& row : rows) {
+  for (const Row& row : batch.rows) {
     if (!row.is_pseudo()) continue;
     has_pseudo_rows = true;
-    if (steps_left_out(row, row.parent == kContext ? nullptr : &rows[row.parent]) > 0) {
+    if (steps_left_out(row, row.parent == kContext ? nullptr : &batch.rows[row.parent]) > 0) {
       throw Error("llama.cpp needs positions without gaps: this needs --engine native");
     }
     s.stops.insert(draft_layer(row.step));
     for (const Adapter& adapter : s.heads->heads.adapters) s.stops.insert(adapter.layer);
   }
   for (auto& [number, sequence] : s.sequences) s.discard(sequence);
-  s.rows.assign(rows.begin(), rows.end());
+  // Each leaf needs a number; retired sequences keep theirs as long as there are others.
+  while (s.free_numbers.size() < leaves(batch.rows) && drop_retired()) {
+  }
+  s.rows = batch.rows;
   s.states.clear();
   // The last layer's stream has a row for each token only where all of them are decoded.
-  s.has_final_states = has_pseudo_rows || !capture_layers.empty();
-  s.number_paths(rows);
-  s.decode(rows);
+  s.has_final_states = has_pseudo_rows || !batch.capture_layers.empty();
+  s.number_paths(batch.rows);
+  s.decode(batch.rows, batch.positions);
 }
 
 std::span<const float> LlamaEngine::hidden(int row, int layer) const {
   const auto state = state_->states.find(layer);
-  if (state == state_->states.end() || row < 0 || row >= static_cast<int>(state_->rows.size()) ||
-      (state_->rows[row].is_pseudo() && layer < draft_layer(state_->rows[row].step))) {
+  const std::span<const Row> all = rows();
+  if (state == state_->states.end() || row < 0 || row >= std::ssize(all) ||
+      (all[row].is_pseudo() && layer < draft_layer(all[row].step))) {
     bad_batch("that hidden state was not captured");
   }
   const auto d = static_cast<std::size_t>(config().hidden_size);
@@ -616,9 +638,7 @@ std::span<const float> LlamaEngine::final_state(int row) const {
 }
 
 std::span<const float> LlamaEngine::State::logits_of(int row) const {
-  const bool decoded = rows.at(row).decoded;
-  const float* const values =
-      decoded ? llama_get_logits_ith(context.get(), first_row + row) : nullptr;
+  const float* const values = llama_get_logits_ith(context.get(), first_row + row);
   if (values == nullptr) bad_batch("a row that was not to be decoded");
   return {values, static_cast<std::size_t>(config.vocabulary_size)};
 }
@@ -640,41 +660,39 @@ std::span<const BestTokens> LlamaEngine::best_tokens(std::span<const int> rows, 
   for (const int row : rows) {
     s.best.push_back(best_of(s.logits_of(row), {}, count, log_sums));
   }
-  for (const BestTokens& row : s.best) {
-    if (row.tokens.empty() || !std::isfinite(row.tokens.front().logit)) refuse_logits();
-  }
   return s.best;
 }
 
-void LlamaEngine::propose(std::span<const int> pseudo_rows) {
+std::vector<Proposal> LlamaEngine::propose(std::span<const std::vector<int>> anchors) {
   State& s = *state_;
-  std::vector<BestTokens> best;
-  std::vector<std::span<const float>> states;
-  for (const int row : pseudo_rows) {
-    best.push_back(best_of(s.logits_of(row), s.heads->heads.draft_vocabulary, kRankedCandidates,
-                           /*log_sum=*/true));
-    states.push_back(final_state(row));
+  const State::InstalledHeads& heads = *s.heads;
+  std::vector<Proposal> proposals;
+  for (const std::vector<int>& pseudo_rows : anchors) {
+    std::vector<BestTokens> best;
+    std::vector<std::span<const float>> states;
+    for (const int row : pseudo_rows) {
+      best.push_back(best_of(s.logits_of(row), heads.heads.draft_vocabulary, kRankedCandidates,
+                             /*log_sum=*/true));
+      states.push_back(final_state(row));
+    }
+    std::vector<float> inner;
+    if (heads.draft_head != nullptr) inner = heads.draft_head->take_states(states);
+    proposals.emplace_back(std::move(best), heads.draft_head, std::move(inner));
   }
-  s.heads->draft_head.propose(best, states);
+  return proposals;
 }
 
-std::vector<std::vector<Candidate>> LlamaEngine::drafts_behind(int step,
-                                                               std::span<const Token> previous) {
-  return state_->heads->draft_head.drafts_behind(step, previous);
-}
-
-void LlamaEngine::commit(int sequence, std::span<const int> rows) {
+void LlamaEngine::commit(int sequence, std::span<const int> path) {
   State& s = *state_;
-  check_path(sequence, s.rows, rows);
   State::Sequence& to = s.sequences.at(sequence);
   // Rows take free cells in their order. What lies behind a gap, which rows before it leave that
   // are not accepted, would be out of order once the gap is filled.
   std::size_t in_order = 0;
-  while (in_order < rows.size() && rows[in_order] == static_cast<int>(in_order)) ++in_order;
-  if (!s.exact || rows.size() - in_order > kMostReplayed) in_order = rows.size();
+  while (in_order < path.size() && path[in_order] == static_cast<int>(in_order)) ++in_order;
+  if (!s.exact || path.size() - in_order > kMostReplayed) in_order = path.size();
   if (in_order > 0) {
     const int begin = to.cached();
-    const std::vector<int>& through = s.numbers[rows[in_order - 1]];
+    const std::vector<int>& through = s.numbers[path[in_order - 1]];
     if (std::ranges::count(through, to.base) == 0) {  // the path is a branch's
       llama_memory_t const memory = llama_get_memory(s.context.get());
       llama_memory_seq_rm(memory, to.base, begin, -1);
@@ -682,8 +700,8 @@ void LlamaEngine::commit(int sequence, std::span<const int> rows) {
                           begin + static_cast<int>(in_order));
     }
   }
-  for (const int row : rows.subspan(in_order)) to.replayed.push_back(s.rows[row].token);
-  to.length += static_cast<int>(rows.size());
+  for (const int row : path.subspan(in_order)) to.replayed.push_back(rows()[row].token);
+  to.length += static_cast<int>(path.size());
   s.discard(to);
 }
 

@@ -49,32 +49,30 @@ class LlamaEngine final : public Engine {
   int draft_layer(int step) const override;
   bool medusa() const override { return false; }
 
-  int positions() const override;
-  int add_sequence() override;
-  void remove_sequence(int sequence) override;
-  bool has_sequence(int sequence) const override;
-  int length(int sequence) const override;
-  void truncate(int sequence, int length) override;
+  int positions() const override { return options().positions; }
+  int sequences_a_pass() const override;  ///< with `exact` one
 
+ private:
   /// Errors, too: passes that leave out parts of the model or steps of pseudo rows, or whose trees
   /// have more leaves than libllama has sequences.
-  void forward(std::span<const Row> rows, std::span<const int> capture_layers = {},
-               std::span<const Sublayer> skipped = {}) override;
+  void run(const Batch& batch) override;
   std::span<const float> hidden(int row, int layer) const override;
   /// Only of passes that capture a layer or have pseudo rows.
   std::span<const float> final_state(int row) const override;
   std::span<const float> logits(std::span<const int> rows) override;
   std::span<const BestTokens> best_tokens(std::span<const int> rows, int count,
-                                          bool log_sums = false) override;
-  void propose(std::span<const int> pseudo_rows) override;
-  std::vector<std::vector<Candidate>> drafts_behind(int step,
-                                                    std::span<const Token> previous) override;
-  void commit(int sequence, std::span<const int> rows) override;
+                                          bool log_sums) override;
+  std::vector<Proposal> propose(std::span<const std::vector<int>> anchors) override;
+  void commit(int sequence, std::span<const int> path) override;
 
-  void profile(bool) override {}
-  std::vector<PhaseTime> phase_times() const override { return {}; }
+  void add_context(int sequence) override;
+  void remove_context(int sequence) override;
+  void truncate_context(int sequence, int length) override;
+  void share_context(int from, int to, int length) override;
+  /// With `exact`: cells that several sequences hold, or that one leaves behind, are out of order
+  /// for the next.
+  bool keeps_contexts_apart() const override;
 
- private:
   struct State;
   std::unique_ptr<State> state_;
 };

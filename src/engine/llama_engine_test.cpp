@@ -9,9 +9,9 @@
 #include <string_view>
 #include <utility>
 
+#include "base/error.h"
 #include "engine/native_engine.h"
 #include "engine/token_chain.h"
-#include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 

@@ -8,9 +8,9 @@
 #include <optional>
 #include <stdexcept>
 
+#include "base/error.h"
 #include "engine/draft_head.h"
 #include "engine/forward.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {
@@ -22,7 +22,7 @@ struct PackedHeads {
   std::vector<PackedAdapter> adapters;
   std::vector<std::int32_t> vocabulary;  ///< that pseudo rows draft from; empty: all tokens
   DraftWeights weights;
-  DraftHead head;
+  std::shared_ptr<DraftHead> head;  ///< nullptr where none is sequential
 };
 
 }  // namespace
@@ -34,11 +34,11 @@ struct NativeEngine::State {
         kernels(default_kernels()),
         pool(options.threads),
         weights(m, pool, options.packed_cache),
-        cache(m.config(), o.cache_type, options.max_rows + kPagePositions - 1),
+        cache(m.config(), o.cache_type),
         pass(m, weights, kernels, cache, pool, options.max_rows, options.context) {}
 
-  /// Where the rows are in the pass's order, to be asked for what the head gives.
-  std::vector<int> decoded(std::span<const int> asked) const;
+  /// Where the rows are in the pass's order.
+  std::vector<int> indices(std::span<const int> rows) const;
   std::span<const PackedMap> maps() const {
     return heads ? std::span<const PackedMap>(heads->maps) : std::span<const PackedMap>();
   }
@@ -52,10 +52,8 @@ struct NativeEngine::State {
   KvCache cache;
   ForwardPass pass;
 
-  bool complete = false;  ///< the last pass left nothing out
-  // The last pass: its rows in the caller's order, and where each of them is in the pass's order.
-  std::vector<Row> rows;
-  std::vector<int> index_of;
+  // The last pass. Its order is another one than the caller's.
+  std::vector<int> index_of;  ///< the caller's rows in the pass's order
   std::vector<PassRow> pass_rows;
   std::vector<float> logits;
   std::vector<BestTokens> best;
@@ -64,7 +62,6 @@ struct NativeEngine::State {
 NativeEngine::NativeEngine(const Model& model, const EngineOptions& options)
     : state_(std::make_unique<State>(model, options)) {}
 NativeEngine::~NativeEngine() = default;
-NativeEngine::NativeEngine(NativeEngine&&) noexcept = default;
 
 const ModelConfig& NativeEngine::config() const { return state_->model.config(); }
 const EngineOptions& NativeEngine::options() const { return state_->options; }
@@ -101,14 +98,19 @@ void NativeEngine::set_heads(const Heads& heads) {
   const int first_layer = heads.has_token_input()
                               ? std::ranges::min_element(maps, {}, &PackedMap::layer)->layer
                               : config().layers;
-  s.heads.emplace(PackedHeads{
-      .method = heads.method,
-      .maps = std::move(maps),
-      .adapters = std::move(adapters),
-      .vocabulary = heads.draft_vocabulary,
-      .weights = DraftWeights(s.model, s.weights, first_layer, heads.draft_vocabulary, rough,
-                              s.pool, s.options.packed_cache),
-      .head = DraftHead(s.model.token_embedding(), s.model.head(), heads, s.kernels, s.pool)});
+  std::shared_ptr<DraftHead> head;
+  if (heads.has_sequential_head()) {
+    head = std::make_shared<DraftHead>(s.model.token_embedding(), s.model.head(), heads, s.kernels,
+                                       s.pool);
+  }
+  s.heads.emplace(
+      PackedHeads{.method = heads.method,
+                  .maps = std::move(maps),
+                  .adapters = std::move(adapters),
+                  .vocabulary = heads.draft_vocabulary,
+                  .weights = DraftWeights(s.model, s.weights, first_layer, heads.draft_vocabulary,
+                                          rough, s.pool, s.options.packed_cache),
+                  .head = std::move(head)});
 }
 
 int NativeEngine::draft_steps() const { return static_cast<int>(state_->maps().size()); }
@@ -120,19 +122,18 @@ bool NativeEngine::medusa() const {
 }
 int NativeEngine::draft_layer(int step) const { return state_->heads->maps.at(step - 1).layer; }
 
-int NativeEngine::add_sequence() { return state_->cache.add_sequence(); }
-void NativeEngine::remove_sequence(int sequence) { state_->cache.remove_sequence(sequence); }
-bool NativeEngine::has_sequence(int sequence) const { return state_->cache.has_sequence(sequence); }
-int NativeEngine::length(int sequence) const { return state_->cache.length(sequence); }
-void NativeEngine::truncate(int sequence, int length) { state_->cache.truncate(sequence, length); }
+void NativeEngine::add_context(int sequence) { state_->cache.add_sequence(sequence); }
+void NativeEngine::remove_context(int sequence) { state_->cache.remove_sequence(sequence); }
+void NativeEngine::truncate_context(int sequence, int length) {
+  state_->cache.truncate(sequence, length);
+}
+void NativeEngine::share_context(int from, int to, int length) {
+  state_->cache.share(from, to, length);
+}
 
-void NativeEngine::forward(std::span<const Row> rows, std::span<const int> capture_layers,
-                           std::span<const Sublayer> skipped) {
+void NativeEngine::run(const Batch& batch) {
   State& s = *state_;
-  check_batch(rows, capture_layers, skipped);
-  s.complete = false;
-  s.rows.assign(rows.begin(), rows.end());
-
+  const std::span<const Row> rows = batch.rows;
   const auto entry_layer = [&](const Row& row) {
     return row.is_pseudo() ? s.maps()[row.step - 1].layer : 0;
   };
@@ -150,7 +151,7 @@ void NativeEngine::forward(std::span<const Row> rows, std::span<const int> captu
     const Row& row = rows[i];
     PassRow& to = s.pass_rows[s.index_of[i]];
     to.sequence = row.sequence;
-    to.position = row.position;
+    to.position = batch.positions[i];
     to.token = row.token;
     to.step = row.step;
     to.token_behind = row.token_behind;
@@ -172,10 +173,9 @@ void NativeEngine::forward(std::span<const Row> rows, std::span<const int> captu
               .maps = s.maps(),
               .adapters = s.heads ? s.heads->adapters : std::span<const PackedAdapter>(),
               .medusa = medusa(),
-              .capture_layers = capture_layers,
-              .skipped = skipped,
+              .capture_layers = batch.capture_layers,
+              .skipped = batch.skipped,
               .cancelled = s.options.cancelled});
-  s.complete = skipped.empty();
 }
 
 std::span<const float> NativeEngine::hidden(int row, int layer) const {
@@ -188,19 +188,16 @@ std::span<const float> NativeEngine::final_state(int row) const {
   return state_->pass.final_state(state_->index_of.at(row));
 }
 
-std::vector<int> NativeEngine::State::decoded(std::span<const int> asked) const {
+std::vector<int> NativeEngine::State::indices(std::span<const int> rows) const {
   std::vector<int> indices;
-  for (const int row : asked) {
-    if (!rows.at(row).decoded) bad_batch("a row that was not to be decoded");
-    indices.push_back(index_of[row]);
-  }
+  for (const int row : rows) indices.push_back(index_of.at(row));
   return indices;
 }
 
 std::span<const float> NativeEngine::logits(std::span<const int> rows) {
   State& s = *state_;
   s.logits.resize(rows.size() * static_cast<std::size_t>(config().vocabulary_size));
-  s.pass.run_head(s.weights.head, s.decoded(rows), s.logits);
+  s.pass.run_head(s.weights.head, s.indices(rows), s.logits);
   return s.logits;
 }
 
@@ -208,39 +205,44 @@ std::span<const BestTokens> NativeEngine::best_tokens(std::span<const int> rows,
                                                       bool log_sums) {
   State& s = *state_;
   s.best.resize(rows.size());
-  s.pass.best_of_head(s.weights.head, s.decoded(rows), count, log_sums, s.best);
-  for (const BestTokens& row : s.best) {
-    if (row.tokens.empty() || !std::isfinite(row.tokens.front().logit)) refuse_logits();
-  }
+  s.pass.best_of_head(s.weights.head, s.indices(rows), count, log_sums, s.best);
   return s.best;
 }
 
-void NativeEngine::propose(std::span<const int> pseudo_rows) {
+std::vector<Proposal> NativeEngine::propose(std::span<const std::vector<int>> anchors) {
   State& s = *state_;
   PackedHeads& heads = *s.heads;
-  const std::vector<int> indices = s.decoded(pseudo_rows);
-  s.best.resize(indices.size());
-  s.pass.best_of_head(heads.weights.head, indices, kRankedCandidates, /*sums=*/true, s.best);
-  std::vector<std::span<const float>> states;
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    states.push_back(s.pass.final_state(indices[i]));
-    if (heads.vocabulary.empty()) continue;
-    for (TokenLogit& each : s.best[i].tokens) each.token = heads.vocabulary[each.token];
+  std::vector<int> all;
+  for (const std::vector<int>& rows : anchors) all.insert(all.end(), rows.begin(), rows.end());
+  const std::vector<int> indices = s.indices(all);
+  std::vector<BestTokens> best(indices.size());
+  s.pass.best_of_head(heads.weights.head, indices, kRankedCandidates, /*sums=*/true, best);
+  if (!heads.vocabulary.empty()) {
+    for (BestTokens& row : best) {
+      for (TokenLogit& each : row.tokens) each.token = heads.vocabulary[each.token];
+    }
   }
-  heads.head.propose(s.best, states);
+  std::vector<Proposal> proposals;
+  auto next = best.begin();
+  auto next_index = indices.begin();
+  for (const std::vector<int>& rows : anchors) {
+    std::vector<BestTokens> of_anchor;
+    std::vector<std::span<const float>> states;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      of_anchor.push_back(std::move(*next++));
+      states.push_back(s.pass.final_state(*next_index++));
+    }
+    std::vector<float> inner;
+    if (heads.head != nullptr) inner = heads.head->take_states(states);
+    proposals.emplace_back(std::move(of_anchor), heads.head, std::move(inner));
+  }
+  return proposals;
 }
 
-std::vector<std::vector<Candidate>> NativeEngine::drafts_behind(int step,
-                                                                std::span<const Token> previous) {
-  return state_->heads->head.drafts_behind(step, previous);
-}
-
-void NativeEngine::commit(int sequence, std::span<const int> rows) {
+void NativeEngine::commit(int sequence, std::span<const int> path) {
   State& s = *state_;
-  if (!s.complete) bad_batch("only a pass that ran, and left nothing out, can be committed");
-  check_path(sequence, s.rows, rows);
   std::vector<int> slots;
-  for (const int row : rows) slots.push_back(s.pass.slot(s.index_of[row]));
+  for (const int row : path) slots.push_back(s.pass.slot(s.index_of[row]));
   s.cache.commit(sequence, slots);
 }
 

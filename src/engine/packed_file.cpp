@@ -7,7 +7,7 @@
 
 #include <string_view>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/replaced_file.h"
 
 namespace firp {

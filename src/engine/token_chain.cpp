@@ -5,13 +5,10 @@
 
 namespace firp {
 
-std::vector<Row> token_chain(int sequence, int position, std::span<const Token> tokens) {
+std::vector<Row> token_chain(int sequence, std::span<const Token> tokens) {
   std::vector<Row> rows;
   for (int i = 0; i < std::ssize(tokens); ++i) {
-    rows.push_back({.sequence = sequence,
-                    .position = position + i,
-                    .parent = i == 0 ? kContext : i - 1,
-                    .token = tokens[i]});
+    rows.push_back({.sequence = sequence, .parent = i == 0 ? kContext : i - 1, .token = tokens[i]});
   }
   return rows;
 }
@@ -22,15 +19,14 @@ std::vector<int> first_rows(std::size_t count) {
   return rows;
 }
 
-int append_tokens(Engine& engine, int sequence, std::span<const Token> tokens) {
-  int last = -1;
+std::optional<Pass> append_tokens(Engine& engine, int sequence, std::span<const Token> tokens) {
+  std::optional<Pass> last;
   while (!tokens.empty()) {
     const auto count = std::min<std::size_t>(tokens.size(), engine.options().max_rows);
-    std::vector<Row> rows = token_chain(sequence, engine.length(sequence), tokens.first(count));
+    std::vector<Row> rows = token_chain(sequence, tokens.first(count));
     for (Row& row : rows) row.decoded = &row == &rows.back();
-    engine.forward(rows);
-    engine.commit(sequence, first_rows(count));
-    last = static_cast<int>(count) - 1;
+    last = engine.forward(rows);
+    last->commit(sequence, first_rows(count));
     tokens = tokens.subspan(count);
   }
   return last;

@@ -14,8 +14,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/error.h"
 #include "kernels/isa_tables.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {

@@ -13,7 +13,7 @@
 #include <limits>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/ggml_log.h"
 
 namespace firp {

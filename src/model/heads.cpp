@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/ggml_log.h"
 #include "model/gguf_pointers.h"
 #include "model/replaced_file.h"

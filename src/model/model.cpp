@@ -8,8 +8,8 @@
 #include <fstream>
 #include <unordered_set>
 
+#include "base/error.h"
 #include "model/cache_directory.h"
-#include "model/error.h"
 #include "model/ggml_log.h"
 #include "model/replaced_file.h"
 

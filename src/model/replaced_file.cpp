@@ -15,7 +15,7 @@
 #include <system_error>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
 
 namespace firp {
 namespace {

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
 
 namespace firp {
 namespace {

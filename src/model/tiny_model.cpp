@@ -6,7 +6,7 @@
 #include <numbers>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/gguf_pointers.h"
 
 namespace firp {

@@ -15,7 +15,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/ggml_log.h"
 #include "model/gguf_file.h"
 #include "model/special_tokens.h"

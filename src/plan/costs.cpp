@@ -4,8 +4,9 @@
 
 namespace firp {
 
-double PassCosts::verify(int rows, int context) const {
-  const double attention = position_seconds * rows * context;
+double PassCosts::verify(const PassSize& size) const {
+  const int rows = size.rows;
+  const double attention = position_seconds * size.attended;
   const auto above = verify_seconds.lower_bound(rows);
   if (above == verify_seconds.end()) {
     const auto& [most, seconds] = *verify_seconds.rbegin();

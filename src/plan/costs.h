@@ -8,6 +8,22 @@ namespace firp {
 /// Of the largest tree that is planned for.
 inline constexpr int kMostPlannedNodes = 32;
 
+/// What the time of a pass depends on.
+struct PassSize {
+  int rows = 0;
+  double attended = 0;  ///< positions of their contexts that the rows see, all together
+
+  void add(int more_rows, int context) {
+    rows += more_rows;
+    attended += static_cast<double>(more_rows) * context;
+  }
+  PassSize with(int more_rows, int context) const {
+    PassSize all = *this;
+    all.add(more_rows, context);
+    return all;
+  }
+};
+
 /// What passes cost on this machine.
 struct PassCosts {
   /// Seconds of a verifying pass by its rows, on a short context; those between are interpolated.
@@ -18,7 +34,9 @@ struct PassCosts {
   /// What a row adds for each position of its context: attention.
   double position_seconds = 0;
 
-  double verify(int rows, int context) const;
+  double verify(const PassSize& size) const;
+  /// Of rows of one sequence.
+  double verify(int rows, int context) const { return verify(PassSize().with(rows, context)); }
 };
 
 }  // namespace firp

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include "plan/costs.h"
@@ -15,7 +16,7 @@ inline constexpr double kAverageWeight = 1.0 / 16;
 class Drift {
  public:
   Drift() { ratios_.fill(1); }
-  double ratio(int rows) const { return ratios_[rows]; }
+  double ratio(int rows) const { return ratios_[std::min<std::size_t>(rows, kMostRows)]; }
   /// A pass, of whatever kind, was run.
   void pass() {
     for (double& passes : unseen_) ++passes;
@@ -23,8 +24,10 @@ class Drift {
   void observe(int rows, double ratio_now);
 
  private:
-  std::array<double, kMostPlannedNodes + 2> ratios_;
-  std::array<double, kMostPlannedNodes + 2> unseen_{};  ///< passes since one of about as many rows
+  static constexpr int kMostRows = 2 * kMostPlannedNodes;  ///< that are told apart
+
+  std::array<double, kMostRows + 1> ratios_;
+  std::array<double, kMostRows + 1> unseen_{};  ///< passes since one of about as many rows
 };
 
 /// The drifts of passes that pseudo rows did not draft for, and of those that they did.
@@ -45,8 +48,8 @@ class Drifts {
   explicit Drifts(bool follow) : follow_(follow) {}
 
   double ratio(int rows, bool drafted) const { return drifts_[drafted].ratio(rows); }
-  /// A pass took `ratio` of what was measured for its rows.
-  void observe(int rows, bool drafted, double ratio);
+  /// A pass took `ratio` of what was measured for its rows. `plain`: it verified no drafts.
+  void observe(int rows, bool drafted, bool plain, double ratio);
 
   /// Whether nothing should be drafted, so that plain passes are seen.
   bool plain_is_due() const { return follow_ && until_plain_ == 0; }

@@ -1,13 +1,13 @@
 #include "plan/measuring.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "base/stopwatch.h"
 #include "draft/draft_tree.h"
 #include "engine/token_chain.h"
 
@@ -15,7 +15,7 @@ namespace firp {
 namespace {
 
 constexpr int kShortContext = 64, kLongContext = 224;
-constexpr int kMeasuredRows[] = {2, 3, 4, 6, 8, 12, 16, 24, 32};  // beside 1
+constexpr int kMeasuredRows[] = {2, 3, 4, 6, 8, 12, 16, 24, 32, 64};  // beside 1
 constexpr int kContextRows = 8;  // with which the cost of a position is measured
 constexpr int kRounds = 5;
 constexpr double kLongSeconds = 1;  // after which two rounds must do: a large model
@@ -23,9 +23,9 @@ constexpr double kSettlingSeconds = 0.05;
 
 template <typename Work>
 double seconds_of(const Work& work) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return watch.seconds();
 }
 
 /// Some tokens for the positions from `begin` on: the time does not depend on them.
@@ -37,17 +37,14 @@ std::vector<Token> any_tokens(const Engine& engine, int begin, int count) {
   return tokens;
 }
 
-/// A chain of them behind `begin` committed ones.
-std::vector<Row> chain(const Engine& engine, int sequence, int begin, int count) {
-  return token_chain(sequence, begin, any_tokens(engine, begin, count));
+/// A chain of them behind the committed ones.
+std::vector<Row> chain(const Engine& engine, int sequence, int count) {
+  return token_chain(sequence, any_tokens(engine, engine.length(sequence), count));
 }
 
 double measure_verifying(Engine& engine, int sequence, int count) {
-  const std::vector<Row> rows = chain(engine, sequence, engine.length(sequence), count);
-  return seconds_of([&] {
-    engine.forward(rows);
-    engine.best_tokens(first_rows(count), 1);
-  });
+  const std::vector<Row> rows = chain(engine, sequence, count);
+  return seconds_of([&] { engine.forward(rows).best_tokens(first_rows(count), 1); });
 }
 
 bool needs_round(int rounds, double spent_seconds) {
@@ -85,16 +82,14 @@ class Drafting {
 };
 
 Drafting::Drafting(Engine& engine, int sequence) : engine_(engine) {
-  const int begin = engine.length(sequence);
-  engine.forward(chain(engine, sequence, begin, 1), engine.draft_layers());
+  const Pass pass = engine.forward(chain(engine, sequence, 1), engine.draft_layers());
   for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> h = engine.draft_source(0, step);
+    const std::span<const float> h = pass.draft_source(0, step);
     sources_.emplace_back(h.begin(), h.end());
   }
-  engine.commit(sequence, first_rows(1));
+  pass.commit(sequence, first_rows(1));
   for (int step = 1; step <= engine.draft_steps(); ++step) {
     rows_.push_back({.sequence = sequence,
-                     .position = begin + step,
                      .parent = step == 1 ? kContext : step - 2,
                      .step = step,
                      .source = sources_[step - 1],
@@ -104,12 +99,11 @@ Drafting::Drafting(Engine& engine, int sequence) : engine_(engine) {
 
 double Drafting::measure(int steps) const {
   return seconds_of([&] {
-    engine_.forward(std::span(rows_).first(steps));
-    engine_.propose(first_rows(steps));
-    build_draft_tree(steps, kMostPlannedNodes, /*root=*/0,
-                     [&](int step, std::span<const Token> previous) {
-                       return engine_.drafts_behind(step, previous);
-                     });
+    const Pass pass = engine_.forward(std::span(rows_).first(steps));
+    const Proposal proposal = pass.propose(first_rows(steps));
+    build_draft_tree(
+        steps, kMostPlannedNodes, /*root=*/0,
+        [&](int step, std::span<const Token> previous) { return proposal.behind(step, previous); });
   });
 }
 

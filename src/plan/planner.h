@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -10,15 +11,25 @@
 
 namespace firp {
 
+/// What else is in the passes of a sequence: other sequences, and prompts that are read.
+struct Company {
+  int sequences = 0;         ///< that decode
+  PassSize size;             ///< of their rows, and of those that read
+  double tokens = 0;         ///< that the others should give
+  double draft_seconds = 0;  ///< their share in what drafts for the next pass
+};
+
 /// What is decided for the next pass of one sequence, and what its text has taught: how far the
 /// drafts' probabilities are true, and whether drafting pays. A value that its session holds, and
 /// Planner alone reads and writes.
 struct Plan {
   struct NextPass {
-    bool drafted = false;     ///< by pseudo rows
-    int steps = 0;            ///< that were drafted ahead; 0: as many as there are
-    bool alone = false;       ///< nothing else was at hand
-    double rate_without = 0;  ///< tokens a second that it would have had without
+    bool drafted = false;  ///< by pseudo rows
+    int steps = 0;         ///< that were drafted ahead; 0: as many as there are
+    bool alone = false;    ///< nothing else was at hand
+    // What the sequence would have without: tokens that it should give, and its rows.
+    double tokens_without = 1;
+    int rows_without = 1;
   };
 
   /// Steps that are drafted until it is known whether that pays, and the pause behind those that
@@ -37,19 +48,22 @@ struct Plan {
 
   NextPass next;
   Calibration calibration;  ///< expects the tokens of a tree
+  Company company;          ///< in the last pass
+  int known_company = 0;    ///< other sequences beside which the following was learnt
   Trial trial;
   int undrafted_run = 0;  ///< the sequence's passes, up to now, that were not drafted for
-  double rate = 0;        ///< tokens a second of passes that were drafted for
-  double profit = 0;      ///< by which share drafting is faster than doing without
-  /// Tokens a second of passes that are drafted for so many steps ahead: [steps - 1]; of those that
-  /// had nothing else at hand.
+  // Tokens a second are all sequences', over those that they would have if this one were plain.
+  double rate = 0;    ///< of passes that were drafted for
+  double profit = 0;  ///< by which share drafting is faster than doing without
+  /// Of passes that are drafted for so many steps ahead: [steps - 1]; of those that had nothing
+  /// else at hand.
   std::vector<double> step_rates;
   int drafts = 0;  ///< passes that were drafted for
 };
 
 /// Decides at each step of a sequence how many nodes of a draft tree are verified, whether pseudo
 /// rows draft, and how many steps ahead, to get the most tokens a second:
-/// (1 + accepted) / T(step).
+/// (1 + accepted) / T(step). Where sequences share passes, tokens and time are those of all.
 ///
 /// One for all sequences of an engine: what one teaches about the machine, what passes take by now,
 /// helps all. What depends on a sequence's text is in its plan, so that sequences may take turns in
@@ -64,13 +78,26 @@ class Planner {
   /// that short texts need no trial each.
   Plan begin() const { return latest_; }
 
-  /// How many of a tree's first nodes should be verified.
-  int nodes_worth_verifying(const Plan& plan, const DraftTree& tree, int context) const;
+  /// A sequence that decodes in the next pass.
+  struct Candidate {
+    const Plan& plan;
+    const DraftTree& tree;
+    int context;
+  };
+  /// How many of each tree's first nodes should be verified: those that promise most tokens for
+  /// what they cost together, `most` at most. `reading`: rows of prompts beside them.
+  std::vector<int> nodes_worth_verifying(std::span<const Candidate> sequences,
+                                         const PassSize& reading, int most) const;
 
-  /// What came of the planned pass: the tree that it verified, and those of its nodes that were
-  /// right.
-  void observe_pass(Plan& plan, const DraftTree& tree, std::span<const int> accepted,
-                    double seconds, int context);
+  /// What came of a sequence's part of a pass: the tree that was verified, and those of its nodes
+  /// that were right.
+  struct Verified {
+    Plan& plan;
+    const DraftTree& tree;
+    std::vector<int> accepted;
+    int context;
+  };
+  void observe_pass(std::span<const Verified> sequences, const PassSize& reading, double seconds);
 
   /// Decides whether pseudo rows draft for the next pass, and how far ahead; whether they do.
   /// `at_hand` is what is drafted without them.
@@ -79,35 +106,47 @@ class Planner {
   /// How many steps ahead, where drafting was decided on.
   int steps(const Plan& plan) const;
 
-  /// They did.
-  void observe_drafting(const Plan& plan, double seconds);
+  /// They did, for these sequences together.
+  void observe_drafting(std::span<Plan* const> plans, double seconds);
 
   /// The next pass is another one than was planned, and its draft is gone.
   static void forget_next(Plan& plan) { plan.next = {}; }
 
-  /// Of the pass that comes next.
-  double verify_seconds(const Plan& plan, int rows, int context) const {
-    return verify_seconds(rows, context, plan.next.drafted);
+  /// Of a pass. `drafted`: by pseudo rows.
+  double verify_seconds(const PassSize& size, bool drafted) const {
+    return drifts_.ratio(size.rows, drafted) * costs_.verify(size);
   }
-  /// Of as many steps as were decided on.
-  double draft_seconds(const Plan& plan) const;
+  /// The sequence's share in drafting as many steps as were decided on.
+  double draft_seconds(const Plan& plan) const { return draft_seconds(plan, steps(plan)); }
 
   const PassCosts& costs() const { return costs_; }
 
  private:
-  double verify_seconds(int rows, int context, bool drafted) const {
-    return drifts_.ratio(rows, drafted) * costs_.verify(rows, context);
-  }
-  double best_rate(const Plan& plan, const DraftTree& tree, int context, bool drafted,
-                   double draft_seconds, int* nodes) const;
+  /// Sequences that draft together, as far as they are told apart.
+  static constexpr int kMostAnchors = 16;
+
+  double joint_draft_seconds(int sequences, int steps) const;
+  double draft_seconds(const Plan& plan, int steps) const;
+  struct Prefix {
+    int nodes = 0;
+    double tokens = 1;  ///< of the sequence
+    double rate = 0;    ///< as in Plan
+  };
+  Prefix best_prefix(const Plan& plan, const DraftTree& tree, int context, bool drafted,
+                     double draft_seconds) const;
+  double plain_rate(const Plan& plan, int context) const;
+  void learn(Plan& plan, const DraftTree& tree, int context, double tokens);
   void learn_steps(Plan& plan, const DraftTree& tree, int context) const;
-  void observe_pause(Plan& plan, int rows, double seconds, int context) const;
+  void observe_pause(Plan& plan, bool plain, double ratio, int context) const;
   void observe_trial(Plan& plan, int rows, double tokens, int context) const;
   int pause_for_trial(const Plan& plan, int context) const;
 
   PassCosts costs_;
   Drifts drifts_;
   bool follow_;
+  /// What drafting for so many sequences takes / what was to be expected by that for one:
+  /// [sequences].
+  std::array<double, kMostAnchors + 1> joint_drafting_;
   Plan latest_;  ///< of the sequence that was observed last, with nothing decided
 };
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cctype>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/ggml_log.h"
 
 namespace firp {

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "decode/sampler.h"
 #include "decode/session.h"
-#include "model/error.h"
 #include "model/vocabulary.h"
 
 // The bodies of requests and replies: OpenAI's chat and text completions
@@ -89,7 +89,7 @@ enum class FinishReason { kStop, kLength };
 /// What an answer took.
 struct Usage {
   int prompt_tokens = 0;
-  int cached_tokens = 0;  ///< of the prompt, which a slot still held
+  int cached_tokens = 0;  ///< of the prompt, which other requests had read
   int completion_tokens = 0;
   DecodeStats stats;
 };

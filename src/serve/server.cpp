@@ -18,13 +18,13 @@
 #include <utility>
 #include <vector>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/ggml_log.h"
 #include "serve/access.h"
 #include "serve/api.h"
 #include "serve/http_server.h"
 #include "serve/page.h"
-#include "serve/slots.h"
+#include "serve/scheduler.h"
 
 namespace firp {
 namespace {
@@ -166,15 +166,15 @@ RequestError error_of(const httplib::Request& request, int status) {
 }  // namespace
 
 struct Server::State {
-  State(Engine& e, const Vocabulary& v, const DecodeOptions& d, ServerOptions o)
-      : engine(e),
+  State(BatchDecoder& b, const Vocabulary& v, const DecodeOptions& d, ServerOptions o)
+      : engine(b.engine()),
         vocabulary(v),
         decoding(d),
         options(std::move(o)),
         rules{.api_key = options.api_key,
               .origins = options.allowed_origins,
               .hosts = options.allowed_hosts},
-        slots(e, v, d, options.slots) {}
+        scheduler(b, v, d, options.parallel) {}
 
   void route();
   /// Refuses who may not use the server, and what it does not have, before a body is read.
@@ -193,7 +193,7 @@ struct Server::State {
   const DecodeOptions decoding;
   const ServerOptions options;
   AccessRules rules;  ///< complete once the port is open
-  Slots slots;
+  Scheduler scheduler;
   std::atomic<bool> stopping = false;
   std::atomic<std::size_t> body_bytes = 0;
   mutable std::mutex log_mutex;
@@ -340,20 +340,20 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
   const std::string path = http_request.path;
   if (!request.stream) {
     std::string text;
-    const Slots::Answer answer = slots.complete(
+    const Scheduler::Answer answer = scheduler.complete(
         prompt, request, [&](std::string_view part) { text += part; },
         [this] { return is_unwanted(); });
     log(path, answer.usage);
     return reply(response, whole_reply(head, text, answer.finish, answer.usage));
   }
-  slots.refuse_if_full();  // while the status can still say so
+  scheduler.refuse_if_full();  // while the status can still say so
   const auto stream = [this, request = std::move(request), prompt = std::move(prompt), head,
                        path](httplib::DataSink& sink) {
     bool listening = true;
     const auto send = [&](const Json& event) { listening = listening && send_event(sink, event); };
     try {
       if (request.kind == CompletionKind::kChat) send(first_chunk(head));
-      const Slots::Answer answer = slots.complete(
+      const Scheduler::Answer answer = scheduler.complete(
           prompt, request,
           [&](std::string_view part) { send(text_chunk(head, std::string(part))); },
           [&] { return !listening || is_unwanted(); });
@@ -442,9 +442,9 @@ void Server::State::route() {
   });
 }
 
-Server::Server(Engine& engine, const Vocabulary& vocabulary, const DecodeOptions& decoding,
+Server::Server(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& decoding,
                ServerOptions options)
-    : state_(std::make_unique<State>(engine, vocabulary, decoding, std::move(options))) {
+    : state_(std::make_unique<State>(decoder, vocabulary, decoding, std::move(options))) {
   state_->route();
 }
 Server::~Server() = default;

@@ -4,16 +4,15 @@
 #include <string>
 #include <vector>
 
-#include "decode/session.h"
-#include "engine/engine.h"
+#include "decode/batch_decoder.h"
 #include "model/vocabulary.h"
 
 namespace firp {
 
 struct ServerOptions {
   std::string host = "127.0.0.1";
-  int port = 8080;  ///< 0: any free one
-  int slots = 4;    ///< requests that are answered at once
+  int port = 8080;   ///< 0: any free one
+  int parallel = 4;  ///< requests that are answered at once
   std::string model_name;
   std::string api_key;  ///< empty: none is asked for
   // Without a key (serve/access.h):
@@ -26,8 +25,8 @@ struct ServerOptions {
 /// An HTTP server with OpenAI's endpoints (docs/serve.md lists them, and its limits).
 class Server {
  public:
-  /// `engine` and `vocabulary` must outlive the server, which uses the engine alone.
-  Server(Engine& engine, const Vocabulary& vocabulary, const DecodeOptions& decoding,
+  /// `decoder` and `vocabulary` must outlive the server, which uses the decoder's engine alone.
+  Server(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& decoding,
          ServerOptions options);
   ~Server();
 

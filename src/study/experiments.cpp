@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "base/error.h"
 #include "bench/forward_bench.h"
 #include "bench/report.h"
-#include "decode/session.h"
-#include "model/error.h"
+#include "decode/batch_decoder.h"
 #include "study/measure.h"
 #include "train/training_log.h"
 
@@ -294,13 +294,14 @@ Finding study_tree(Engine& engine, const NamedHeads& heads, std::span<const Text
     methods.push_back({.tree_nodes = std::max(size, 1), .chain = size == 0});
   }
   std::vector<DecodeStats> sums(methods.size());
+  BatchDecoder decoder(engine);
   for (std::size_t text = 0; text < texts.size(); ++text) {
     const auto begin = texts[text].tokens.begin();
     const std::vector<Token> prompt(begin, begin + texts[text].answer_begin);
     // All methods see the same machine: prompt by prompt, in another order each time.
     for (std::size_t i = 0; i < methods.size(); ++i) {
       const std::size_t method = (i + text) % methods.size();
-      Session session(engine, methods[method]);
+      Session session(decoder, methods[method]);
       session.append(prompt);
       sums[method] += generate(
           session, texts[text].answer_tokens(), [](Token) { return false; },

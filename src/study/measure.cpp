@@ -26,7 +26,8 @@ int first_anchor(const Text& text) { return std::max(kSkippedPositions, text.ans
 /// Runs a text in passes of token rows with the pseudo rows of the anchors among them, and calls
 /// `visit` after each. Step j of an anchor exists where the text has the token that it drafts.
 void run_text(Engine& engine, const Text& text, int steps, EarlierSteps earlier,
-              std::span<const int> capture_layers, const std::function<void(const Chunk&)>& visit) {
+              std::span<const int> capture_layers,
+              const std::function<void(const Pass&, const Chunk&)>& visit) {
   const int sequence = engine.add_sequence();
   const int last = static_cast<int>(text.tokens.size()) - 1;
   for (int position = 0; position < last;) {
@@ -37,7 +38,6 @@ void run_text(Engine& engine, const Text& text, int steps, EarlierSteps earlier,
       if (static_cast<int>(rows.size()) + 1 + here > engine.options().max_rows) break;
       const int token_row = static_cast<int>(rows.size());
       rows.push_back({.sequence = sequence,
-                      .position = position,
                       .parent = chunk.token_rows.empty() ? kContext : chunk.token_rows.back(),
                       .token = text.tokens[position]});
       chunk.token_rows.push_back(token_row);
@@ -45,16 +45,15 @@ void run_text(Engine& engine, const Text& text, int steps, EarlierSteps earlier,
       for (int step = 1; step <= here; ++step) {
         const int row = static_cast<int>(rows.size());
         rows.push_back({.sequence = sequence,
-                        .position = position + step,
                         .parent = earlier == EarlierSteps::kSeen ? row - 1 : token_row,
                         .step = step,
                         .token_behind = text.tokens[position + 1]});
         chunk.pseudo_rows.back().push_back(row);
       }
     }
-    engine.forward(rows, capture_layers);
-    visit(chunk);
-    engine.commit(sequence, chunk.token_rows);
+    const Pass pass = engine.forward(rows, capture_layers);
+    visit(pass, chunk);
+    pass.commit(sequence, chunk.token_rows);
   }
   engine.remove_sequence(sequence);
 }
@@ -88,20 +87,21 @@ double cosine(std::span<const float> a, std::span<const float> b, std::span<cons
 Agreement row_agreement(Engine& engine, std::span<const Text> texts, EarlierSteps earlier) {
   Agreement agreement(engine.draft_steps());
   for (const Text& text : texts) {
-    run_text(engine, text, engine.draft_steps(), earlier, {}, [&](const Chunk& chunk) {
-      std::vector<int> rows;
-      for (const std::vector<int>& of_anchor : chunk.pseudo_rows) {
-        rows.insert(rows.end(), of_anchor.begin(), of_anchor.end());
-      }
-      if (rows.empty()) return;
-      const std::span<const BestTokens> best = engine.best_tokens(rows, kTopCandidates);
-      std::size_t next = 0;
-      for (std::size_t i = 0; i < chunk.pseudo_rows.size(); ++i) {
-        for (std::size_t step = 0; step < chunk.pseudo_rows[i].size(); ++step) {
-          count(agreement[step], best[next++].tokens, text.tokens[chunk.first + i + step + 2]);
-        }
-      }
-    });
+    run_text(
+        engine, text, engine.draft_steps(), earlier, {}, [&](const Pass& pass, const Chunk& chunk) {
+          std::vector<int> rows;
+          for (const std::vector<int>& of_anchor : chunk.pseudo_rows) {
+            rows.insert(rows.end(), of_anchor.begin(), of_anchor.end());
+          }
+          if (rows.empty()) return;
+          const std::span<const BestTokens> best = pass.best_tokens(rows, kTopCandidates);
+          std::size_t next = 0;
+          for (std::size_t i = 0; i < chunk.pseudo_rows.size(); ++i) {
+            for (std::size_t step = 0; step < chunk.pseudo_rows[i].size(); ++step) {
+              count(agreement[step], best[next++].tokens, text.tokens[chunk.first + i + step + 2]);
+            }
+          }
+        });
   }
   return agreement;
 }
@@ -109,18 +109,19 @@ Agreement row_agreement(Engine& engine, std::span<const Text> texts, EarlierStep
 Agreement draft_agreement(Engine& engine, std::span<const Text> texts) {
   Agreement agreement(engine.draft_steps());
   for (const Text& text : texts) {
-    run_text(engine, text, engine.draft_steps(), EarlierSteps::kSeen, {}, [&](const Chunk& chunk) {
-      for (std::size_t i = 0; i < chunk.pseudo_rows.size(); ++i) {
-        if (chunk.pseudo_rows[i].empty()) continue;
-        engine.propose(chunk.pseudo_rows[i]);
-        for (std::size_t step = 0; step < chunk.pseudo_rows[i].size(); ++step) {
-          const std::size_t before = chunk.first + i + step + 1;
-          const auto behind =
-              engine.drafts_behind(static_cast<int>(step) + 1, {&text.tokens[before], 1});
-          count(agreement[step], behind.front(), text.tokens[before + 1]);
-        }
-      }
-    });
+    run_text(engine, text, engine.draft_steps(), EarlierSteps::kSeen, {},
+             [&](const Pass& pass, const Chunk& chunk) {
+               for (std::size_t i = 0; i < chunk.pseudo_rows.size(); ++i) {
+                 if (chunk.pseudo_rows[i].empty()) continue;
+                 const Proposal proposal = pass.propose(chunk.pseudo_rows[i]);
+                 for (std::size_t step = 0; step < chunk.pseudo_rows[i].size(); ++step) {
+                   const std::size_t before = chunk.first + i + step + 1;
+                   const auto behind =
+                       proposal.behind(static_cast<int>(step) + 1, {&text.tokens[before], 1});
+                   count(agreement[step], behind.front(), text.tokens[before + 1]);
+                 }
+               }
+             });
   }
   return agreement;
 }
@@ -133,30 +134,26 @@ Agreement early_exit_agreement(Engine& engine, std::span<const Text> texts, int 
     const int last = static_cast<int>(text.tokens.size()) - 1;
     for (int first = 0; first < last;) {
       const int tokens = std::min(std::max(1, engine.options().max_rows / steps), last - first);
-      std::vector<Row> rows =
-          token_chain(sequence, first, std::span(text.tokens).subspan(first, tokens));
+      std::vector<Row> rows = token_chain(sequence, std::span(text.tokens).subspan(first, tokens));
       std::vector<int> drafting;  // rows whose best token is the next draft
       for (int i = 0; i < tokens; ++i) {
         if (first + i > first_anchor(text)) drafting.push_back(i);
       }
       for (int step = 0; step < steps && !drafting.empty(); ++step) {
-        engine.forward(rows, {}, skipped);
-        const std::span<const BestTokens> best = engine.best_tokens(drafting, kTopCandidates);
+        const Pass pass = engine.forward(rows, {}, skipped);
+        const std::span<const BestTokens> best = pass.best_tokens(drafting, kTopCandidates);
         std::vector<int> drafted;
         for (std::size_t i = 0; i < drafting.size(); ++i) {
-          const int position = rows[drafting[i]].position + 1;  // of the draft
+          const int position = pass.position(drafting[i]) + 1;  // of the draft
           if (position > last) continue;
           count(agreement[step], best[i].tokens, text.tokens[position]);
           drafted.push_back(static_cast<int>(rows.size()));
-          rows.push_back({.sequence = sequence,
-                          .position = position,
-                          .parent = drafting[i],
-                          .token = best[i].tokens.front().token});
+          rows.push_back(
+              {.sequence = sequence, .parent = drafting[i], .token = best[i].tokens.front().token});
         }
         drafting = std::move(drafted);
       }
-      engine.forward(std::span(rows).first(tokens));
-      engine.commit(sequence, first_rows(tokens));
+      engine.forward(std::span(rows).first(tokens)).commit(sequence, first_rows(tokens));
       first += tokens;
     }
     engine.remove_sequence(sequence);
@@ -177,16 +174,17 @@ Similarity state_similarity(Engine& engine, std::span<const Text> texts) {
   std::vector<std::vector<double>> means(layers, std::vector<double>(d));
   long long tokens = 0;
   for (const Text& text : texts) {
-    run_text(engine, text, /*steps=*/0, EarlierSteps::kSeen, captured, [&](const Chunk& chunk) {
-      for (std::size_t i = 0; i < chunk.token_rows.size(); ++i) {
-        if (chunk.first + static_cast<int>(i) < first_anchor(text)) continue;
-        ++tokens;
-        for (int l = 0; l < layers; ++l) {
-          const std::span<const float> h = engine.hidden(chunk.token_rows[i], captured[l]);
-          for (int k = 0; k < d; ++k) means[l][k] += h[k];
-        }
-      }
-    });
+    run_text(engine, text, /*steps=*/0, EarlierSteps::kSeen, captured,
+             [&](const Pass& pass, const Chunk& chunk) {
+               for (std::size_t i = 0; i < chunk.token_rows.size(); ++i) {
+                 if (chunk.first + static_cast<int>(i) < first_anchor(text)) continue;
+                 ++tokens;
+                 for (int l = 0; l < layers; ++l) {
+                   const std::span<const float> h = pass.hidden(chunk.token_rows[i], captured[l]);
+                   for (int k = 0; k < d; ++k) means[l][k] += h[k];
+                 }
+               }
+             });
   }
   for (std::vector<double>& mean : means) {
     for (double& x : mean) x /= static_cast<double>(std::max(1LL, tokens));
@@ -204,22 +202,24 @@ Similarity state_similarity(Engine& engine, std::span<const Text> texts) {
     };
     std::vector<std::vector<std::vector<float>>> of_tokens(layers);
     std::vector<std::vector<PseudoState>> of_pseudo_rows(layers);
-    run_text(engine, text, steps, EarlierSteps::kSeen, captured, [&](const Chunk& chunk) {
-      for (std::size_t i = 0; i < chunk.token_rows.size(); ++i) {
-        for (int l = 0; l < layers; ++l) {
-          const std::span<const float> h = engine.hidden(chunk.token_rows[i], captured[l]);
-          of_tokens[l].emplace_back(h.begin(), h.end());
-          for (int step = 1; step <= static_cast<int>(chunk.pseudo_rows[i].size()); ++step) {
-            if (engine.draft_layer(step) > captured[l]) continue;
-            const std::span<const float> p =
-                engine.hidden(chunk.pseudo_rows[i][step - 1], captured[l]);
-            of_pseudo_rows[l].push_back({.step = step,
-                                         .position = chunk.first + static_cast<int>(i) + step,
-                                         .state = {p.begin(), p.end()}});
+    run_text(
+        engine, text, steps, EarlierSteps::kSeen, captured,
+        [&](const Pass& pass, const Chunk& chunk) {
+          for (std::size_t i = 0; i < chunk.token_rows.size(); ++i) {
+            for (int l = 0; l < layers; ++l) {
+              const std::span<const float> h = pass.hidden(chunk.token_rows[i], captured[l]);
+              of_tokens[l].emplace_back(h.begin(), h.end());
+              for (int step = 1; step <= static_cast<int>(chunk.pseudo_rows[i].size()); ++step) {
+                if (engine.draft_layer(step) > captured[l]) continue;
+                const std::span<const float> p =
+                    pass.hidden(chunk.pseudo_rows[i][step - 1], captured[l]);
+                of_pseudo_rows[l].push_back({.step = step,
+                                             .position = chunk.first + static_cast<int>(i) + step,
+                                             .state = {p.begin(), p.end()}});
+              }
+            }
           }
-        }
-      }
-    });
+        });
     for (int l = 0; l < layers; ++l) {
       for (const PseudoState& pseudo : of_pseudo_rows[l]) {
         const std::vector<float>& real = of_tokens[l][pseudo.position];

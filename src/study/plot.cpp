@@ -11,8 +11,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/error.h"
 #include "bench/report.h"
-#include "model/error.h"
 
 namespace firp {
 namespace {

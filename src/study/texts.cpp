@@ -20,8 +20,7 @@ std::vector<Text> answers_to(Engine& engine, const Vocabulary& vocabulary,
     const std::string& prompt = prompts[i * prompts.size() / count];
     GenerationJob job = {.prompt = vocabulary.tokenize(form.around(prompt), true),
                          .max_tokens = kMaxAnswer,
-                         .sampling = {},
-                         .stream = static_cast<int>(i)};
+                         .sampling = {.stream = static_cast<int>(i)}};
     if (job.prompt.size() <= kMaxPrompt) jobs.push_back(std::move(job));
   }
   const auto answers = generate_batch(

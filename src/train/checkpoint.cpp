@@ -6,7 +6,7 @@
 #include <exception>
 #include <span>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/replaced_file.h"
 
 namespace firp {

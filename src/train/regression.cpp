@@ -8,9 +8,9 @@
 #include <numbers>
 #include <random>
 
-#include "decode/session.h"
+#include "base/error.h"
+#include "decode/batch_decoder.h"
 #include "engine/token_chain.h"
-#include "model/error.h"
 #include "train/distillation.h"
 #include "train/phase.h"
 #include "train/ridge.h"
@@ -103,8 +103,7 @@ class StateReader {
  private:
   void run_chunk(int sequence, const Text& text, int begin, int count, int first, int anchors,
                  RowStates& out, torch::Tensor& teacher_ids, torch::Tensor& teacher) {
-    std::vector<Row> rows =
-        token_chain(sequence, begin, std::span(text.tokens).subspan(begin, count));
+    std::vector<Row> rows = token_chain(sequence, std::span(text.tokens).subspan(begin, count));
     std::vector<std::pair<int, int>> pseudo;  // of each pseudo row: anchor, step
     for (int i = 0; i < count; ++i) {
       const int anchor = begin + i - first;
@@ -113,17 +112,16 @@ class StateReader {
       for (int step = 1; step <= steps_; ++step) {
         pseudo.push_back({anchor, step});
         rows.push_back({.sequence = sequence,
-                        .position = begin + i + step,
                         .parent = parent,
                         .step = step,
                         .token_behind = text.tokens[begin + i + 1]});
         parent = static_cast<int>(rows.size()) - 1;
       }
     }
-    engine_.forward(rows);
+    const Pass pass = engine_.forward(rows);
     const std::vector<int> all = first_rows(rows.size());
     const std::span<const BestTokens> best =
-        engine_.best_tokens(all, kTeacherTokens, /*log_sums=*/true);
+        pass.best_tokens(all, kTeacherTokens, /*log_sums=*/true);
     for (int i = 0; i < count; ++i) {
       for (std::size_t k = 0; k < best[i].tokens.size(); ++k) {
         const TokenLogit& token = best[i].tokens[k];
@@ -135,7 +133,7 @@ class StateReader {
     for (std::size_t i = 0; i < pseudo.size(); ++i) {
       const auto [anchor, step] = pseudo[i];
       const int row = count + static_cast<int>(i);
-      const std::span<const float> state = engine_.final_state(row);
+      const std::span<const float> state = pass.final_state(row);
       std::ranges::copy(state, out.states.data_ptr<float>() +
                                    (std::int64_t{anchor} * steps_ + step - 1) * out.states.size(2));
       const Token target = text.tokens[first + anchor + step + 1];
@@ -145,7 +143,7 @@ class StateReader {
       out.top1[step - 1] += found == candidates.begin() ? 1 : 0;
       out.top5[step - 1] += found != end ? 1 : 0;
     }
-    engine_.commit(sequence, first_rows(count));
+    pass.commit(sequence, first_rows(count));
   }
 
   Engine& engine_;
@@ -237,12 +235,13 @@ TokensPerForward decode_texts(Engine& engine, std::span<const Text* const> texts
   const std::pair<int, float*> trees[] = {
       {0, &result.chain}, {8, &result.tree8}, {16, &result.tree16}, {32, &result.tree32}};
   long long done = 0;
+  BatchDecoder decoder(engine);
   for (const auto& [nodes, rate] : trees) {
     DecodeStats stats;
     for (const Text* const text : texts) {
-      Session session(engine, {.drafting = Drafting::kDeferred,
-                               .tree_nodes = std::max(nodes, engine.draft_steps()),
-                               .chain = nodes == 0});
+      Session session(decoder, {.drafting = Drafting::kDeferred,
+                                .tree_nodes = std::max(nodes, engine.draft_steps()),
+                                .chain = nodes == 0});
       session.append(std::span(text->tokens).first(text->answer_begin));
       stats += generate(
           session, kMeasuredTokens, [](Token) { return false; },

@@ -1,6 +1,6 @@
 #include "train/ridge.h"
 
-#include "model/error.h"
+#include "base/error.h"
 
 namespace firp {
 namespace {

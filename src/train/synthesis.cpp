@@ -4,19 +4,21 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <unordered_set>
 #include <utility>
 
-#include "model/error.h"
+#include "base/error.h"
+#include "decode/batch_decoder.h"
 #include "model/text_input.h"
 #include "train/instructions.h"
 
 namespace firp {
 namespace {
 
-constexpr int kSlots = 64;         // sequences that are generated side by side
+constexpr int kSessions = 64;      // that decode side by side
 constexpr int kMaxPrompt = 1024;   // tokens; longer ones are left out
 constexpr int kMinAnswer = 8;      // shorter answers have next to nothing to learn from
 constexpr int kMaxTurn = 56;       // tokens of a sampled user's turn
@@ -98,117 +100,57 @@ std::vector<std::vector<Token>> generate_batch(Engine& engine, std::span<const G
                                                const std::function<bool(Token)>& is_end,
                                                long long token_budget,
                                                const std::function<bool(long long)>& on_tokens) {
-  struct Slot {
-    int job = -1;
-    int sequence = 0;
-    std::vector<Token> tokens;  // prompt and answer so far
+  struct Running {
+    std::size_t job;
+    std::unique_ptr<Session> session;
+    std::vector<Token> answer = {};
   };
-  std::vector<std::vector<Token>> answers(jobs.size());
-  std::vector<Slot> slots(kSlots);
-  std::size_t next_job = 0;
-  long long tokens_done = 0;
-  long long taken = 0;  // positions that running jobs may come to hold
   const auto most_positions = [](const GenerationJob& job) {
     return static_cast<long long>(job.prompt.size()) + job.max_tokens;
   };
-
-  std::vector<Row> rows;
-  std::vector<int> path;
-  for (bool running = true;;) {
-    for (Slot& slot : slots) {
-      if (slot.job < 0 && running && next_job < jobs.size() && tokens_done < token_budget &&
-          taken + most_positions(jobs[next_job]) <= engine.positions()) {
-        taken += most_positions(jobs[next_job]);
-        slot.job = static_cast<int>(next_job++);
-        slot.sequence = engine.add_sequence();
-        slot.tokens = jobs[slot.job].prompt;
-      }
+  std::vector<std::vector<Token>> answers(jobs.size());
+  BatchDecoder decoder(engine, /*planner=*/nullptr, /*someone_waits=*/false);
+  std::vector<Running> running;
+  std::vector<Session*> sessions;
+  std::size_t next_job = 0;
+  long long tokens_done = 0;
+  long long taken = 0;  // positions that running jobs may come to hold
+  for (;;) {
+    while (std::ssize(running) < kSessions && next_job < jobs.size() &&
+           tokens_done < token_budget &&
+           taken + most_positions(jobs[next_job]) <= engine.positions()) {
+      const GenerationJob& job = jobs[next_job];
+      taken += most_positions(job);
+      running.push_back({next_job++, std::make_unique<Session>(
+                                         decoder, DecodeOptions{.sampling = job.sampling,
+                                                                .method = DraftMethod::kNone})});
+      running.back().session->append(job.prompt);
     }
-    // Each sequence adds the tokens that have not been run: its newest, or a piece of its prompt.
-    rows.clear();
-    std::vector<std::pair<Slot*, std::pair<int, int>>> parts;  // slot, rows [begin, end)
-    for (Slot& slot : slots) {
-      if (slot.job < 0) {
-        continue;
-      }
-      const int length = engine.length(slot.sequence);
-      const int room = engine.options().max_rows - static_cast<int>(rows.size());
-      const int count = std::min(room, static_cast<int>(slot.tokens.size()) - length);
-      const int begin = static_cast<int>(rows.size());
-      for (int i = 0; i < count; ++i) {
-        rows.push_back({.sequence = slot.sequence,
-                        .position = length + i,
-                        .parent = i == 0 ? kContext : begin + i - 1,
-                        .token = slot.tokens[length + i],
-                        .step = 0,
-                        .source = {}});
-      }
-      if (count > 0) {
-        parts.push_back({&slot, {begin, begin + count}});
-      }
-    }
-    if (rows.empty()) {
-      break;
-    }
+    if (running.empty()) return answers;
+    sessions.clear();
+    for (const Running& each : running) sessions.push_back(each.session.get());
     try {
-      engine.forward(rows);
+      decoder.step(sessions);
     } catch (const Cancelled&) {
-      for (const Slot& slot : slots) {
-        if (slot.job >= 0) engine.remove_sequence(slot.sequence);
-      }
       on_tokens(tokens_done);  // which knows of it, too
-      break;
+      return answers;
     }
-
-    std::vector<Slot*> ready;  // sequences whose tokens have all been run
-    std::vector<int> last_rows;
-    for (const auto& [slot, range] : parts) {
-      path.resize(range.second - range.first);
-      for (std::size_t i = 0; i < path.size(); ++i) {
-        path[i] = range.first + static_cast<int>(i);
-      }
-      engine.commit(slot->sequence, path);
-      if (engine.length(slot->sequence) == static_cast<int>(slot->tokens.size())) {
-        ready.push_back(slot);
-        last_rows.push_back(range.second - 1);
-      }
-    }
-    if (!ready.empty()) {
-      int most = 1;  // tokens that any of them samples from
-      for (const Slot* const slot : ready) {
-        most = std::max(most, tokens_to_sample_from(jobs[slot->job].sampling));
-      }
-      const std::span<const BestTokens> best = engine.best_tokens(last_rows, most);
-      for (std::size_t i = 0; i < ready.size(); ++i) {
-        Slot& slot = *ready[i];
-        const GenerationJob& job = jobs[slot.job];
-        const int position = static_cast<int>(slot.tokens.size());
-        const std::size_t candidates =
-            std::min<std::size_t>(best[i].tokens.size(), tokens_to_sample_from(job.sampling));
-        const Token chosen = sample_token(std::span(best[i].tokens).first(candidates), job.stream,
-                                          position, job.sampling);
-        slot.tokens.push_back(chosen);
+    std::erase_if(running, [&](Running& each) {
+      const GenerationJob& job = jobs[each.job];
+      bool ended = false;
+      for (const DecodedToken& decoded : each.session->decoded()) {
+        each.answer.push_back(decoded.token);
         ++tokens_done;
-        const int answer_tokens = static_cast<int>(slot.tokens.size() - job.prompt.size());
-        if (answer_tokens == job.max_tokens || is_end(chosen)) {
-          answers[slot.job].assign(slot.tokens.end() - answer_tokens, slot.tokens.end());
-          engine.remove_sequence(slot.sequence);
-          taken -= most_positions(job);
-          slot = {};
-        }
+        ended = ended || is_end(decoded.token) || std::ssize(each.answer) == job.max_tokens;
       }
-    }
-    if (running && !on_tokens(tokens_done)) {
-      running = false;
-      for (Slot& slot : slots) {
-        if (slot.job >= 0) {
-          engine.remove_sequence(slot.sequence);
-          slot = {};
-        }
+      if (ended) {
+        answers[each.job] = std::move(each.answer);
+        taken -= most_positions(job);
       }
-    }
+      return ended;
+    });
+    if (!on_tokens(tokens_done)) return answers;
   }
-  return answers;
 }
 
 std::string whole_sentences(std::string text, bool ended) {
@@ -277,7 +219,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
       job.max_tokens = kMaxTurn;
       job.sampling = {
           .temperature = 1.0f, .top_k = 200, .top_p = 0.98f, .min_p = 0.01f, .seed = options.seed};
-      job.stream = i;
+      job.sampling.stream = i;
       jobs.push_back(std::move(job));
     }
     const std::vector<std::vector<Token>> continuations =
@@ -303,7 +245,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
       job.prompt = vocabulary.tokenize(openers[i % openers.size()].text, true);
       job.max_tokens = kMaxDocument;
       job.sampling = {.temperature = 0.9f, .top_k = 200, .top_p = 0.98f, .seed = options.seed};
-      job.stream = sampled + i;
+      job.sampling.stream = sampled + i;
       jobs.push_back(std::move(job));
     }
     const std::vector<std::vector<Token>> continuations =
@@ -345,7 +287,6 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
         continue;
       }
       job.max_tokens = options.max_answer;
-      job.stream = stream++;
       if (jobs.size() % 2 == 1) {
         job.sampling = {.temperature = 0.7f + 0.1f * static_cast<float>(generator() % 4),
                         .top_k = 100,
@@ -353,6 +294,7 @@ std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
                         .min_p = 0.02f,
                         .seed = options.seed};
       }
+      job.sampling.stream = stream++;
       jobs.push_back(std::move(job));
     }
     const std::vector<std::vector<Token>> answers =

@@ -51,8 +51,7 @@ ChatForm chat_form(const Vocabulary& vocabulary);
 struct GenerationJob {
   std::vector<Token> prompt;
   int max_tokens;
-  SamplingOptions sampling;  ///< greedy, or with a top-k and without penalties
-  int stream;  ///< which stream of random numbers; the tokens depend on nothing else in the batch
+  SamplingOptions sampling;  ///< the tokens depend on nothing else in the batch
 };
 
 /// Continues all prompts, many at a time: a sequence that ends makes room for the next job. Gives

@@ -4,8 +4,8 @@
 
 #include <limits>
 
+#include "base/error.h"
 #include "engine/native_engine.h"
-#include "model/error.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 

@@ -10,16 +10,16 @@ namespace firp {
 namespace {
 
 // Runs tokens [0, count) of a text through the engine, chunk by chunk, in a sequence of its own.
-// After each chunk visit(first position, rows) reads from the engine.
+// visit(pass, first position, rows) reads from each chunk's pass.
 void run_chunks(Engine& engine, std::span<const Token> tokens, std::span<const int> layers,
-                const std::function<void(int, int)>& visit) {
+                const std::function<void(const Pass&, int, int)>& visit) {
   const int sequence = engine.add_sequence();
   const int total = static_cast<int>(tokens.size());
   for (int begin = 0; begin < total; begin += engine.options().max_rows) {
     const int count = std::min(engine.options().max_rows, total - begin);
-    engine.forward(token_chain(sequence, begin, tokens.subspan(begin, count)), layers);
-    visit(begin, count);
-    engine.commit(sequence, first_rows(count));
+    const Pass pass = engine.forward(token_chain(sequence, tokens.subspan(begin, count)), layers);
+    visit(pass, begin, count);
+    pass.commit(sequence, first_rows(count));
   }
   engine.remove_sequence(sequence);
 }
@@ -54,31 +54,33 @@ TeacherText run_teacher(Engine& engine, const UpperLayers& upper, const Text& te
   out.top_ids = torch::zeros({rows_kept, kTeacherTokens}, torch::kInt32);
   out.top_probabilities = torch::zeros({rows_kept, kTeacherTokens});
 
-  run_chunks(engine, std::span(text.tokens).first(positions), layers, [&](int begin, int count) {
-    std::vector<int> with_logits;
-    for (int row = 0; row < count; ++row) {
-      for (std::size_t i = 0; i < layers.size(); ++i) {
-        copy_row(engine.hidden(row, layers[i]), states[i], begin + row);
-      }
-      if (begin + row >= out.first_anchor) {
-        with_logits.push_back(row);
-      }
-    }
-    if (with_logits.empty()) {
-      return;
-    }
-    const std::span<const BestTokens> best =
-        engine.best_tokens(with_logits, kTeacherTokens, /*log_sums=*/true);
-    const std::int64_t kept = begin + with_logits.front() - out.first_anchor;
-    for (std::size_t i = 0; i < best.size(); ++i) {
-      const std::int64_t at = (kept + static_cast<std::int64_t>(i)) * kTeacherTokens;
-      for (std::size_t k = 0; k < best[i].tokens.size(); ++k) {
-        const TokenLogit& token = best[i].tokens[k];
-        out.top_ids.data_ptr<std::int32_t>()[at + k] = token.token;
-        out.top_probabilities.data_ptr<float>()[at + k] = std::exp(token.logit - best[i].log_sum);
-      }
-    }
-  });
+  run_chunks(engine, std::span(text.tokens).first(positions), layers,
+             [&](const Pass& pass, int begin, int count) {
+               std::vector<int> with_logits;
+               for (int row = 0; row < count; ++row) {
+                 for (std::size_t i = 0; i < layers.size(); ++i) {
+                   copy_row(pass.hidden(row, layers[i]), states[i], begin + row);
+                 }
+                 if (begin + row >= out.first_anchor) {
+                   with_logits.push_back(row);
+                 }
+               }
+               if (with_logits.empty()) {
+                 return;
+               }
+               const std::span<const BestTokens> best =
+                   pass.best_tokens(with_logits, kTeacherTokens, /*log_sums=*/true);
+               const std::int64_t kept = begin + with_logits.front() - out.first_anchor;
+               for (std::size_t i = 0; i < best.size(); ++i) {
+                 const std::int64_t at = (kept + static_cast<std::int64_t>(i)) * kTeacherTokens;
+                 for (std::size_t k = 0; k < best[i].tokens.size(); ++k) {
+                   const TokenLogit& token = best[i].tokens[k];
+                   out.top_ids.data_ptr<std::int32_t>()[at + k] = token.token;
+                   out.top_probabilities.data_ptr<float>()[at + k] =
+                       std::exp(token.logit - best[i].log_sum);
+                 }
+               }
+             });
 
   const auto from_first_anchor = [&](const torch::Tensor& all) {
     return all.narrow(0, out.first_anchor, rows_kept).clone();
@@ -107,13 +109,14 @@ std::vector<torch::Tensor> run_hidden(Engine& engine, const Text& text,
   for (std::size_t i = 0; i < layers.size(); ++i) {
     states.push_back(torch::empty({positions - first, engine.config().hidden_size}));
   }
-  run_chunks(engine, std::span(text.tokens).first(positions), layers, [&](int begin, int count) {
-    for (int row = std::max(0, first - begin); row < count; ++row) {
-      for (std::size_t i = 0; i < layers.size(); ++i) {
-        copy_row(engine.hidden(row, layers[i]), states[i], begin + row - first);
-      }
-    }
-  });
+  run_chunks(engine, std::span(text.tokens).first(positions), layers,
+             [&](const Pass& pass, int begin, int count) {
+               for (int row = std::max(0, first - begin); row < count; ++row) {
+                 for (std::size_t i = 0; i < layers.size(); ++i) {
+                   copy_row(pass.hidden(row, layers[i]), states[i], begin + row - first);
+                 }
+               }
+             });
   return states;
 }
 

@@ -11,9 +11,9 @@
 #include <numeric>
 #include <optional>
 
+#include "base/error.h"
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
-#include "model/error.h"
 #include "model/vocabulary.h"
 #include "train/checkpoint.h"
 #include "train/distillation.h"

@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "model/error.h"
+#include "base/error.h"
 #include "model/text_input.h"
 
 namespace firp {

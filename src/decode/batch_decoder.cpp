@@ -1,0 +1,271 @@
+#include "decode/batch_decoder.h"
+
+#include <algorithm>
+#include <climits>
+#include <set>
+#include <utility>
+
+#include "base/stopwatch.h"
+#include "engine/token_chain.h"
+
+namespace firp {
+namespace {
+
+/// Tokens that another session must be about to read for this one to wait for them.
+constexpr int kWorthWaiting = 32;
+
+int common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  return static_cast<int>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
+}  // namespace
+
+void BatchDecoder::step(std::span<Session* const> sessions) {
+  const Stopwatch watch;
+  std::vector<Part> parts = schedule(sessions);
+  std::set<int> captured;
+  for (const Part& part : parts) {
+    if (part.reads || !part.session->source_) continue;
+    for (const int layer : part.session->source_->captured_layers()) captured.insert(layer);
+  }
+  const Pass pass = engine_.forward(rows_, std::vector<int>(captured.begin(), captured.end()));
+  choose(pass, parts);
+  absorb(pass, parts, watch.seconds());
+  draft(pass, parts);
+  const double seconds = watch.seconds();
+  for (const Part& part : parts) {
+    if (!part.reads) part.session->stats_.decode_seconds += seconds;
+  }
+}
+
+/// Chooses who takes part, and puts the rows of each into rows_.
+std::vector<BatchDecoder::Part> BatchDecoder::schedule(std::span<Session* const> sessions) {
+  rows_.clear();
+  ++passes_;
+  std::vector<Session*> order(sessions.begin(), sessions.end());
+  for (Session* const session : order) session->begin_pass();
+  std::ranges::stable_sort(order, {}, &Session::last_pass_);
+  if (order.front()->alone_) {
+    order.resize(1);
+  } else {
+    std::erase_if(order, [](const Session* session) { return session->alone_; });
+  }
+  if (static_cast<int>(order.size()) > engine_.sequences_a_pass()) {
+    order.resize(engine_.sequences_a_pass());
+  }
+
+  // A row at least for each, as far as there are rows; what is left goes to prompts, then to trees.
+  int room = engine_.options().max_rows;
+  std::vector<Session*> readers, decoders;
+  for (Session* const session : order) {
+    const int rows = session->is_reading() ? 1 : session->rows_with(0);
+    if (rows > room) break;
+    room -= rows;
+    (session->is_reading() ? readers : decoders).push_back(session);
+  }
+  std::vector<Part> parts;
+  schedule_reading(readers, static_cast<int>(decoders.size()), room, parts);
+  room -= static_cast<int>(rows_.size()) - static_cast<int>(parts.size());
+  schedule_verifying(decoders, room, parts);
+  for (const Part& part : parts) part.session->last_pass_ = passes_;
+  return parts;
+}
+
+/// `room`: rows beyond one for each reader.
+void BatchDecoder::schedule_reading(std::span<Session* const> readers, int decoders, int room,
+                                    std::vector<Part>& parts) {
+  int left = room + static_cast<int>(readers.size());
+  if (decoders > 0 && someone_waits_) left = std::min(left, pace_.rows());
+  const auto waits = [&](const Session& session) {
+    return std::ranges::any_of(parts, [&](const Part& part) {
+      const int read = part.context + part.token_rows;
+      const int common = common_prefix(session.tokens_, part.session->tokens_);
+      return session.options_.adopts && part.session->options_.adopts &&
+             std::min(common, read) - session.seen() >= kWorthWaiting;
+    });
+  };
+  for (Session* const session : readers) {
+    if (left == 0) break;
+    if (waits(*session)) continue;
+    const int tokens = std::min(session->unseen() - 1, left);
+    parts.push_back(session->plan_reading(tokens, rows_));
+    left -= tokens;
+  }
+}
+
+/// `room`: rows beyond those of the roots.
+void BatchDecoder::schedule_verifying(std::span<Session* const> decoders, int room,
+                                      std::vector<Part>& parts) {
+  std::vector<int> nodes;
+  if (planner_ != nullptr) {
+    PassSize reading;
+    for (const Part& part : parts) reading.add(part.token_rows, part.context);
+    std::vector<Planner::Candidate> candidates;
+    for (Session* const session : decoders) {
+      // What is known by now is a better beginning than what was when the session was made.
+      if (!session->plan_) session->plan_ = planner_->begin();
+      if (session->alone_) session->tree_.clear();
+      candidates.push_back({*session->plan_, session->tree_, session->seen()});
+    }
+    nodes = planner_->nodes_worth_verifying(candidates, reading, room);
+  } else {
+    for (const Session* const session : decoders) {
+      int here = session->alone_ ? 0 : static_cast<int>(session->tree_.size());
+      while (session->rows_with(here) - session->rows_with(0) > room) --here;
+      nodes.push_back(here);
+      room -= session->rows_with(here) - session->rows_with(0);
+    }
+  }
+  for (std::size_t i = 0; i < decoders.size(); ++i) {
+    parts.push_back(decoders[i]->plan_verifying(nodes[i], rows_));
+  }
+}
+
+/// The sessions' next tokens: all by the same pass of the head.
+void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
+  std::vector<int> rows;
+  int most = 1;  // tokens that any of them chooses from
+  const auto by_best = [](const Part& part) {
+    return !part.reads && tokens_to_sample_from(part.session->options_.sampling) > 0;
+  };
+  for (const Part& part : parts) {
+    if (!by_best(part)) continue;
+    for (int row = 0; row < part.token_rows; ++row) rows.push_back(part.first_row + row);
+    const int enough = tokens_to_sample_from(part.session->options_.sampling);
+    most = std::max({most, enough, part.session->ties_matter(pass) ? 2 : 1});
+  }
+  if (!rows.empty()) {
+    std::span<const BestTokens> best = pass.best_tokens(rows, most);
+    for (Part& part : parts) {
+      if (!by_best(part)) continue;
+      part.session->choose(part, pass, best.first(part.token_rows));
+      best = best.subspan(part.token_rows);
+    }
+  }
+  for (Part& part : parts) {
+    if (part.reads || by_best(part)) continue;
+    rows.clear();
+    for (int row = 0; row < part.token_rows; ++row) rows.push_back(part.first_row + row);
+    part.session->choose(part, pass.logits(rows));
+  }
+}
+
+void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double seconds) {
+  PassSize reading;
+  for (Part& part : parts) {
+    Session& session = *part.session;
+    if (part.reads) {
+      for (int row = 0; row < part.token_rows; ++row) part.path.push_back(part.first_row + row);
+      reading.add(part.token_rows, part.context);
+      session.stats_.prefill_seconds += seconds;
+    }
+    session.absorb(part, pass);
+  }
+  pace_.observe(pass.rows(), reading.rows, seconds);
+  if (planner_ == nullptr) return;
+
+  // A pass that left its only root undecided is part of the next one.
+  const bool undecided = parts.size() == 1 && !parts[0].reads && parts[0].path.empty();
+  double& before = parts[0].session->undecided_seconds_;
+  before += undecided ? seconds : 0;
+  if (undecided) return;
+  seconds += std::exchange(before, 0.0);
+  PassSize size = reading;
+  bool drafted = false;
+  std::vector<Planner::Verified> verified;
+  for (const Part& part : parts) {
+    if (part.reads) continue;
+    Session& session = *part.session;
+    size.add(part.token_rows, part.context);
+    drafted = drafted || session.plan_->next.drafted;
+    session.stats_.expected_tokens += session.plan_->calibration.expected_tokens(part.tree);
+    std::vector<int> accepted;
+    for (std::size_t i = 1; i < part.path.size(); ++i) {
+      accepted.push_back(part.path[i] - part.first_row - 1);
+    }
+    verified.push_back({*session.plan_, part.tree, std::move(accepted), part.context});
+  }
+  const double expected_seconds = planner_->verify_seconds(size, drafted);
+  for (const Part& part : parts) {
+    if (!part.reads) part.session->stats_.expected_seconds += expected_seconds;
+  }
+  planner_->observe_pass(verified, reading, seconds);
+}
+
+/// What a session's source drafts for its next pass.
+struct BatchDecoder::Draft {
+  Session* session;
+  DraftPoint point;
+  DraftTree match;                                  ///< of the text itself
+  std::vector<Row> rows;                            ///< pseudo rows
+  std::optional<Proposal> proposal = std::nullopt;  ///< theirs
+};
+
+void BatchDecoder::draft(const Pass& pass, std::span<Part> parts) {
+  const Stopwatch watch;
+  std::vector<Draft> drafts;
+  for (const Part& part : parts) {
+    if (part.reads || part.path.empty()) continue;
+    Session& session = *part.session;
+    DraftTree match = session.match_text();
+    if (!session.can_draft(part) ||
+        (planner_ != nullptr && !planner_->decide(*session.plan_, match, part.context))) {
+      session.take_draft({}, match);
+      continue;
+    }
+    const DraftPoint point = {
+        .sequence = session.sequence_,
+        .tokens = session.tokens_,
+        .row = part.path.back(),
+        .most_nodes = session.most_decoded() - 1,
+        .chain = session.options_.chain,
+        .most_steps = planner_ != nullptr ? planner_->steps(*session.plan_) : INT_MAX};
+    // All take what they need before any other pass runs.
+    std::vector<Row> rows = session.source_->prepare(pass, point);
+    drafts.push_back({&session, point, std::move(match), std::move(rows)});
+  }
+  if (drafts.empty()) return;
+  run_pseudo_rows(drafts);
+  std::vector<Plan*> plans;
+  for (Draft& each : drafts) {
+    Session& session = *each.session;
+    const Proposal* const proposal = each.proposal ? &*each.proposal : nullptr;
+    session.take_draft(session.source_->draft(each.point, proposal), each.match);
+    if (!session.source_->drafts_in_pass()) session.stats_.drafting_passes += 1;
+    if (planner_ == nullptr) continue;
+    session.stats_.expected_seconds += planner_->draft_seconds(*session.plan_);
+    plans.push_back(&*session.plan_);
+  }
+  if (planner_ != nullptr) planner_->observe_drafting(plans, watch.seconds());
+}
+
+/// The drafting pass: the pseudo rows of all sessions, or as many passes as they need.
+void BatchDecoder::run_pseudo_rows(std::span<Draft> drafts) {
+  while (!drafts.empty()) {
+    rows_.clear();
+    std::vector<std::vector<int>> anchors;
+    std::size_t count = 0;
+    for (; count < drafts.size(); ++count) {
+      const std::vector<Row>& rows = drafts[count].rows;
+      const auto first = static_cast<int>(rows_.size());
+      if (first > 0 && first + std::ssize(rows) > engine_.options().max_rows) break;
+      for (Row row : rows) {
+        if (row.parent != kContext) row.parent += first;
+        rows_.push_back(row);
+      }
+      if (rows.empty()) continue;
+      anchors.push_back(first_rows(rows.size()));
+      for (int& row : anchors.back()) row += first;
+    }
+    if (!anchors.empty()) {
+      std::vector<Proposal> proposals = engine_.forward(rows_).propose(anchors);
+      auto next = proposals.begin();
+      for (Draft& each : drafts.first(count)) {
+        if (!each.rows.empty()) each.proposal = std::move(*next++);
+      }
+    }
+    drafts = drafts.subspan(count);
+  }
+}
+
+}  // namespace firp
