@@ -195,9 +195,10 @@ void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double second
 /// What a session's source drafts for its next pass.
 struct BatchDecoder::Draft {
   Session* session;
-  DraftPoint point;
-  DraftTree match;                                  ///< of the text itself
-  std::vector<Row> rows;                            ///< pseudo rows
+  const Part* part;
+  DraftTree match;  ///< of the text itself
+  DraftPoint point = {};
+  std::vector<Row> rows = {};                       ///< pseudo rows
   std::optional<Proposal> proposal = std::nullopt;  ///< theirs
 };
 
@@ -208,33 +209,47 @@ void BatchDecoder::draft(const Pass& pass, std::span<Part> parts) {
     if (part.reads || part.path.empty()) continue;
     Session& session = *part.session;
     DraftTree match = session.match_text();
-    if (!session.can_draft(part) ||
-        (planner_ != nullptr && !planner_->decide(*session.plan_, match, part.context))) {
+    if (session.can_draft(part)) {
+      drafts.push_back({&session, &part, std::move(match)});
+    } else {
       session.take_draft({}, match);
-      continue;
     }
-    const DraftPoint point = {
-        .sequence = session.sequence_,
-        .tokens = session.tokens_,
-        .row = part.path.back(),
-        .most_nodes = session.most_decoded() - 1,
-        .chain = session.options_.chain,
-        .most_steps = planner_ != nullptr ? planner_->steps(*session.plan_) : INT_MAX};
-    // All take what they need before any other pass runs.
-    std::vector<Row> rows = session.source_->prepare(pass, point);
-    drafts.push_back({&session, point, std::move(match), std::move(rows)});
+  }
+  std::vector<Plan*> plans;
+  if (planner_ != nullptr) {
+    std::vector<Planner::Undecided> undecided;
+    for (const Draft& each : drafts) {
+      undecided.push_back({*each.session->plan_, each.match, each.part->context});
+    }
+    const std::vector<bool> decided = planner_->decide(undecided);
+    std::size_t next = 0;
+    std::erase_if(drafts, [&](const Draft& each) {
+      if (decided[next++]) return false;
+      each.session->take_draft({}, each.match);
+      return true;
+    });
+    for (const Draft& each : drafts) plans.push_back(&*each.session->plan_);
   }
   if (drafts.empty()) return;
+  for (Draft& each : drafts) {
+    Session& session = *each.session;
+    each.point = {.sequence = session.sequence_,
+                  .tokens = session.tokens_,
+                  .row = each.part->path.back(),
+                  .most_nodes = session.most_decoded() - 1,
+                  .chain = session.options_.chain,
+                  .most_steps = planner_ != nullptr ? planner_->steps(*session.plan_) : INT_MAX};
+    // All take what they need before any other pass runs.
+    each.rows = session.source_->prepare(pass, each.point);
+  }
   run_pseudo_rows(drafts);
-  std::vector<Plan*> plans;
+  const double expected_seconds = planner_ != nullptr ? planner_->draft_seconds(plans) : 0;
   for (Draft& each : drafts) {
     Session& session = *each.session;
     const Proposal* const proposal = each.proposal ? &*each.proposal : nullptr;
     session.take_draft(session.source_->draft(each.point, proposal), each.match);
     if (!session.source_->drafts_in_pass()) session.stats_.drafting_passes += 1;
-    if (planner_ == nullptr) continue;
-    session.stats_.expected_seconds += planner_->draft_seconds(*session.plan_);
-    plans.push_back(&*session.plan_);
+    session.stats_.expected_seconds += expected_seconds;
   }
   if (planner_ != nullptr) planner_->observe_drafting(plans, watch.seconds());
 }

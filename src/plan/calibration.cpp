@@ -1,36 +1,36 @@
 #include "plan/calibration.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace firp {
 namespace {
 
-// What lies so many passes back counts half, and all begins as if so many tokens had been expected
-// and had come.
-constexpr double kHalfLifePasses = 64;
-constexpr double kPriorTokens = 2;
+constexpr double kHalfLifePasses = 64;  ///< what lies so many passes back counts half
 
 double probability_of(const DraftNode& node) { return std::exp(double{node.log_probability}); }
 
+int likelihood_of(const DraftNode& node) {
+  const double probability = probability_of(node);
+  return probability > 0.6 ? 0 : probability > 0.3 ? 1 : probability > 0.1 ? 2 : 3;
+}
+
 }  // namespace
 
-Calibration::Calibration() {
-  expected_.fill(kPriorTokens);
-  accepted_.fill(kPriorTokens);
+void Calibration::Tokens::fade() {
+  static const double kFade = std::exp2(-1 / kHalfLifePasses);
+  expected = kPriorTokens + kFade * (expected - kPriorTokens);
+  accepted = kPriorTokens + kFade * (accepted - kPriorTokens);
 }
 
-int Calibration::range_of(double probability, bool from_text) {
-  const int likelihood = probability > 0.6 ? 0 : probability > 0.3 ? 1 : probability > 0.1 ? 2 : 3;
-  return likelihood + (from_text ? kRanges / 2 : 0);
-}
-
-double Calibration::ratio(double probability, bool from_text) const {
-  const int range = range_of(probability, from_text);
-  return accepted_[range] / expected_[range];
+double Calibration::ratio(const DraftNode& node) const {
+  const Source& source = sources_[node.from_text];
+  return source.likelihoods[likelihood_of(node)].ratio() *
+         source.depths[std::min(node.depth, kDepths) - 1].ratio();
 }
 
 double Calibration::expected_tokens(const DraftNode& node) const {
-  return ratio(probability_of(node), node.from_text) * probability_of(node);
+  return ratio(node) * probability_of(node);
 }
 
 double Calibration::expected_tokens(const DraftTree& tree) const {
@@ -41,17 +41,24 @@ double Calibration::expected_tokens(const DraftTree& tree) const {
 
 void Calibration::observe(const DraftTree& tree, std::span<const int> accepted) {
   if (tree.empty()) return;
-  static const double kFade = std::exp2(-1 / kHalfLifePasses);
-  for (int range = 0; range < kRanges; ++range) {
-    expected_[range] = kPriorTokens + kFade * (expected_[range] - kPriorTokens);
-    accepted_[range] = kPriorTokens + kFade * (accepted_[range] - kPriorTokens);
+  // Each of the two ratios is to explain what the other one does not.
+  const std::array<Source, 2> before = sources_;
+  for (Source& source : sources_) {
+    for (Tokens& tokens : source.likelihoods) tokens.fade();
+    for (Tokens& tokens : source.depths) tokens.fade();
   }
   for (const DraftNode& node : tree) {
-    expected_[range_of(probability_of(node), node.from_text)] += probability_of(node);
+    const int likelihood = likelihood_of(node), depth = std::min(node.depth, kDepths) - 1;
+    const Source& known = before[node.from_text];
+    Source& source = sources_[node.from_text];
+    source.likelihoods[likelihood].expected += probability_of(node) * known.depths[depth].ratio();
+    source.depths[depth].expected += probability_of(node) * known.likelihoods[likelihood].ratio();
   }
   for (const int index : accepted) {
     const DraftNode& node = tree[index];
-    accepted_[range_of(probability_of(node), node.from_text)] += 1;
+    Source& source = sources_[node.from_text];
+    source.likelihoods[likelihood_of(node)].accepted += 1;
+    source.depths[std::min(node.depth, kDepths) - 1].accepted += 1;
   }
 }
 

@@ -7,14 +7,13 @@
 
 namespace firp {
 
-/// How far the probabilities of drafts are true: accepted nodes over expected ones, for likely and
-/// unlikely nodes apart, and for those of the text and of the method. Old ones fade.
+/// How far the probabilities of drafts are true: accepted nodes over expected ones. A node's ratio
+/// is that of nodes about as likely, times that of nodes as deep; nodes of the text and of the
+/// method count apart. Old ones fade.
 class Calibration {
  public:
-  Calibration();
-
-  /// Accepted nodes seen / expected, for nodes of about this probability, and of this source.
-  double ratio(double probability, bool from_text = false) const;
+  /// How often nodes like this one are right, over how often they say.
+  double ratio(const DraftNode& node) const;
 
   double expected_tokens(const DraftNode& node) const;  ///< 0 .. 1, about
   /// Tokens that a pass which verifies `tree` should give.
@@ -24,11 +23,22 @@ class Calibration {
   void observe(const DraftTree& tree, std::span<const int> accepted);
 
  private:
-  /// Ranges of probability that are calibrated apart, for each of two sources.
-  static constexpr int kRanges = 2 * 4;
-  static int range_of(double probability, bool from_text);
+  // All begins as if so many tokens had been expected and had come.
+  static constexpr double kPriorTokens = 2;
+  static constexpr int kLikelihoods = 4, kDepths = 4;  ///< that are told apart
 
-  std::array<double, kRanges> expected_, accepted_;
+  struct Tokens {
+    double expected = kPriorTokens, accepted = kPriorTokens;
+    double ratio() const { return accepted / expected; }
+    void fade();
+  };
+  /// Of the nodes of one source.
+  struct Source {
+    std::array<Tokens, kLikelihoods> likelihoods;
+    std::array<Tokens, kDepths> depths;  ///< the last one of all deeper ones, too
+  };
+
+  std::array<Source, 2> sources_;  ///< [from_text]
 };
 
 }  // namespace firp

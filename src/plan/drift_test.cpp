@@ -18,13 +18,14 @@ TEST(Drift, TellsMostOfAboutAsManyRows) {
 }
 
 void plain(Drifts& drifts, int passes, double ratio) {
-  for (int pass = 0; pass < passes; ++pass) drifts.observe(1, /*drafted=*/false, ratio);
+  for (int pass = 0; pass < passes; ++pass)
+    drifts.observe(1, /*drafted=*/false, /*plain=*/true, ratio);
 }
 
 TEST(Drifts, LearnFromPlainPassesThatHaveSettledAlone) {
   Drifts drifts(/*follow=*/true);
   for (int pass = 0; pass < 100; ++pass) {  // as two sequences in turn, one of which drafts
-    drifts.observe(4, /*drafted=*/true, 1.2);
+    drifts.observe(4, /*drafted=*/true, /*plain=*/false, 1.2);
     plain(drifts, 1, 1.6);
   }
   EXPECT_EQ(drifts.ratio(1, false), 1);
@@ -40,7 +41,7 @@ TEST(Drifts, AskForPlainPassesUntilSomeHaveSettled) {
   Drifts drifts(/*follow=*/true);
   int passes = 0;
   while (!drifts.plain_is_due()) {
-    drifts.observe(4, /*drafted=*/true, 1);
+    drifts.observe(4, /*drafted=*/true, /*plain=*/false, 1);
     ASSERT_LT(++passes, 1000);
   }
   EXPECT_TRUE(drifts.plain_is_unseen());
@@ -54,7 +55,7 @@ TEST(Drifts, AskForPlainPassesUntilSomeHaveSettled) {
 TEST(Drifts, OfAnImaginedMachineStayAsTheyAre) {
   Drifts drifts(/*follow=*/false);
   plain(drifts, 1000, 3);
-  for (int pass = 0; pass < 1000; ++pass) drifts.observe(4, /*drafted=*/true, 2);
+  for (int pass = 0; pass < 1000; ++pass) drifts.observe(4, /*drafted=*/true, /*plain=*/false, 2);
   EXPECT_EQ(drifts.ratio(1, false), 1);
   EXPECT_EQ(drifts.ratio(4, true), 1);
   EXPECT_FALSE(drifts.plain_is_due());

@@ -4,32 +4,19 @@
 #include <climits>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 namespace firp {
 namespace {
 
-// Drafting that loses is stopped after so many steps, and tried again after as many plain ones as
-// make what the trials lose this share of the time: soon where little is lost, seldom where text
-// cannot be predicted. What plain passes behind a trial take longer until they have settled is
-// counted as lost by it.
-constexpr int kTrialSteps = 3;
-constexpr double kTrialShare = 0.01;
-constexpr int kLongestPause = 256;
-constexpr int kSettled = Drifts::kSettling + Drifts::kSeen;  // passes behind a trial
 // The first draft, and one in so many later on, goes as far ahead as can be: of steps that are not
 // drafted nothing is learnt. So few must count for more.
 constexpr int kFarDrafts = 32;
 constexpr double kFarWeight = 1.0 / 4;
 
-/// Rows of a pass in which no sequence verifies drafts.
-int plain_rows(const Plan& plan) { return plan.company.sequences + 1; }
-
-/// 0 where nothing is known yet.
-int best_steps(const Plan& plan) {
-  const auto best = std::ranges::max_element(plan.step_rates);
-  return best == plan.step_rates.end() ? 0 : static_cast<int>(best - plan.step_rates.begin()) + 1;
-}
+/// Whether what pays for `now` sequences together is another question than for `before`.
+bool is_other_company(int now, int before) { return now >= 2 * before || 2 * now <= before; }
 
 }  // namespace
 
@@ -63,17 +50,32 @@ double Planner::plain_rate(const Plan& plan, int context) const {
          (verify_seconds(company.size.with(1, context), false) + company.draft_seconds);
 }
 
+PlainPasses Planner::plain_passes(const PassSize& size, int sequences) const {
+  return {.measured_seconds = costs_.verify(size),
+          .drift = drifts_.ratio(sequences, false),
+          .drift_is_old = drifts_.plain_is_unseen(),
+          .run = drifts_.undrafted_run(),
+          .sequences = sequences};
+}
+
 std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> sequences,
                                                 const PassSize& reading, int most) const {
   PassSize size = reading;
   double tokens = static_cast<double>(sequences.size());
-  double drafting = 0;
   bool drafted = false;
+  int drafting_sequences = 0, most_steps = 0, draft_rows = 0;  // of the drafting that follows
   for (const Candidate& each : sequences) {
     size.add(1, each.context);
     drafted = drafted || each.plan.next.drafted;
-    if (each.plan.trial.pause == 0) drafting += draft_seconds(each.plan);
+    if (each.plan.trial.pauses() || costs_.draft_seconds.empty()) continue;
+    const int own = std::min<int>(steps(each.plan), std::ssize(costs_.draft_seconds));
+    most_steps = std::max(most_steps, own);
+    draft_rows += own;
+    ++drafting_sequences;
   }
+  const bool none = drafting_sequences == 0 || (sequences.size() > 1 && together_.pauses());
+  const double drafting =
+      none ? 0 : joint_draft_seconds(drafting_sequences, most_steps, draft_rows);
   // Node by node, of any tree the one that promises most.
   std::vector<int> nodes(sequences.size(), 0), best = nodes;
   const auto promise = [&](std::size_t i) {
@@ -104,114 +106,133 @@ std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> seque
 
 void Planner::observe_pass(std::span<const Verified> sequences, const PassSize& reading,
                            double seconds) {
+  if (sequences.empty()) return;
   PassSize size = reading;
-  bool drafted = false;
   std::vector<double> tokens;  // by what was to be expected: what came varies too much
-  double all_tokens = 0, all_draft_seconds = 0;
+  std::vector<Plan*> drafted;
   for (const Verified& each : sequences) {
     size.add(static_cast<int>(each.tree.size()) + 1, each.context);
-    drafted = drafted || each.plan.next.drafted;
     tokens.push_back(each.plan.calibration.expected_tokens(each.tree));
-    all_tokens += tokens.back();
-    if (each.plan.next.drafted) all_draft_seconds += draft_seconds(each.plan);
+    if (each.plan.next.drafted) drafted.push_back(&each.plan);
   }
+  const double all_tokens = std::accumulate(tokens.begin(), tokens.end(), 0.0);
+  const double all_draft_seconds = draft_seconds(drafted);
   const bool plain = size.rows == std::ssize(sequences);
   const double ratio = seconds / costs_.verify(size);
-  if (reading.rows == 0) drifts_.observe(size.rows, drafted, plain, ratio);
+  if (reading.rows == 0) drifts_.observe(size.rows, !drafted.empty(), plain, ratio);
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     const auto& [plan, tree, accepted, context] = sequences[i];
+    const double own = plan.next.drafted ? draft_seconds(plan, steps(plan)) : 0;
     plan.company = {.sequences = static_cast<int>(sequences.size()) - 1,
                     .size = size.with(-static_cast<int>(tree.size()) - 1, context),
                     .tokens = all_tokens - tokens[i],
-                    .draft_seconds = all_draft_seconds};
-    if (plan.next.drafted) plan.company.draft_seconds -= draft_seconds(plan);
+                    .draft_seconds = std::max(0.0, all_draft_seconds - own)};
     plan.calibration.observe(tree, accepted);
-    plan.undrafted_run = plan.next.drafted ? 0 : plan.undrafted_run + 1;
-    if (plan.trial.pause > 0 && reading.rows == 0) observe_pause(plan, plain, ratio, context);
-    if (reading.rows == 0) {
-      learn(plan, tree, context, tokens[i]);
-    } else {  // which makes all dear: nothing to learn from
-      plan.next.drafted = false;
+  }
+  if (reading.rows == 0) {  // which makes all dear: there is nothing to learn from that
+    learn_together(sequences, size, all_tokens, plain, ratio);
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      const auto& [plan, tree, accepted, context] = sequences[i];
+      learn(plan, tree, context, tokens[i], plain, ratio);
     }
   }
-  if (sequences.empty()) return;
+  for (const Verified& each : sequences) each.plan.next.drafted = false;
   latest_ = sequences.back().plan;
   forget_next(latest_);
 }
 
 /// Of a pass that should have given so many `tokens` of the sequence.
-void Planner::learn(Plan& plan, const DraftTree& tree, int context, double tokens) {
-  // What pays beside twice as many others, or half as many, is another question.
-  const int now = plan.company.sequences + 1, before = plan.known_company + 1;
-  if (now >= 2 * before || 2 * now <= before) {
-    plan.known_company = plan.company.sequences;
+void Planner::learn(Plan& plan, const DraftTree& tree, int context, double tokens, bool plain,
+                    double ratio) {
+  const Company& company = plan.company;
+  if (is_other_company(company.sequences + 1, plan.known_company + 1)) {
+    plan.known_company = company.sequences;
     plan.trial = {};
-    plan.rate = plan.profit = 0;
+    plan.rate = 0;
     plan.step_rates.clear();
-    plan.next.drafted = false;  // what was expected of it was expected of other company
+    plan.next = {};  // what was expected of it was expected of other company
+  }
+  const PlainPasses plainly = plain_passes(company.size.with(1, context), company.sequences + 1);
+  if (!plan.next.drafted) {
+    plan.trial.observe_undrafted(follow_ && plain, ratio, plainly);
     return;
   }
-  if (!plan.next.drafted) return;
   if (plan.next.alone) learn_steps(plan, tree, context);
-  observe_trial(plan, static_cast<int>(tree.size()) + 1, tokens, context);
-  plan.next.drafted = false;
-}
-
-/// A pass within a pause, which took `ratio` of what was measured.
-void Planner::observe_pause(Plan& plan, bool plain, double ratio, int context) const {
-  Plan::Trial& trial = plan.trial;
-  // Where others drafted meanwhile, it is not this trial that plain passes have to settle from.
-  const bool settles = plan.undrafted_run <= std::min(Drifts::kSettling, drifts_.undrafted_run());
-  if (follow_ && settles && plain) {
-    trial.settling_ratios += ratio;
-    ++trial.settling_passes;
-  }
-  // Later passes are of another moment: they say nothing of how those took longer.
-  if (plan.undrafted_run <= kSettled) trial.pause = pause_for_trial(plan, context);
-  // Held against a time that has turned out to be too short, the trial may have paid after all.
-  // Where that time had been seen just before, most of such a change is noise.
-  const double plain_drift = drifts_.ratio(plain_rows(plan), false) / trial.plain_ratio;
-  const double enough = trial.was_blind ? 1 : 1 + Drifts::kExpectedShare;
-  const bool paid = plan.undrafted_run >= kSettled && (1 + plan.profit) * plain_drift > enough;
-  if (paid || plan.undrafted_run >= trial.pause) trial.pause = trial.steps = 0;
-}
-
-/// A pass that was drafted for, and should have given so many `tokens`.
-void Planner::observe_trial(Plan& plan, int rows, double tokens, int context) const {
-  Plan::Trial& trial = plan.trial;
-  const Company& company = plan.company;
-  const Plan::NextPass& next = plan.next;
-  const double step_seconds = verify_seconds(company.size.with(rows, context), true) +
-                              company.draft_seconds + draft_seconds(plan);
-  const double rate = (company.tokens + tokens) / step_seconds;
+  const auto rows = static_cast<int>(tree.size()) + 1;
+  const double seconds = verify_seconds(company.size.with(rows, context), true) +
+                         company.draft_seconds + draft_seconds(plan, steps(plan));
+  const double rate = (company.tokens + tokens) / seconds;
   const double seconds_without =
-      verify_seconds(company.size.with(next.rows_without, context), false) + company.draft_seconds;
-  const double rate_without = (company.tokens + next.tokens_without) / seconds_without;
-  const double weight = std::max(kAverageWeight, 1.0 / ++trial.steps);
+      verify_seconds(company.size.with(plan.next.rows_without, context), false) +
+      company.draft_seconds;
+  const double rate_without = (company.tokens + plan.next.tokens_without) / seconds_without;
+  const double weight = plan.rate == 0 ? 1 : kAverageWeight;
   plan.rate += weight * (rate / plain_rate(plan, context) - plan.rate);
-  plan.profit += weight * (rate / rate_without - 1 - plan.profit);
-  if (trial.steps < kTrialSteps || plan.profit >= 0) return;
-  trial.plain_ratio = drifts_.ratio(plain_rows(plan), false);
-  trial.was_blind = drifts_.plain_is_unseen();
-  trial.lost_seconds = kTrialSteps * step_seconds * -plan.profit;
-  trial.settling_ratios = trial.settling_passes = 0;
-  trial.pause = pause_for_trial(plan, context);
+  plan.trial.observe_drafted(rate / rate_without - 1, seconds, plainly);
 }
 
-/// Steps from the last trial to the next, by what it lost, and the passes behind it until they had
-/// settled.
-int Planner::pause_for_trial(const Plan& plan, int context) const {
-  const Plan::Trial& trial = plan.trial;
-  const PassSize plain = plan.company.size.with(1, context);
-  const double unsettled =
-      trial.settling_ratios - trial.settling_passes * drifts_.ratio(plain_rows(plan), false);
-  const double lost = trial.lost_seconds + std::max(0.0, unsettled) * costs_.verify(plain);
-  const double steps = lost / (kTrialShare * verify_seconds(plain, false));
-  return static_cast<int>(std::clamp<double>(steps, kSettled, kLongestPause));
+/// The same for all that shared the pass: what the first one's drafting costs is none's alone.
+void Planner::learn_together(std::span<const Verified> sequences, const PassSize& size,
+                             double tokens, bool plain, double ratio) {
+  const auto count = static_cast<int>(sequences.size());
+  if (is_other_company(count, known_together_)) {
+    known_together_ = count;
+    together_ = {};
+  }
+  if (count == 1) return;
+  PassSize without, roots;
+  double tokens_without = 0;
+  std::vector<Plan*> drafted;
+  for (const auto& [plan, tree, accepted, context] : sequences) {
+    roots.add(1, context);
+    const bool is_drafted = plan.next.drafted;
+    without.add(is_drafted ? plan.next.rows_without : static_cast<int>(tree.size()) + 1, context);
+    tokens_without +=
+        is_drafted ? plan.next.tokens_without : plan.calibration.expected_tokens(tree);
+    if (is_drafted) drafted.push_back(&plan);
+    if (is_drafted && plan.next.steps == 0) return;
+  }
+  const PlainPasses plainly = plain_passes(roots, count);
+  if (drafted.empty()) {
+    together_.observe_undrafted(follow_ && plain, ratio, plainly);
+  } else if (drafted.size() > 1) {
+    const double seconds = verify_seconds(size, true) + draft_seconds(drafted);
+    const double rate_without = tokens_without / verify_seconds(without, false);
+    together_.observe_drafted(tokens / seconds / rate_without - 1, seconds, plainly);
+  }
 }
 
-bool Planner::decide(Plan& plan, const DraftTree& at_hand, int context) const {
-  if (plan.trial.pause > 0 || drifts_.plain_is_due()) return false;
+std::vector<bool> Planner::decide(std::span<const Undecided> sequences) {
+  const auto tries = [](const Undecided& each) { return each.plan.trial.begins(); };
+  if (std::ranges::any_of(sequences, tries)) {
+    for (const Undecided& each : sequences) each.plan.trial.join();
+  }
+  std::vector<bool> drafted(sequences.size(), false);
+  if (sequences.size() > 1 && together_.pauses()) return drafted;
+  for (std::size_t i = 0; i < sequences.size(); ++i) drafted[i] = decide(sequences[i]);
+  const auto together = static_cast<int>(std::ranges::count(drafted, true));
+  if (together == 0) return drafted;
+  // All draft as far ahead: one that goes further makes the pass longer for all.
+  std::vector<double> rates(costs_.draft_seconds.size(), 0.0);
+  bool far = drafts_++ % kFarDrafts == 0;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    if (!drafted[i]) continue;
+    const std::vector<double>& own = sequences[i].plan.step_rates;
+    for (std::size_t steps = 0; steps < own.size(); ++steps) rates[steps] += own[steps];
+  }
+  const auto best = std::ranges::max_element(rates);
+  far = far || best == rates.end() || *best == 0;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    if (!drafted[i]) continue;
+    sequences[i].plan.next.together = together;
+    sequences[i].plan.next.steps = far ? 0 : static_cast<int>(best - rates.begin()) + 1;
+  }
+  return drafted;
+}
+
+bool Planner::decide(const Undecided& sequence) const {
+  const auto& [plan, at_hand, context] = sequence;
+  if (plan.trial.pauses() || drifts_.plain_is_due()) return false;
   Plan::NextPass& next = plan.next;
   const Prefix without = best_prefix(plan, at_hand, context, false, 0);
   // A long match that promises more than drafting has given lately makes pseudo rows pointless.
@@ -220,7 +241,6 @@ bool Planner::decide(Plan& plan, const DraftTree& at_hand, int context) const {
     next.tokens_without = without.tokens;
     next.rows_without = without.nodes + 1;
     next.alone = at_hand.empty();
-    next.steps = plan.drafts++ % kFarDrafts == 0 ? 0 : best_steps(plan);
   }
   return next.drafted;
 }
@@ -230,37 +250,58 @@ int Planner::steps(const Plan& plan) const {
   return plan.next.steps == 0 || most <= 1 ? INT_MAX : plan.next.steps;
 }
 
-/// Of a drafting pass for so many sequences. That more rows cost what they cost in any pass is a
-/// first guess.
-double Planner::joint_draft_seconds(int sequences, int steps) const {
-  const std::vector<double>& seconds = costs_.draft_seconds;
-  if (seconds.empty() || sequences == 0) return 0;
-  steps = std::min(steps, static_cast<int>(seconds.size()));
-  const double one = seconds[steps - 1];
+/// Of a drafting pass for so many sequences, with `rows` pseudo rows in all. That more rows cost
+/// what they cost in any pass is a first guess.
+double Planner::joint_draft_seconds(int sequences, int most_steps, int rows) const {
+  const double one = costs_.draft_seconds[most_steps - 1];
   if (sequences == 1) return one;
-  return one * costs_.verify(sequences * steps, 0) / costs_.verify(steps, 0) *
+  return one * costs_.verify(rows, 0) / costs_.verify(most_steps, 0) *
          joint_drafting_[std::min(sequences, kMostAnchors)];
 }
 
-double Planner::draft_seconds(const Plan& plan, int steps) const {
-  const int sequences = plan.company.sequences + 1;  // where drafting pays, it pays for all
-  return joint_draft_seconds(sequences, steps) / sequences;
+double Planner::draft_seconds(std::span<Plan* const> plans) const {
+  if (plans.empty() || costs_.draft_seconds.empty()) return 0;
+  int most_steps = 0, rows = 0;
+  for (const Plan* const plan : plans) {
+    const int own = std::min<int>(steps(*plan), std::ssize(costs_.draft_seconds));
+    most_steps = std::max(most_steps, own);
+    rows += own;
+  }
+  return joint_draft_seconds(static_cast<int>(plans.size()), most_steps, rows);
 }
 
-/// `tree` was drafted for steps(): what it would have been with fewer is known, too.
+/// What drafting takes longer where it is for this sequence, too.
+double Planner::draft_seconds(const Plan& plan, int steps) const {
+  if (costs_.draft_seconds.empty()) return 0;
+  steps = std::min<int>(steps, std::ssize(costs_.draft_seconds));
+  const int together = plan.next.together;
+  const double all = joint_draft_seconds(together, steps, together * steps);
+  const int others = together - 1;
+  return others == 0 ? all
+                     : std::max(0.0, all - joint_draft_seconds(others, steps, others * steps));
+}
+
+/// `tree` was drafted for steps(): what it would have been with fewer is known, too. Since all
+/// draft as far ahead, it counts what they would have if their trees were like this one.
 void Planner::learn_steps(Plan& plan, const DraftTree& tree, int context) const {
   plan.step_rates.resize(costs_.draft_seconds.size());
-  DraftTree shallow;
+  const int together = plan.next.together;
+  const double plain = verify_seconds(PassSize().with(together, context), false);
   for (int steps = std::min<int>(this->steps(plan), std::ssize(plan.step_rates)); steps > 0;
        --steps) {
-    shallow.clear();
-    for (const DraftNode& node : tree) {
-      if (node.depth <= steps) shallow.push_back(node);
+    const double drafting = joint_draft_seconds(together, steps, together * steps);
+    double tokens = 1, best = 0;
+    int rows = 0;
+    for (int node = -1; node < std::ssize(tree); ++node) {
+      if (node >= 0 && tree[node].depth > steps) continue;
+      if (node >= 0) tokens += plan.calibration.expected_tokens(tree[node]);
+      rows += together;
+      const double seconds = verify_seconds(PassSize().with(rows, context), true) + drafting;
+      best = std::max(best, tokens * plain / seconds);
     }
-    const double rate = best_prefix(plan, shallow, context, true, draft_seconds(plan, steps)).rate;
     double& average = plan.step_rates[steps - 1];
     const double weight = average == 0 ? 1 : plan.next.steps == 0 ? kFarWeight : kAverageWeight;
-    average += weight * (rate - average);
+    average += weight * (best - average);
   }
 }
 
@@ -268,9 +309,7 @@ void Planner::observe_drafting(std::span<Plan* const> plans, double seconds) {
   const auto sequences = static_cast<int>(plans.size());
   if (costs_.draft_seconds.empty()) costs_.draft_seconds = {seconds / sequences};
   if (!follow_) return;
-  int most_steps = 0;
-  for (const Plan* const plan : plans) most_steps = std::max(most_steps, steps(*plan));
-  const double expected = joint_draft_seconds(sequences, most_steps);
+  const double expected = draft_seconds(plans);
   const double drift = 1 + kAverageWeight * (std::clamp(seconds / expected, 0.5, 2.0) - 1);
   if (sequences > 1) {
     joint_drafting_[std::min(sequences, kMostAnchors)] *= drift;

@@ -8,6 +8,7 @@
 #include "plan/calibration.h"
 #include "plan/costs.h"
 #include "plan/drift.h"
+#include "plan/trial.h"
 
 namespace firp {
 
@@ -16,7 +17,7 @@ struct Company {
   int sequences = 0;         ///< that decode
   PassSize size;             ///< of their rows, and of those that read
   double tokens = 0;         ///< that the others should give
-  double draft_seconds = 0;  ///< their share in what drafts for the next pass
+  double draft_seconds = 0;  ///< of drafting for the others
 };
 
 /// What is decided for the next pass of one sequence, and what its text has taught: how far the
@@ -26,39 +27,24 @@ struct Plan {
   struct NextPass {
     bool drafted = false;  ///< by pseudo rows
     int steps = 0;         ///< that were drafted ahead; 0: as many as there are
+    int together = 1;      ///< sequences that the same pass drafted for
     bool alone = false;    ///< nothing else was at hand
     // What the sequence would have without: tokens that it should give, and its rows.
     double tokens_without = 1;
     int rows_without = 1;
   };
 
-  /// Steps that are drafted until it is known whether that pays, and the pause behind those that
-  /// lost.
-  struct Trial {
-    int steps = 0;            ///< drafted ones since the last pause
-    int pause = 0;            ///< `undrafted_run` at the next trial; 0: drafting goes on
-    double lost_seconds = 0;  ///< by the last one
-    /// Of plain passes behind it, before they had settled: the sum of seen / measured, and how
-    /// many.
-    double settling_ratios = 0;
-    int settling_passes = 0;
-    double plain_ratio = 1;  ///< what it was held against: the drift of plain passes
-    bool was_blind = false;  ///< that was of long ago, or of another run of the program
-  };
-
   NextPass next;
   Calibration calibration;  ///< expects the tokens of a tree
   Company company;          ///< in the last pass
   int known_company = 0;    ///< other sequences beside which the following was learnt
-  Trial trial;
-  int undrafted_run = 0;  ///< the sequence's passes, up to now, that were not drafted for
-  // Tokens a second are all sequences', over those that they would have if this one were plain.
-  double rate = 0;    ///< of passes that were drafted for
-  double profit = 0;  ///< by which share drafting is faster than doing without
-  /// Of passes that are drafted for so many steps ahead: [steps - 1]; of those that had nothing
-  /// else at hand.
+  Trial trial;              ///< of drafting for this sequence, too
+  /// Tokens a second of passes that were drafted for, over those that all sequences would have had
+  /// if this one had been plain.
+  double rate = 0;
+  /// The same for passes that are drafted for so many steps ahead: [steps - 1]; of those that had
+  /// nothing else at hand.
   std::vector<double> step_rates;
-  int drafts = 0;  ///< passes that were drafted for
 };
 
 /// Decides at each step of a sequence how many nodes of a draft tree are verified, whether pseudo
@@ -99,9 +85,15 @@ class Planner {
   };
   void observe_pass(std::span<const Verified> sequences, const PassSize& reading, double seconds);
 
-  /// Decides whether pseudo rows draft for the next pass, and how far ahead; whether they do.
-  /// `at_hand` is what is drafted without them.
-  bool decide(Plan& plan, const DraftTree& at_hand, int context) const;
+  /// A sequence that pseudo rows can draft for. `at_hand` is what is drafted without them.
+  struct Undecided {
+    Plan& plan;
+    const DraftTree& at_hand;
+    int context;
+  };
+  /// Decides for which sequences pseudo rows draft for the next pass, and how far ahead; for which
+  /// they do.
+  std::vector<bool> decide(std::span<const Undecided> sequences);
 
   /// How many steps ahead, where drafting was decided on.
   int steps(const Plan& plan) const;
@@ -116,8 +108,8 @@ class Planner {
   double verify_seconds(const PassSize& size, bool drafted) const {
     return drifts_.ratio(size.rows, drafted) * costs_.verify(size);
   }
-  /// The sequence's share in drafting as many steps as were decided on.
-  double draft_seconds(const Plan& plan) const { return draft_seconds(plan, steps(plan)); }
+  /// Of the drafting pass for these sequences together.
+  double draft_seconds(std::span<Plan* const> plans) const;
 
   const PassCosts& costs() const { return costs_; }
 
@@ -125,7 +117,8 @@ class Planner {
   /// Sequences that draft together, as far as they are told apart.
   static constexpr int kMostAnchors = 16;
 
-  double joint_draft_seconds(int sequences, int steps) const;
+  bool decide(const Undecided& sequence) const;
+  double joint_draft_seconds(int sequences, int most_steps, int rows) const;
   double draft_seconds(const Plan& plan, int steps) const;
   struct Prefix {
     int nodes = 0;
@@ -135,11 +128,12 @@ class Planner {
   Prefix best_prefix(const Plan& plan, const DraftTree& tree, int context, bool drafted,
                      double draft_seconds) const;
   double plain_rate(const Plan& plan, int context) const;
-  void learn(Plan& plan, const DraftTree& tree, int context, double tokens);
+  PlainPasses plain_passes(const PassSize& size, int sequences) const;
+  void learn(Plan& plan, const DraftTree& tree, int context, double tokens, bool plain,
+             double ratio);
+  void learn_together(std::span<const Verified> sequences, const PassSize& size, double tokens,
+                      bool plain, double ratio);
   void learn_steps(Plan& plan, const DraftTree& tree, int context) const;
-  void observe_pause(Plan& plan, bool plain, double ratio, int context) const;
-  void observe_trial(Plan& plan, int rows, double tokens, int context) const;
-  int pause_for_trial(const Plan& plan, int context) const;
 
   PassCosts costs_;
   Drifts drifts_;
@@ -147,7 +141,11 @@ class Planner {
   /// What drafting for so many sequences takes / what was to be expected by that for one:
   /// [sequences].
   std::array<double, kMostAnchors + 1> joint_drafting_;
-  Plan latest_;  ///< of the sequence that was observed last, with nothing decided
+  /// Of drafting for all sequences that share passes, each of which gains by joining.
+  Trial together_;
+  int known_together_ = 1;  ///< sequences for which that was learnt
+  int drafts_ = 0;          ///< drafting passes
+  Plan latest_;             ///< of the sequence that was observed last, with nothing decided
 };
 
 }  // namespace firp
