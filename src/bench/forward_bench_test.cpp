@@ -153,13 +153,13 @@ TEST(SyntheticModelTest, HasTheShapesAndRuns) {
   EXPECT_NEAR(weights, 134.5e6, 0.1e6);
 
   NativeEngine engine(model, {.threads = 2, .context = 64});
-  const Row rows[] = {{.sequence = engine.add_sequence(), .position = 0, .token = 5},
-                      {.position = 1, .parent = 0, .token = 12345},
-                      {.position = 1, .parent = 0, .token = 49151}};
-  engine.forward(rows);
+  const Row rows[] = {{.sequence = engine.add_sequence(), .token = 5},
+                      {.parent = 0, .token = 12345},
+                      {.parent = 0, .token = 49151}};
+  const Pass pass = engine.forward(rows);
   constexpr int kAll[] = {0, 1, 2};
   double power = 0;
-  for (const float logit : engine.logits(kAll)) {
+  for (const float logit : pass.logits(kAll)) {
     ASSERT_TRUE(std::isfinite(logit));
     power += logit * logit;
   }
@@ -177,11 +177,11 @@ TEST(SyntheticModelTest, AsAFileItIsTheSameModel) {
   EXPECT_EQ(read.config().trained_context, synthetic.model().config().trained_context);
   const auto logits = [](const Model& model) {
     NativeEngine engine(model, {.threads = 2, .context = 64});
-    const Row rows[] = {{.sequence = engine.add_sequence(), .position = 0, .token = 5},
-                        {.position = 1, .parent = 0, .token = 12345}};
-    engine.forward(rows);
+    const Row rows[] = {{.sequence = engine.add_sequence(), .token = 5},
+                        {.parent = 0, .token = 12345}};
+    const Pass pass = engine.forward(rows);
     constexpr int kLast[] = {1};
-    const std::span<const float> row = engine.logits(kLast);
+    const std::span<const float> row = pass.logits(kLast);
     return std::vector<float>(row.begin(), row.end());
   };
   EXPECT_EQ(logits(read), logits(synthetic.model()));

@@ -1,4 +1,4 @@
-#include "serve/slots.h"
+#include "serve/scheduler.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -19,7 +19,7 @@ namespace {
 
 constexpr auto kWanted = [] { return false; };
 
-class SlotsTest : public testing::Test {
+class SchedulerTest : public testing::Test {
  protected:
   static CompletionRequest request(int max_tokens) {
     return {.kind = CompletionKind::kText, .max_tokens = max_tokens};
@@ -29,9 +29,9 @@ class SlotsTest : public testing::Test {
     for (int k = 0; k < words; ++k) text += fmt::format(" w{}x{}", i, k);
     return Loaded::get().vocabulary.tokenize(text, /*add_bos=*/true);
   }
-  static std::string answer(Slots& slots, std::span<const Token> tokens, int max_tokens) {
+  static std::string answer(Scheduler& scheduler, std::span<const Token> tokens, int max_tokens) {
     std::string text;
-    slots.complete(
+    scheduler.complete(
         tokens, request(max_tokens), [&](std::string_view part) { text += part; }, kWanted);
     return text;
   }
@@ -42,36 +42,39 @@ class SlotsTest : public testing::Test {
   const DecodeOptions plain_{.method = DraftMethod::kNone};
 };
 
-/// Each prompt fits; what idle slots hold is given up for the next one.
-TEST_F(SlotsTest, PromptsOneAfterTheOtherFindRoomOnBothEngines) {
+/// Each prompt fits; what earlier ones hold is given up for the next one.
+TEST_F(SchedulerTest, PromptsOneAfterTheOtherFindRoomOnBothEngines) {
   Loaded& loaded = Loaded::get();
   LlamaEngine llama = llama_engine(512);
   for (Engine* const engine :
        {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
-    Slots slots(*engine, loaded.vocabulary, plain_, 4);
+    BatchDecoder decoder(*engine);
+    Scheduler scheduler(decoder, loaded.vocabulary, plain_, 4);
     for (int i = 0; i < 6; ++i) {
       ASSERT_GT(prompt(i, 40).size(), 512u / 4) << "four of them do not fit together";
-      EXPECT_FALSE(answer(slots, prompt(i, 40), 4).empty()) << engine->isa() << " " << i;
+      EXPECT_FALSE(answer(scheduler, prompt(i, 40), 4).empty()) << engine->isa() << " " << i;
     }
   }
 }
 
 /// The oldest goes on, the others wait, or begin again: all have the text that they have alone.
-TEST_F(SlotsTest, AnswersThatDoNotFitTogetherAreAllGiven) {
+TEST_F(SchedulerTest, AnswersThatDoNotFitTogetherAreAllGiven) {
   Loaded& loaded = Loaded::get();
   LlamaEngine llama = llama_engine(512);
   for (Engine* const engine :
        {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
-    Slots slots(*engine, loaded.vocabulary, {.method = DraftMethod::kNone, .ngrams = true}, 4);
+    BatchDecoder decoder(*engine);
+    Scheduler scheduler(decoder, loaded.vocabulary, {.method = DraftMethod::kNone, .ngrams = true},
+                        4);
     constexpr int kAnswers = 5, kTokens = 50;
     std::vector<std::future<std::string>> together;
     for (int i = 0; i < kAnswers; ++i) {
-      together.push_back(
-          std::async(std::launch::async, [&, i] { return answer(slots, prompt(i, 50), kTokens); }));
+      together.push_back(std::async(std::launch::async,
+                                    [&, i] { return answer(scheduler, prompt(i, 50), kTokens); }));
     }
     std::vector<std::string> texts;
     for (std::future<std::string>& each : together) texts.push_back(each.get());
-    Slots alone(*engine, loaded.vocabulary, plain_, 1);
+    Scheduler alone(decoder, loaded.vocabulary, plain_, 1);
     for (int i = 0; i < kAnswers; ++i) {
       EXPECT_FALSE(texts[i].empty());
       if (engine == &llama) continue;  // whose rows are the same within rounding
@@ -81,12 +84,13 @@ TEST_F(SlotsTest, AnswersThatDoNotFitTogetherAreAllGiven) {
 }
 
 /// As `firp serve` has it: heads, n-grams, and a planner that decides for each sequence.
-TEST_F(SlotsTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
+TEST_F(SchedulerTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   Loaded& loaded = Loaded::get();
   NativeEngine engine(*loaded.model, {.threads = 2, .context = 512});
   engine.set_heads(read_heads(FIRP_HEADS, loaded.file.get()));
   constexpr int kAnswers = 5, kTokens = 32;
-  Slots plain(engine, loaded.vocabulary, plain_, 1);
+  BatchDecoder without_planner(engine);
+  Scheduler plain(without_planner, loaded.vocabulary, plain_, 1);
   std::vector<std::string> expected;
   for (int i = 0; i < kAnswers; ++i) expected.push_back(answer(plain, prompt(i, 8), kTokens));
   // Whatever it decides: drafts that pay, drafts that lose, and what is true of this machine.
@@ -95,18 +99,19 @@ TEST_F(SlotsTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   const PassCosts dear = {.verify_seconds = {{1, 1e-3}, {32, 1}}, .draft_seconds = {1e-2, 2e-2}};
   for (const PassCosts& costs : {cheap, dear, measure_costs(engine)}) {
     Planner planner(costs);
-    Slots slots(engine, loaded.vocabulary, {.ngrams = true, .planner = &planner}, 3);
-    std::vector<std::future<Slots::Answer>> together;
+    BatchDecoder decoder(engine, &planner);
+    Scheduler scheduler(decoder, loaded.vocabulary, {.ngrams = true}, 3);
+    std::vector<std::future<Scheduler::Answer>> together;
     std::vector<std::string> texts(kAnswers);
     for (int i = 0; i < kAnswers; ++i) {
       together.push_back(std::async(std::launch::async, [&, i] {
-        return slots.complete(
+        return scheduler.complete(
             prompt(i, 8), request(kTokens), [&](std::string_view part) { texts[i] += part; },
             kWanted);
       }));
     }
     long long drafting_passes = 0;
-    for (std::future<Slots::Answer>& each : together) {
+    for (std::future<Scheduler::Answer>& each : together) {
       drafting_passes += each.get().usage.stats.drafting_passes;
     }
     EXPECT_EQ(texts, expected);
@@ -114,13 +119,13 @@ TEST_F(SlotsTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   }
 }
 
-TEST_F(SlotsTest, ALoneAnswerMayHaveAllThereIs) {
+TEST_F(SchedulerTest, ALoneAnswerMayHaveAllThereIs) {
   Loaded& loaded = Loaded::get();
-  Slots slots(*loaded.engine, loaded.vocabulary, plain_, 4);
-  for (int i = 0; i < 3; ++i) answer(slots, prompt(i, 40), 2);  // idle slots hold most of it
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 4);
+  for (int i = 0; i < 3; ++i) answer(scheduler, prompt(i, 40), 2);  // which hold most of it
   const std::vector<Token> tokens = prompt(9, 100);
   ASSERT_GT(tokens.size(), 400u);
-  const Slots::Answer all = slots.complete(
+  const Scheduler::Answer all = scheduler.complete(
       tokens, request(INT_MAX), [](std::string_view) {}, kWanted);
   if (all.finish == FinishReason::kLength) {
     EXPECT_EQ(all.usage.prompt_tokens + all.usage.completion_tokens, 512);
@@ -128,28 +133,28 @@ TEST_F(SlotsTest, ALoneAnswerMayHaveAllThereIs) {
 }
 
 /// In the queue, while the prompt is read, and while the answer is written.
-TEST_F(SlotsTest, UnwantedAnswersEndWithinAPass) {
+TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   Loaded& loaded = Loaded::get();
-  Slots slots(*loaded.engine, loaded.vocabulary, plain_, 1);
-  for (const int passes : {0, 1, 2, 6}) {
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 1);
+  for (const int last_look : {0, 1, 2, 6}) {
     int looks = 0;
-    EXPECT_THROW(slots.complete(
-                     prompt(passes, 100), request(INT_MAX), [](std::string_view) {},
-                     [&] { return looks++ == passes; }),
+    EXPECT_THROW(scheduler.complete(
+                     prompt(last_look, 100), request(INT_MAX), [](std::string_view) {},
+                     [&] { return looks++ == last_look; }),
                  Cancelled);
-    EXPECT_EQ(looks, passes + 1);
+    EXPECT_EQ(looks, last_look + 1);
   }
   std::atomic<bool> leave = false;
   std::atomic<int> waits = 0;
   auto running = std::async(std::launch::async, [&] {
     EXPECT_THROW(
-        slots.complete(
+        scheduler.complete(
             prompt(1, 10), request(INT_MAX), [](std::string_view) {}, [&] { return leave.load(); }),
         Cancelled);
   });
   auto queued = std::async(std::launch::async, [&] {
     EXPECT_THROW(
-        slots.complete(
+        scheduler.complete(
             prompt(2, 10), request(1), [](std::string_view) {}, [&] { return ++waits >= 3; }),
         Cancelled);
   });
@@ -157,20 +162,20 @@ TEST_F(SlotsTest, UnwantedAnswersEndWithinAPass) {
   leave = true;
   running.wait();
   const std::vector<Token> tokens = prompt(3, 20);
-  Slots alone(*loaded.engine, loaded.vocabulary, plain_, 1);
-  EXPECT_EQ(answer(slots, tokens, 8), answer(alone, tokens, 8)) << "the slot is as good as before";
+  Scheduler alone(*loaded.decoder, loaded.vocabulary, plain_, 1);
+  EXPECT_EQ(answer(scheduler, tokens, 8), answer(alone, tokens, 8)) << "nothing is left of them";
 }
 
-TEST_F(SlotsTest, TooManyThatWaitAreRefused) {
+TEST_F(SchedulerTest, TooManyThatWaitAreRefused) {
   Loaded& loaded = Loaded::get();
-  Slots slots(*loaded.engine, loaded.vocabulary, plain_, 1);
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 1);
   std::atomic<bool> leave = false;
   std::atomic<int> refused = 0, cancelled = 0;
   std::vector<std::thread> threads;
-  for (int i = 0; i < Slots::kMostWaiting + 1 + 5; ++i) {
+  for (int i = 0; i < Scheduler::kMostWaiting + 1 + 5; ++i) {
     threads.emplace_back([&] {
       try {
-        slots.complete(
+        scheduler.complete(
             prompt(1, 10), request(INT_MAX), [](std::string_view) {}, [&] { return leave.load(); });
       } catch (const RequestError& error) {
         EXPECT_EQ(error.kind.status, 503);
@@ -181,11 +186,11 @@ TEST_F(SlotsTest, TooManyThatWaitAreRefused) {
     });
   }
   while (refused < 5) std::this_thread::yield();
-  EXPECT_THROW(slots.refuse_if_full(), RequestError);
+  EXPECT_THROW(scheduler.refuse_if_full(), RequestError);
   leave = true;
   for (std::thread& each : threads) each.join();
   EXPECT_EQ(refused, 5);
-  EXPECT_EQ(cancelled, Slots::kMostWaiting + 1);
+  EXPECT_EQ(cancelled, Scheduler::kMostWaiting + 1);
 }
 
 }  // namespace

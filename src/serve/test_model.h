@@ -6,8 +6,8 @@
 #include <optional>
 #include <string>
 
+#include "decode/batch_decoder.h"
 #include "decode/conversation.h"
-#include "decode/session.h"
 #include "engine/native_engine.h"
 #include "model/test_files.h"
 
@@ -19,6 +19,7 @@ class Loaded {
   Loaded() : file(std::make_shared<const GgufFile>(real_model())), vocabulary(real_model()) {
     model.emplace(file);
     engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
+    decoder.emplace(*engine);
   }
   static Loaded& get() {
     static Loaded loaded;
@@ -26,7 +27,7 @@ class Loaded {
   }
 
   std::string plain(const std::string& question, int tokens, const SamplingOptions& sampling = {}) {
-    Session session(*engine, {.sampling = sampling, .method = DraftMethod::kNone});
+    Session session(*decoder, {.sampling = sampling, .method = DraftMethod::kNone});
     session.append(Conversation(vocabulary).user_turn(question));
     std::string text;
     generate(
@@ -42,6 +43,7 @@ class Loaded {
   Vocabulary vocabulary;
   std::optional<Model> model;
   std::optional<NativeEngine> engine;
+  std::optional<BatchDecoder> decoder;
 };
 
 }  // namespace firp

@@ -26,10 +26,10 @@ TEST_F(StudyTest, AgreementCountsTheTokensThatRowsPropose) {
   std::vector<BestTokens> best;
   for (Engine* const each : {&small, &large}) each->set_heads(constant);
   const int sequence = large.add_sequence();
-  large.forward(std::vector<Row>{{.sequence = sequence, .token = 1},
-                                 {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
-                                 {.sequence = sequence, .position = 2, .parent = 1, .step = 2}});
-  for (const BestTokens& of_row : large.best_tokens(std::vector<int>{1, 2}, kTopCandidates)) {
+  const Pass pass = large.forward(std::vector<Row>{{.sequence = sequence, .token = 1},
+                                                   {.sequence = sequence, .parent = 0, .step = 1},
+                                                   {.sequence = sequence, .parent = 1, .step = 2}});
+  for (const BestTokens& of_row : pass.best_tokens(std::vector<int>{1, 2}, kTopCandidates)) {
     best.push_back(of_row);
   }
   std::mt19937 random(1);
@@ -132,12 +132,10 @@ TEST_F(StudyTest, SimilarityIsTheMeanCosineOfBothStates) {
     std::vector<std::vector<float>> states;
     const int sequence = engine.add_sequence();
     for (const Token token : text.tokens) {
-      engine.forward(
-          std::vector<Row>{
-              {.sequence = sequence, .position = engine.length(sequence), .token = token}},
-          std::vector<int>{1});
-      states.emplace_back(engine.hidden(0, 1).begin(), engine.hidden(0, 1).end());
-      engine.commit(sequence, std::vector<int>{0});
+      const Pass pass = engine.forward(std::vector<Row>{{.sequence = sequence, .token = token}},
+                                       std::vector<int>{1});
+      states.emplace_back(pass.hidden(0, 1).begin(), pass.hidden(0, 1).end());
+      pass.commit(sequence, std::vector<int>{0});
     }
     engine.remove_sequence(sequence);
     for (int i = std::max(8, text.answer_begin - 1); i + 2 < static_cast<int>(states.size()); ++i) {

@@ -42,7 +42,7 @@ class StudyTest : public ::testing::Test {
     std::mt19937 random(3);
     std::vector<GenerationJob> jobs;
     for (int i = 0; i < count; ++i) {
-      GenerationJob job = {.prompt = {}, .max_tokens = 30, .sampling = {}, .stream = i};
+      GenerationJob job = {.prompt = {}, .max_tokens = 30, .sampling = {.stream = i}};
       for (int k = 0; k < 6 + 4 * i; ++k) job.prompt.push_back(static_cast<Token>(random() % 320));
       jobs.push_back(std::move(job));
     }

@@ -46,9 +46,10 @@ TEST(Synthesis, BatchesGiveEachJobTheTokensThatItHasAlone) {
   NativeEngine engine(model, {.threads = 2, .context = 128, .max_rows = 48});
   std::vector<GenerationJob> jobs;
   for (int i = 0; i < 90; ++i) {  // more than run at a time
-    GenerationJob job{.prompt = {}, .max_tokens = 3 + i % 17, .sampling = {}, .stream = i};
+    GenerationJob job{.prompt = {}, .max_tokens = 3 + i % 17, .sampling = {}};
     for (int k = 0; k <= i % 7; ++k) job.prompt.push_back((i * 31 + k * 7) % 320);
     if (i % 2 == 1) job.sampling = {.temperature = 1.0f, .seed = 5};
+    job.sampling.stream = i;
     jobs.push_back(std::move(job));
   }
   const auto is_end = [](Token token) { return token == 11; };

@@ -113,8 +113,7 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
   const int sequence = engine.add_sequence();
   std::vector<Row> batch;
   for (int i = 0; i < 90; ++i) {
-    batch.push_back(
-        {.sequence = sequence, .position = i, .parent = i - 1, .token = text.tokens[i]});
+    batch.push_back({.sequence = sequence, .parent = i - 1, .token = text.tokens[i]});
   }
   std::vector<std::vector<int>> chains;
   for (const int anchor : anchors) {
@@ -122,7 +121,6 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
     chains.emplace_back();
     for (int step = 1; step <= kSteps; ++step) {
       batch.push_back({.sequence = sequence,
-                       .position = anchor + step,
                        .parent = parent,
                        .step = step,
                        .token_behind = text.tokens[anchor + 1]});
@@ -130,17 +128,17 @@ TEST_P(UpperLayersTest, PseudoRowsAreTheEngines) {
       chains.back().push_back(parent);
     }
   }
-  engine.forward(batch);
+  const Pass pass = engine.forward(batch);
   for (std::size_t a = 0; a < anchors.size(); ++a) {
     for (int step = 0; step < kSteps; ++step) {
-      EXPECT_LT(largest_difference(states[a][step], engine.final_state(chains[a][step])), 5e-3)
+      EXPECT_LT(largest_difference(states[a][step], pass.final_state(chains[a][step])), 5e-3)
           << "anchor " << anchors[a] << " step " << step + 1;
     }
   }
   // And the head.
   const std::vector<int> last = {chains[1][3]};
   const torch::Tensor logits = torch::mv(upper.head(), states[1][3]);
-  EXPECT_LT(largest_difference(logits, engine.logits(last)), 2e-2);
+  EXPECT_LT(largest_difference(logits, pass.logits(last)), 2e-2);
 }
 
 // Rows that are the real hidden states must come out as the real rows do: the chain p_{i,1..j} then
