@@ -15,12 +15,14 @@
 #include "bench/load_bench.h"
 #include "bench/random_weights.h"
 #include "bench/report.h"
+#include "bench/sessions_bench.h"
 #include "bench/synthetic_model.h"
 #include "cli/bench_methods.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "decode/conversation.h"
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
 
@@ -53,6 +55,7 @@ struct BenchFlags {
 
   bool forward = false;
   bool load = false;
+  std::vector<int> sessions;
   std::string synthetic;
   int context = ForwardBenchOptions().context;
 };
@@ -222,6 +225,48 @@ std::filesystem::path default_prompts() {
       "with --prompts");
 }
 
+int run_sessions(BenchFlags& flags) {
+  constexpr int kMostSessions = 64;
+  for (const int sessions : flags.sessions) {
+    require_at_least(sessions, 1, "--sessions");
+    if (sessions > kMostSessions) {
+      throw Error(fmt::format("--sessions must be at most {}", kMostSessions));
+    }
+  }
+  if (!flags.json.empty()) require_writable(flags.json);
+  if (flags.prompts.empty()) flags.prompts = default_prompts();
+  const auto prompts = read_bench_prompts(flags.prompts, flags.limit, /*turns=*/1);
+  const OtherLoad load;
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
+  std::vector<std::vector<Token>> tokens;
+  for (const BenchPrompt& prompt : prompts) {
+    tokens.push_back(Conversation(decoder.vocabulary).user_turn(prompt.turns.front()));
+  }
+  SessionsBenchOptions options = {.sessions = flags.sessions, .rounds = std::max(3, flags.repeats)};
+  std::ranges::sort(options.sessions);
+  catch_interrupts();
+  BatchDecoder plain(decoder.engine);
+  StatusLine status;
+  const auto results = bench_sessions(plain, decoder.batch, decoder.options, tokens, options,
+                                      [&](int done, int total) {
+                                        status.show(fmt::format("{} of {}", done, total));
+                                        return !interrupted;
+                                      });
+  status.clear();
+  if (results.empty()) return kExitInterrupted;
+  fmt::print("{}, {} threads ({}); {}, {} tokens of each session\n{}", cpu_name(),
+             decoder.engine.options().threads, decoder.engine.isa(),
+             flags.decode.model.stem().string(), options.tokens, sessions_table(results));
+  tell_of_other_load(load.cores());
+  flush_output();
+  if (!flags.json.empty()) {
+    write_json(sessions_json(bench_machine(decoder.engine, decoder.file.get(), decoder.heads_path),
+                             results),
+               flags.json);
+  }
+  return 0;
+}
+
 int run_compare(const BenchFlags& flags) {
   fmt::print("{}", comparison_text(read_bench_report(flags.compare.front()),
                                    read_bench_report(flags.compare.back())));
@@ -322,6 +367,7 @@ int run_bench_verb(BenchFlags& flags) {
   if (!flags.from.empty()) return run_report(flags);
   if (flags.kernels) return run_kernels(flags);
   if (flags.load) return run_load(flags);
+  if (!flags.sessions.empty()) return run_sessions(flags);
   return flags.forward ? run_forward(flags) : run_prompts(flags);
 }
 
@@ -358,6 +404,10 @@ temporary file (in TMPDIR) for llama.cpp.
 With --load: how long it takes until the model is ready, with its file out of the system's cache
 ("cold") and in it ("warm"), beside reading the file; and the memory that it holds meanwhile.
 
+With --sessions: what so many sessions come to that share their passes, as those of `firp serve` do:
+T(n), a pass with a row of each on its own context; tokens/s of all together without drafts, over
+those of one session, and as a share of what T(n) allows; and with drafts (--repeats rounds, 3 at least).
+
 docs/performance.md has more.
 
 Examples:
@@ -373,7 +423,8 @@ Examples:
   firp bench --kernels --types q4_0 --shapes 576x576,1536x576,576x1536,49152x576 --rows 1,8,64
   firp bench --forward model.gguf --rows 1,8,32 --peer llama.cpp
   firp bench --forward --synthetic llama-7b:q4_0 --peer llama.cpp -t 2
-  firp bench --load model.gguf)");
+  firp bench --load model.gguf
+  firp bench model.gguf --sessions 1,2,4,8,16)");
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
   CLI::Option* const prompts = app->add_option("--prompts", flags->prompts,
@@ -435,6 +486,14 @@ Examples:
       ->excludes(compare)
       ->excludes(kernels)
       ->excludes(forward);
+  speed->add_option("--sessions", flags->sessions, "Time so many sessions at once, 1,2,4,8,16 say")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->excludes(report)
+      ->excludes(compare)
+      ->excludes(kernels)
+      ->excludes(forward)
+      ->excludes(app->get_option("--load"));
   speed
       ->add_option("--synthetic", flags->synthetic,
                    "A model of random weights instead of a file: SHAPE:TYPE, shapes llama-1b, "
