@@ -65,7 +65,7 @@ std::vector<BatchDecoder::Part> BatchDecoder::schedule(std::span<Session* const>
   }
   std::vector<Part> parts;
   schedule_reading(readers, static_cast<int>(decoders.size()), room, parts);
-  room -= static_cast<int>(rows_.size()) - static_cast<int>(parts.size());
+  room += static_cast<int>(readers.size()) - static_cast<int>(rows_.size());
   schedule_verifying(decoders, room, parts);
   for (const Part& part : parts) part.session->last_pass_ = passes_;
   return parts;
