@@ -115,12 +115,13 @@ void Session::begin_pass() {
 }
 
 Session::Part Session::plan_reading(int tokens, std::vector<Row>& rows) {
-  const Part part = {.session = this,
-                     .context = seen(),
-                     .first_row = static_cast<int>(rows.size()),
-                     .token_rows = tokens,
-                     .reads = true};
+  Part part = {.session = this,
+               .context = seen(),
+               .first_row = static_cast<int>(rows.size()),
+               .token_rows = tokens,
+               .reads = true};
   for (int i = 0; i < tokens; ++i) {
+    part.path.push_back(part.first_row + i);
     rows.push_back({.sequence = sequence_,
                     .parent = i == 0 ? kContext : part.first_row + i - 1,
                     .token = tokens_[part.context + i],
@@ -196,10 +197,8 @@ void Session::choose(Part& part, std::span<const float> logits) const {
   });
 }
 
-/// Takes in what came of its part of the pass.
-void Session::absorb(Part& part, const Pass& pass) {
-  pass.commit(sequence_, part.path);
-  if (part.reads) return;
+/// Takes in what its part of the pass decoded.
+void Session::absorb(const Part& part) {
   for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
   alone_ = part.ends_at_tie;
   tree_.clear();
