@@ -274,7 +274,7 @@ DecodeStats generate(Session& session, int max_tokens, const std::function<bool(
       return session.step();
     } catch (const Cancelled&) {
       going = false;
-      return {};
+      return session.decoded();  // what it decoded before its drafting was interrupted
     }
   };
   while (going && tokens < limit) {
