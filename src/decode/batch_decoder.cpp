@@ -44,6 +44,7 @@ std::vector<BatchDecoder::Part> BatchDecoder::schedule(std::span<Session* const>
   rows_.clear();
   ++passes_;
   std::vector<Session*> order(sessions.begin(), sessions.end());
+  for (Session* const session : order) session->decoded_.clear();
   for (Session* const session : order) session->begin_pass();
   std::ranges::stable_sort(order, {}, &Session::last_pass_);
   if (order.front()->alone_) {

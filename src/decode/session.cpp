@@ -105,7 +105,6 @@ std::span<const DecodedToken> Session::step() {
 
 /// The last token is always run: it is the root of the next pass that decodes.
 void Session::begin_pass() {
-  decoded_.clear();
   if (tokens_.empty()) throw Error("there is nothing to continue: the prompt is empty");
   const int most = static_cast<int>(tokens_.size()) - 1;
   if (seen() > most) engine_.truncate(sequence_, most);
