@@ -634,6 +634,84 @@ TEST_F(RoundingDecoders, WithoutAMarginRoundingDecides) {
   EXPECT_GT(differ, 0);
 }
 
+/// Sessions that come and go, texts that are cut and continued, passes that fail, in random order:
+/// each token is the one that a plain session beside would have decoded.
+TEST(BatchDecoder, AnyOrderOfEventsGivesEachItsText) {
+  constexpr float kRounding = 0.3f;
+  struct Pair {
+    std::unique_ptr<Session> session, plain;
+  };
+  for (int seed = 0; seed < (quick_tests() ? 40 : 400); ++seed) {
+    std::mt19937 random(seed);
+    const auto below = [&](int limit) { return static_cast<int>(random() % limit); };
+    const bool rounds = below(3) == 0, planned = below(3) == 0;
+    const EngineOptions engine_options = {
+        .context = 200, .positions = 200 + below(400), .max_rows = planned ? 33 : 20 + below(30)};
+    FakeEngine engine(engine_options, {.sequences_a_pass = below(2) == 0 ? 100 : 1 + below(4),
+                                       .keeps_contexts_apart = below(2) == 0,
+                                       .rounding = rounds ? kRounding : 0});
+    FakeEngine other({.context = 200}), drafter({.context = 150 + below(100)});
+    Planner planner(PassCosts{{{1, 1e-3}, {32, 1e-3 * (1 + below(4))}}, {1e-4}, 0});
+    BatchDecoder decoder(engine, planned ? &planner : nullptr, below(2) == 0), beside(other);
+    std::vector<Way> all = ways(drafter);
+    if (planned) all.erase(all.begin(), all.end() - 1);
+    std::vector<Pair> pairs;
+    for (int event = 0; event < 300; ++event) {
+      if (pairs.empty() || (pairs.size() < 8 && below(12) == 0)) {
+        const std::vector<DecodeOptions>& options =
+            all[below(static_cast<int>(all.size()))].options;
+        DecodeOptions of_session = options[below(static_cast<int>(options.size()))];
+        // Where rows round, only ties that are decided alone keep texts the same.
+        if (!rounds) of_session.sampling = requests(6)[below(6)].options.sampling;
+        of_session.tie_margin = rounds ? 1.01f * kRounding : 0;
+        of_session.adopts = below(4) > 0;
+        Pair& pair = pairs.emplace_back(
+            std::make_unique<Session>(decoder, of_session),
+            std::make_unique<Session>(beside, DecodeOptions{.sampling = of_session.sampling,
+                                                            .method = DraftMethod::kNone}));
+        const Text prompt = some_tokens(below(4), 1 + below(120));
+        pair.session->append(prompt);
+        pair.plain->append(prompt);
+      }
+      Pair& one = pairs[below(static_cast<int>(pairs.size()))];
+      const auto length = static_cast<int>(one.session->tokens().size());
+      const int kind = length > 180 ? 1 : below(16);
+      if (kind == 0) {
+        one.session->release();
+      } else if (kind == 1) {
+        const int kept = 1 + below(length);
+        one.session->truncate(kept);
+        one.plain->truncate(kept);
+      } else if (kind == 2 && length < 150) {
+        const Text turn = some_tokens(below(100), 1 + below(20));
+        one.session->append(turn);
+        one.plain->append(turn);
+      } else if (kind == 3 && pairs.size() > 1) {
+        std::swap(one, pairs.back());
+        pairs.pop_back();
+      } else if (kind == 4) {
+        engine.fail(static_cast<FakeEngine::Call>(below(3)), 1 + below(6),
+                    static_cast<FakeEngine::Fault>(below(3)));
+      }
+      std::ranges::shuffle(pairs, random);
+      std::vector<Session*> sessions;
+      const int taking_part = 1 + below(static_cast<int>(pairs.size()));
+      for (int i = 0; i < taking_part; ++i) sessions.push_back(pairs[i].session.get());
+      try {
+        decoder.step(sessions);
+      } catch (const Error&) {
+      }
+      for (const Pair& pair : pairs) {
+        if (std::ranges::count(sessions, pair.session.get()) == 0) continue;
+        for (const DecodedToken& each : pair.session->decoded()) {
+          ASSERT_EQ(each.token, pair.plain->step()[0].token) << seed << ", " << event;
+        }
+        ASSERT_EQ(pair.session->tokens(), pair.plain->tokens()) << seed << ", " << event;
+      }
+    }
+  }
+}
+
 TEST_F(Decoders, ASessionThatFailsGivesItsSequenceBack) {
   for (const DecodeOptions& options :
        {DecodeOptions{.tree_nodes = 0}, DecodeOptions{.tree_nodes = 256},
