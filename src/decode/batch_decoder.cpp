@@ -30,6 +30,7 @@ void BatchDecoder::step(std::span<Session* const> sessions) {
   }
   const Pass pass = engine_.forward(rows_, std::vector<int>(captured.begin(), captured.end()));
   choose(pass, parts);
+  commit(pass, parts);
   absorb(pass, parts, watch.seconds());
   draft(pass, parts);
   const double seconds = watch.seconds();
@@ -43,6 +44,7 @@ std::vector<BatchDecoder::Part> BatchDecoder::schedule(std::span<Session* const>
   rows_.clear();
   ++passes_;
   std::vector<Session*> order(sessions.begin(), sessions.end());
+  for (Session* const session : order) session->decoded_.clear();
   for (Session* const session : order) session->begin_pass();
   std::ranges::stable_sort(order, {}, &Session::last_pass_);
   if (order.front()->alone_) {
@@ -65,7 +67,7 @@ std::vector<BatchDecoder::Part> BatchDecoder::schedule(std::span<Session* const>
   }
   std::vector<Part> parts;
   schedule_reading(readers, static_cast<int>(decoders.size()), room, parts);
-  room -= static_cast<int>(rows_.size()) - static_cast<int>(parts.size());
+  room += static_cast<int>(readers.size()) - static_cast<int>(rows_.size());
   schedule_verifying(decoders, room, parts);
   for (const Part& part : parts) part.session->last_pass_ = passes_;
   return parts;
@@ -150,16 +152,30 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   }
 }
 
-void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double seconds) {
-  PassSize reading;
-  for (Part& part : parts) {
-    Session& session = *part.session;
-    if (part.reads) {
-      for (int row = 0; row < part.token_rows; ++row) part.path.push_back(part.first_row + row);
-      reading.add(part.token_rows, part.context);
-      session.stats_.prefill_seconds += seconds;
+/// All paths, or none.
+void BatchDecoder::commit(const Pass& pass, std::span<const Part> parts) {
+  std::size_t committed = 0;
+  try {
+    for (; committed < parts.size(); ++committed) {
+      pass.commit(parts[committed].session->sequence_, parts[committed].path);
     }
-    session.absorb(part, pass);
+  } catch (...) {
+    for (const Part& part : parts.first(committed)) {
+      engine_.truncate(part.session->sequence_, part.context);
+    }
+    throw;
+  }
+}
+
+void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double seconds) {
+  PassSize reading;
+  for (const Part& part : parts) {
+    if (part.reads) {
+      reading.add(part.token_rows, part.context);
+      part.session->stats_.prefill_seconds += seconds;
+    } else {
+      part.session->absorb(part);
+    }
   }
   pace_.observe(pass.rows(), reading.rows, seconds);
   if (planner_ == nullptr) return;

@@ -48,7 +48,8 @@ class BatchDecoder {
                         std::vector<Part>& parts);
   void schedule_verifying(std::span<Session* const> decoders, int room, std::vector<Part>& parts);
   void choose(const Pass& pass, std::span<Part> parts) const;
-  void absorb(const Pass& pass, std::span<Part> parts, double seconds);
+  void commit(const Pass& pass, std::span<const Part> parts);
+  void absorb(const Pass& pass, std::span<const Part> parts, double seconds);
   void draft(const Pass& pass, std::span<Part> parts);
   struct Draft;
   void run_pseudo_rows(std::span<Draft> drafts);

@@ -23,14 +23,14 @@ std::map<Token, int> histogram(const SamplingOptions& options, int draws,
                                std::span<const Token> history = {}) {
   std::map<Token, int> counts;
   for (int position = 0; position < draws; ++position) {
-    ++counts[sample_token(kLogits, history, 0, position, options)];
+    ++counts[sample_token(kLogits, history, position, options)];
   }
   return counts;
 }
 
 SamplingOptions plain_sampling() { return {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0}; }
 
-TEST(Sampler, GreedyTakesTheFirstMaximum) { EXPECT_EQ(sample_token(kLogits, {}, 0, 0, {}), 1); }
+TEST(Sampler, GreedyTakesTheFirstMaximum) { EXPECT_EQ(sample_token(kLogits, {}, 0, {}), 1); }
 
 TEST(Sampler, FollowsTheModelsDistribution) {
   for (const float temperature : {0.5f, 1.0f, 2.0f}) {
@@ -68,11 +68,11 @@ TEST(Sampler, RepetitionPenaltyHitsRecentTokensOnly) {
   SamplingOptions options;
   options.repeat_penalty = 2.0f;
   const std::vector<Token> history = {3, 1, 5};
-  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 2);
+  EXPECT_EQ(sample_token(kLogits, history, 0, options), 2);
   options.repeat_last_n = 2;
-  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 3);
+  EXPECT_EQ(sample_token(kLogits, history, 0, options), 3);
   const std::vector<float> negative = {-1.0f, -1.5f};
-  EXPECT_EQ(sample_token(negative, std::vector<Token>{0}, 0, 0, options), 1);
+  EXPECT_EQ(sample_token(negative, std::vector<Token>{0}, 0, options), 1);
 }
 
 TEST(Sampler, RepetitionPenaltyOfMinusOneHitsTheWholeContext) {
@@ -83,10 +83,10 @@ TEST(Sampler, RepetitionPenaltyOfMinusOneHitsTheWholeContext) {
   std::vector<Token> history(1000, 5);
   history[0] = 3;
   history[1] = 1;
-  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 2);
+  EXPECT_EQ(sample_token(kLogits, history, 0, options), 2);
   options.repeat_last_n = 0;
   EXPECT_EQ(tokens_to_sample_from(options), 1);
-  EXPECT_EQ(sample_token(kLogits, history, 0, 0, options), 1);
+  EXPECT_EQ(sample_token(kLogits, history, 0, options), 1);
 }
 
 TEST(Sampler, ANegativeTopKIsAllTokensAndANegativeTemperatureGreedy) {
@@ -108,7 +108,7 @@ Token sample_of_sorted(std::span<const float> logits, int position,
     all.push_back({static_cast<Token>(i), logits[i]});
   }
   std::ranges::stable_sort(all, std::greater{}, &TokenLogit::logit);
-  return sample_token(all, 0, position, options);
+  return sample_token(all, position, options);
 }
 
 TEST(Sampler, WithoutTopKTheTokenIsThatOfAllTokensSorted) {
@@ -125,7 +125,7 @@ TEST(Sampler, WithoutTopKTheTokenIsThatOfAllTokensSorted) {
           const SamplingOptions options = {
               .temperature = temperature, .top_k = 0, .top_p = top_p, .min_p = min_p};
           for (int position = 0; position < 20; ++position) {
-            ASSERT_EQ(sample_token(logits, {}, 0, position, options),
+            ASSERT_EQ(sample_token(logits, {}, position, options),
                       sample_of_sorted(logits, position, options))
                 << deviation << " " << temperature << " " << top_p << " " << min_p;
           }
@@ -144,7 +144,7 @@ TEST(Sampler, ARowWithoutNumbersIsAnErrorThatNamesTheFile) {
           for (const float temperature : {0.0f, 1.0f}) {
             const std::vector<float> logits(5, bad);
             EXPECT_THAT(error_of([&] {
-                          sample_token(logits, {}, 0, 0,
+                          sample_token(logits, {}, 0,
                                        {.temperature = temperature,
                                         .top_k = top_k,
                                         .top_p = top_p,
@@ -157,35 +157,37 @@ TEST(Sampler, ARowWithoutNumbersIsAnErrorThatNamesTheFile) {
       }
     }
   }
-  EXPECT_THROW(sample_token(std::span<const TokenLogit>(), 0, 0, {}), Error);
+  EXPECT_THROW(sample_token(std::span<const TokenLogit>(), 0, {}), Error);
 }
 
 TEST(Sampler, WhatIsNoNumberIsNeverChosen) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> logits = {kNan, 1, kNan, 3, kNan};
-  EXPECT_EQ(sample_token(logits, {}, 0, 0, {}), 3);
+  EXPECT_EQ(sample_token(logits, {}, 0, {}), 3);
   for (const int top_k : {0, 4}) {
     for (int position = 0; position < 200; ++position) {
       const SamplingOptions options = {
           .temperature = 2, .top_k = top_k, .top_p = 1.0f, .min_p = 0.0f};
-      EXPECT_EQ(sample_token(logits, {}, 0, position, options) % 2, 1);
+      EXPECT_EQ(sample_token(logits, {}, position, options) % 2, 1);
     }
   }
 }
 
-TEST(Sampler, TheDrawDependsOnSeedSequenceAndPositionAlone) {
+TEST(Sampler, TheDrawDependsOnSeedStreamAndPositionAlone) {
   const SamplingOptions options = plain_sampling();
   SamplingOptions other_seed = options;
   other_seed.seed = 1;
-  int by_seed = 0, by_sequence = 0;
+  SamplingOptions other_stream = options;
+  other_stream.stream = 1;
+  int by_seed = 0, by_stream = 0;
   for (int position = 0; position < 500; ++position) {
-    const Token token = sample_token(kLogits, {}, 0, position, options);
-    EXPECT_EQ(token, sample_token(kLogits, std::vector<Token>{1, 2}, 0, position, options));
-    by_seed += token != sample_token(kLogits, {}, 0, position, other_seed);
-    by_sequence += token != sample_token(kLogits, {}, 1, position, options);
+    const Token token = sample_token(kLogits, {}, position, options);
+    EXPECT_EQ(token, sample_token(kLogits, std::vector<Token>{1, 2}, position, options));
+    by_seed += token != sample_token(kLogits, {}, position, other_seed);
+    by_stream += token != sample_token(kLogits, {}, position, other_stream);
   }
   EXPECT_GT(by_seed, 100);
-  EXPECT_GT(by_sequence, 100);
+  EXPECT_GT(by_stream, 100);
 }
 
 }  // namespace

@@ -105,7 +105,6 @@ std::span<const DecodedToken> Session::step() {
 
 /// The last token is always run: it is the root of the next pass that decodes.
 void Session::begin_pass() {
-  decoded_.clear();
   if (tokens_.empty()) throw Error("there is nothing to continue: the prompt is empty");
   const int most = static_cast<int>(tokens_.size()) - 1;
   if (seen() > most) engine_.truncate(sequence_, most);
@@ -115,12 +114,13 @@ void Session::begin_pass() {
 }
 
 Session::Part Session::plan_reading(int tokens, std::vector<Row>& rows) {
-  const Part part = {.session = this,
-                     .context = seen(),
-                     .first_row = static_cast<int>(rows.size()),
-                     .token_rows = tokens,
-                     .reads = true};
+  Part part = {.session = this,
+               .context = seen(),
+               .first_row = static_cast<int>(rows.size()),
+               .token_rows = tokens,
+               .reads = true};
   for (int i = 0; i < tokens; ++i) {
+    part.path.push_back(part.first_row + i);
     rows.push_back({.sequence = sequence_,
                     .parent = i == 0 ? kContext : part.first_row + i - 1,
                     .token = tokens_[part.context + i],
@@ -196,10 +196,8 @@ void Session::choose(Part& part, std::span<const float> logits) const {
   });
 }
 
-/// Takes in what came of its part of the pass.
-void Session::absorb(Part& part, const Pass& pass) {
-  pass.commit(sequence_, part.path);
-  if (part.reads) return;
+/// Takes in what its part of the pass decoded.
+void Session::absorb(const Part& part) {
   for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
   alone_ = part.ends_at_tie;
   tree_.clear();
@@ -275,7 +273,7 @@ DecodeStats generate(Session& session, int max_tokens, const std::function<bool(
       return session.step();
     } catch (const Cancelled&) {
       going = false;
-      return {};
+      return session.decoded();  // what it decoded before its drafting was interrupted
     }
   };
   while (going && tokens < limit) {

@@ -133,7 +133,7 @@ class Session {
   void choose(Part& part, std::span<const float> logits) const;
   template <typename Choose>
   void walk(Part& part, const Choose& choose) const;
-  void absorb(Part& part, const Pass& pass);
+  void absorb(const Part& part);
   bool can_draft(const Part& part) const;
   DraftTree match_text();
   void take_draft(DraftTree tree, const DraftTree& match);

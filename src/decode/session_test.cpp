@@ -4,16 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <random>
 
 #include "base/error.h"
+#include "decode/batch_decoder.h"
 #include "decode/rounding.h"
+#include "decode/test_model.h"
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
-#include "model/test_files.h"
-#include "model/tiny_model.h"
 #include "plan/measuring.h"
 
 namespace firp {
@@ -21,49 +19,18 @@ namespace {
 
 using testing::HasSubstr;
 
-/// A model of eight tokens: a tree of some dozen nodes then often holds the right one, although the
-/// maps are random.
-constexpr int kVocabulary = 8;
+constexpr int kVocabulary = TestModel::kVocabulary;
 
 class Sessions : public testing::Test {
  protected:
-  Sessions() {
-    write_tiny_model(directory_ / "tiny.gguf",
-                     {.type = GGML_TYPE_Q4_1, .vocabulary_size = kVocabulary});
-    model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
-    engine_ = std::make_unique<NativeEngine>(
-        *model_, EngineOptions{.threads = 2, .context = 160, .max_rows = 256});
-    std::mt19937 random(1);
-    std::normal_distribution<float> normal(0, 1);
-    const int d = model_->config().hidden_size;
-    for (const int layer : {2, 1, 2}) {
-      DraftMap map;
-      map.layer = layer;
-      map.weight.resize(static_cast<std::size_t>(d) * d);
-      for (float& w : map.weight) {
-        w = ggml_fp16_to_fp32(ggml_fp32_to_fp16(normal(random) / std::sqrt(static_cast<float>(d))));
-      }
-      map.bias.assign(d, 0.0f);
-      constexpr int kRank = 4;
-      SequentialHead head = {.rank = kRank,
-                             .state = std::vector<float>(kRank * d, 0.125f),
-                             .token = std::vector<float>(kRank * d, 0.25f),
-                             .bias = std::vector<float>(kRank, 0.5f),
-                             .output = std::vector<float>(d * kRank, 0.0f)};
-      for (float& w : head.output) w = 0.125f * static_cast<float>(int(random() % 5) - 2);
-      map.sequence = std::move(head);
-      heads_.steps.push_back(std::move(map));
-    }
-    heads_.draft_vocabulary = {3, 1, 0, 7, 6, 5, 4, 2};
-    engine_->set_heads(heads_);
-  }
-
   struct Text {
     std::vector<Token> tokens;
     DecodeStats stats;
   };
-  Text run(const DecodeOptions& options, int max_tokens = 100, Token end = kNoToken) {
-    Session session(*engine_, options);
+  Text run(const DecodeOptions& options, int max_tokens = 100, Token end = kNoToken,
+           Planner* planner = nullptr) {
+    BatchDecoder decoder(*engine_, planner);
+    Session session(decoder, options);
     session.append(kPrompt);
     Text text;
     text.stats = generate(
@@ -79,10 +46,10 @@ class Sessions : public testing::Test {
   }
 
   const std::vector<Token> kPrompt = {1, 2, 3, 4, 5, 6, 7, 0, 1, 2};
-  const TemporaryDirectory directory_;
-  std::unique_ptr<Model> model_;
-  Heads heads_;
-  std::unique_ptr<Engine> engine_;
+  TestModel model_;
+  const std::unique_ptr<Engine> engine_ =
+      model_.engine({.threads = 2, .context = 160, .max_rows = 256});
+  BatchDecoder decoder_{*engine_};
 };
 
 std::vector<SamplingOptions> samplings() {
@@ -120,9 +87,8 @@ TEST_F(Sessions, TheTextIsTheSameWithAndWithoutDrafts) {
       // Whatever it chooses: passes that cost nothing, and passes that cost much.
       for (const double seconds : {1e-9, 1.0}) {
         Planner planner(PassCosts{{{1, 1e-3}, {32, 1e-3 + seconds}}, {1e-5, 2e-5, 1e-4}, 0});
-        EXPECT_EQ(run({.sampling = sampling, .method = method, .ngrams = true, .planner = &planner})
-                      .tokens,
-                  plain.tokens);
+        const DecodeOptions options = {.sampling = sampling, .method = method, .ngrams = true};
+        EXPECT_EQ(run(options, 100, kNoToken, &planner).tokens, plain.tokens);
       }
     }
   }
@@ -138,20 +104,20 @@ TEST_F(Sessions, DeferredDraftsAreThoseOfTheSamePass) {
 }
 
 TEST_F(Sessions, TokenInputsDraftDeferredOnly) {
-  for (DraftMap& map : heads_.steps) map.token.assign(map.weight.rbegin(), map.weight.rend());
+  for (DraftMap& map : model_.heads.steps) map.token.assign(map.weight.rbegin(), map.weight.rend());
   const Text without = run({.tree_nodes = 12});
-  engine_->set_heads(heads_);
+  engine_->set_heads(model_.heads);
   const Text with = run({.tree_nodes = 12});
   EXPECT_EQ(with.tokens, without.tokens);
   EXPECT_NE(with.stats.forwards, without.stats.forwards) << "the drafts should be others";
-  EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 12}), Error);
+  EXPECT_THROW(Session(decoder_, {.drafting = Drafting::kInPass, .tree_nodes = 12}), Error);
 }
 
 TEST_F(Sessions, MedusaHeadsDraftInBothWays) {
   const Text plain = run({.method = DraftMethod::kNone});
-  heads_.method = HeadsMethod::kMedusa;
-  for (DraftMap& map : heads_.steps) map.layer = model_->config().layers;
-  engine_->set_heads(heads_);
+  model_.heads.method = HeadsMethod::kMedusa;
+  for (DraftMap& map : model_.heads.steps) map.layer = model_.model->config().layers;
+  engine_->set_heads(model_.heads);
   const Text deferred = run({.drafting = Drafting::kDeferred, .tree_nodes = 12});
   const Text in_pass = run({.drafting = Drafting::kInPass, .tree_nodes = 12});
   EXPECT_EQ(deferred.tokens, plain.tokens);
@@ -161,7 +127,7 @@ TEST_F(Sessions, MedusaHeadsDraftInBothWays) {
 }
 
 TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
-  const Model other(directory_ / "tiny.gguf");
+  const Model other(model_.directory / "tiny.gguf");
   NativeEngine drafter(other, {.threads = 1, .context = 130, .max_rows = 7});
   const PartialModel part = {.skipped = {2, 3}, .steps = 3};
   for (const SamplingOptions& sampling : samplings()) {
@@ -183,12 +149,9 @@ TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
       }
     }
     Planner planner(PassCosts{{{1, 1e-3}, {32, 1.1e-3}}, {}, 0});
-    EXPECT_EQ(run({.sampling = sampling,
-                   .method = DraftMethod::kPartialModel,
-                   .partial_model = part,
-                   .planner = &planner})
-                  .tokens,
-              plain.tokens);
+    const DecodeOptions options = {
+        .sampling = sampling, .method = DraftMethod::kPartialModel, .partial_model = part};
+    EXPECT_EQ(run(options, 100, kNoToken, &planner).tokens, plain.tokens);
     EXPECT_FALSE(planner.costs().draft_seconds.empty()) << "the first draft is timed";
   }
   // To the end of the context, and over the drafter's.
@@ -198,7 +161,7 @@ TEST_F(Sessions, RivalsGiveTheSameTextWithFewerPasses) {
 }
 
 TEST_F(Sessions, ADrafterThatIsTheModelItselfIsAlwaysRight) {
-  NativeEngine drafter(*model_, {.threads = 1, .context = 160, .max_rows = 64});
+  NativeEngine drafter(*model_.model, {.threads = 1, .context = 160, .max_rows = 64});
   const Text by_model =
       run({.method = DraftMethod::kDraftModel, .draft_model = &drafter, .chain = true});
   EXPECT_EQ(by_model.stats.forwards, 21) << "1 token, then 4 drafts and 1 token each time";
@@ -238,7 +201,7 @@ TEST_F(Sessions, AConversationContinuesAsIfItWereOneText) {
   const std::vector<Token> turn = {3, 3, 1};
   std::vector<std::vector<Token>> texts;
   for (const DraftMethod method : {DraftMethod::kNone, DraftMethod::kFirp}) {
-    Session session(*engine_, {.method = method, .tree_nodes = 30});
+    Session session(decoder_, {.method = method, .tree_nodes = 30});
     const auto never = [](Token) { return false; };
     const auto go_on = [](const DecodedToken&) { return true; };
     session.append(kPrompt);
@@ -254,20 +217,20 @@ TEST_F(Sessions, AConversationContinuesAsIfItWereOneText) {
 }
 
 TEST_F(Sessions, MistakesAreNamed) {
-  Session session(*engine_, {.method = DraftMethod::kNone});
+  Session session(decoder_, {.method = DraftMethod::kNone});
   EXPECT_THROW(session.step(), Error);
   EXPECT_THROW(session.append(std::vector<Token>(161, 1)), Error);
-  EXPECT_THROW(Session(*engine_, {.tree_nodes = 0}), Error);
-  EXPECT_THROW(Session(*engine_, {.tree_nodes = 256}), Error);
-  EXPECT_THROW(Session(*engine_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
-  write_tiny_model(directory_ / "other.gguf", {.vocabulary_size = kVocabulary + 8});
-  const Model other(directory_ / "other.gguf");
+  EXPECT_THROW(Session(decoder_, {.tree_nodes = 0}), Error);
+  EXPECT_THROW(Session(decoder_, {.tree_nodes = 256}), Error);
+  EXPECT_THROW(Session(decoder_, {.drafting = Drafting::kInPass, .tree_nodes = 64}), Error);
+  write_tiny_model(model_.directory / "other.gguf", {.vocabulary_size = kVocabulary + 8});
+  const Model other(model_.directory / "other.gguf");
   NativeEngine drafter(other, {.threads = 1, .context = 160});
-  EXPECT_THROW(Session(*engine_, {.method = DraftMethod::kDraftModel, .draft_model = &drafter}),
+  EXPECT_THROW(Session(decoder_, {.method = DraftMethod::kDraftModel, .draft_model = &drafter}),
                Error);
   EXPECT_EQ(drafter.add_sequence(), 0) << "a failed session must give its sequence back";
   engine_->set_heads({});
-  EXPECT_THROW(Session(*engine_, {}), Error);
+  EXPECT_THROW(Session(decoder_, {}), Error);
   const PassCosts costs = measure_costs(*engine_);  // without heads, too
   EXPECT_GT(costs.verify(1, 0), 0);
   EXPECT_TRUE(costs.draft_seconds.empty());
@@ -304,7 +267,8 @@ TEST(Session, AModelThatGivesNoNumbersIsAnErrorThatNamesItsFile) {
     for (const SamplingOptions& sampling :
          {SamplingOptions{}, SamplingOptions{.temperature = 1},
           SamplingOptions{.temperature = 1, .top_k = 0}, SamplingOptions{.repeat_penalty = 1.1f}}) {
-      Session session(*engine, {.sampling = sampling, .method = DraftMethod::kNone});
+      BatchDecoder decoder(*engine);
+      Session session(decoder, {.sampling = sampling, .method = DraftMethod::kNone});
       session.append(std::vector<Token>{1, 2, 3});
       EXPECT_THAT(error_of([&] { session.step(); }), HasSubstr("its file is damaged"));
     }
@@ -316,13 +280,18 @@ TEST(Session, AModelThatGivesNoNumbersIsAnErrorThatNamesItsFile) {
 TEST_F(Sessions, ALongPromptCanBeRunInParts) {
   std::vector<Token> prompt;
   for (int i = 0; i < 150; ++i) prompt.push_back(i * i % 7);
-  const auto text_of = [&](bool in_parts) {
-    Session session(*engine_, {.tree_nodes = 4});
-    EXPECT_FALSE(session.prefill_pass()) << "nothing to run";
+  const auto text_of = [&](Engine& engine, int parts) {
+    BatchDecoder decoder(engine);
+    Session session(decoder, {.tree_nodes = 4});
+    EXPECT_FALSE(session.is_reading()) << "nothing to run";
     session.append(prompt);
-    int parts = 0;
-    while (in_parts && session.prefill_pass()) ++parts;
-    EXPECT_EQ(parts, in_parts ? 1 : 0);
+    Session* const sessions[] = {&session};
+    int passes = 0;
+    for (; session.is_reading(); ++passes) {
+      decoder.step(sessions);
+      EXPECT_TRUE(session.decoded().empty());
+    }
+    EXPECT_EQ(passes, parts);
     std::vector<Token> text;
     while (text.size() < 6) {
       for (const DecodedToken& each : session.step()) text.push_back(each.token);
@@ -330,14 +299,16 @@ TEST_F(Sessions, ALongPromptCanBeRunInParts) {
     text.resize(6);
     return text;
   };
-  EXPECT_EQ(text_of(true), text_of(false));
+  const std::unique_ptr<Engine> narrow =
+      model_.engine({.threads = 2, .context = 160, .max_rows = 60});
+  EXPECT_EQ(text_of(*narrow, 3), text_of(*engine_, 1));
 }
 
 /// As an answer that follows another one in the same session.
 TEST_F(Sessions, SamplingMayChangeBetweenAnswers) {
   const SamplingOptions hot = {.temperature = 1.5f, .seed = 9};
   const std::vector<Token> expected = run({.sampling = hot}, 30).tokens;
-  Session session(*engine_, {.tree_nodes = 4});
+  Session session(decoder_, {.tree_nodes = 4});
   session.append(kPrompt);
   for (int i = 0; i < 5; ++i) session.step();
   session.truncate(static_cast<int>(kPrompt.size()));
@@ -357,12 +328,13 @@ TEST_F(Sessions, InTurnStopDraftingThatLosesAsOneDoesAlone) {
   // Rows are too dear for any draft; a trial loses what makes it come again some 30 passes later.
   const PassCosts costs = {{{1, 1e-3}, {32, 1.0}}, {1e-4}, 0};
   Planner planner_of_one(costs, /*follow=*/false);
-  const Text alone = run({.planner = &planner_of_one});
+  const Text alone = run({}, 100, kNoToken, &planner_of_one);
   EXPECT_GT(alone.stats.drafting_passes, 3) << "more than one trial";
   EXPECT_LT(alone.stats.drafting_passes, 20);
   Planner planner(costs, /*follow=*/false);
-  Session drafts(*engine_, {.planner = &planner});
-  Session other(*engine_, {.method = DraftMethod::kNone, .ngrams = true, .planner = &planner});
+  BatchDecoder decoder(*engine_, &planner);
+  Session drafts(decoder, {});
+  Session other(decoder, {.method = DraftMethod::kNone, .ngrams = true});
   drafts.append(kPrompt);
   other.append(kPrompt);
   std::vector<Token> text;

@@ -10,6 +10,7 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -87,6 +88,12 @@ inline std::filesystem::path real_model() {
           ? std::filesystem::path(cache)
           : std::filesystem::path(std::getenv("HOME")) / ".cache" / "firp";
   return base / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
+}
+
+/// Whether tests are to be short: FIRP_TEST_SIZE=quick.
+inline bool quick_tests() {
+  const char* size = std::getenv("FIRP_TEST_SIZE");
+  return size != nullptr && std::string_view(size) == "quick";
 }
 
 /// The message of the firp::Error that `action` must throw.

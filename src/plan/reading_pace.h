@@ -20,6 +20,10 @@ class ReadingPace {
       follow(decoding_seconds_, seconds);
     } else if (reading >= kLeast) {
       follow(row_seconds_, seconds / rows);
+    } else {
+      // Most of it may be what any pass takes. So it shows only that rows take no longer; but
+      // else, after one slow pass, there would be no larger one to learn from.
+      row_seconds_ = std::min(row_seconds_, seconds / rows);
     }
   }
 

@@ -174,7 +174,9 @@ void Scheduler::step(std::span<Job* const> jobs) {
     return;
   }
   // One of them is the reason: each by itself, so that it fails alone.
-  for (Job* const& job : jobs) step({&job, 1});
+  for (Job* const& job : jobs) {
+    if (!job->done) step({&job, 1});
+  }
 }
 
 void Scheduler::take_tokens(Job& job) {
