@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <optional>
 #include <random>
 #include <string_view>
 #include <utility>
@@ -89,15 +90,12 @@ float largest_difference(std::span<const float> a, std::span<const float> b) {
 std::vector<float> copied(std::span<const float> values) { return {values.begin(), values.end()}; }
 
 /// Two trees behind a context: 0 - 1 - 3 - 6, 0 - 2 - 4 - 11, 2 - 5 - 7; and 8 - 9, 8 - 10.
-std::vector<Row> tree_rows(int sequence, int position) {
+std::vector<Row> tree_rows(int sequence) {
   const std::vector<int> parents = {kContext, 0, 0, 1, 2, 2, 3, 5, kContext, 8, 8, 4};
   std::vector<Row> rows;
   for (std::size_t i = 0; i < parents.size(); ++i) {
-    const int at = parents[i] == kContext ? position : rows[parents[i]].position + 1;
-    rows.push_back({.sequence = sequence,
-                    .position = at,
-                    .parent = parents[i],
-                    .token = static_cast<Token>(7 * i + 11)});
+    rows.push_back(
+        {.sequence = sequence, .parent = parents[i], .token = static_cast<Token>(7 * i + 11)});
   }
   return rows;
 }
@@ -105,10 +103,10 @@ const std::vector<int> kSecondBranch = {0, 2, 5, 7};
 const std::vector<int> kSecondTree = {8, 10};
 
 /// Logits and all captured states of a token row.
-std::vector<float> result_of(Engine& engine, int row, std::span<const int> layers) {
-  std::vector<float> result = copied(engine.logits({&row, 1}));
+std::vector<float> result_of(const Pass& pass, int row, std::span<const int> layers = {}) {
+  std::vector<float> result = copied(pass.logits({&row, 1}));
   for (const int layer : layers) {
-    const std::span<const float> hidden = engine.hidden(row, layer);
+    const std::span<const float> hidden = pass.hidden(row, layer);
     result.insert(result.end(), hidden.begin(), hidden.end());
   }
   return result;
@@ -117,20 +115,17 @@ std::vector<float> result_of(Engine& engine, int row, std::span<const int> layer
 /// Appends a token in a pass of its own.
 std::vector<float> result_of_next(Engine& engine, int sequence, Token token,
                                   std::span<const int> layers = {}) {
-  engine.forward(token_chain(sequence, engine.length(sequence), {&token, 1}), layers);
-  std::vector<float> result = result_of(engine, 0, layers);
-  engine.commit(sequence, std::vector<int>{0});
+  const Pass pass = engine.forward(token_chain(sequence, {&token, 1}), layers);
+  std::vector<float> result = result_of(pass, 0, layers);
+  pass.commit(sequence, std::vector<int>{0});
   return result;
 }
 
 void add_pseudo_rows(std::vector<Row>& rows, int anchor) {
   int parent = anchor;
   for (int step = 1; step <= 2; ++step) {
-    rows.push_back({.sequence = rows[anchor].sequence,
-                    .position = rows[parent].position + 1,
-                    .parent = parent,
-                    .step = step,
-                    .token_behind = 5});
+    rows.push_back(
+        {.sequence = rows[anchor].sequence, .parent = parent, .step = step, .token_behind = 5});
     parent = static_cast<int>(rows.size()) - 1;
   }
 }
@@ -165,22 +160,22 @@ TEST_P(LlamaEngines, ARowOfATreeSeesItsContextAndItsAncestorsAlone) {
   const auto engine = this->engine();
   const int sequence = engine->add_sequence();
   append_tokens(*engine, sequence, context_);
-  std::vector<Row> rows = tree_rows(sequence, kContextTokens);
+  std::vector<Row> rows = tree_rows(sequence);
   const auto token_rows = static_cast<int>(rows.size());
-  engine->forward(rows);
-  const std::vector<float> logits = copied(engine->logits(first_rows(token_rows)));
-  engine->forward(rows, kAllLayers);
-  EXPECT_LT(largest_difference(engine->logits(first_rows(token_rows)), logits), kSameKernels);
+  const std::vector<float> logits = copied(engine->forward(rows).logits(first_rows(token_rows)));
+  const Pass capturing = engine->forward(rows, kAllLayers);
+  EXPECT_LT(largest_difference(capturing.logits(first_rows(token_rows)), logits), kSameKernels);
   std::vector<std::vector<float>> results;
   for (int row = 0; row < token_rows; ++row) {
-    results.push_back(result_of(*engine, row, kAllLayers));
+    results.push_back(result_of(capturing, row, kAllLayers));
   }
 
   engine->set_heads(some_heads(engine->config(), {1, 2}, /*all_parts=*/true));
   for (const int anchor : {0, 2, 7}) add_pseudo_rows(rows, anchor);
-  engine->forward(rows, kAllLayers);
+  const Pass with_pseudo_rows = engine->forward(rows, kAllLayers);
   for (int row = 0; row < token_rows; ++row) {
-    EXPECT_LT(largest_difference(result_of(*engine, row, kAllLayers), results[row]), kSameKernels);
+    EXPECT_LT(largest_difference(result_of(with_pseudo_rows, row, kAllLayers), results[row]),
+              kSameKernels);
   }
 
   for (int row = 0; row < token_rows; ++row) {
@@ -216,8 +211,8 @@ TEST_P(LlamaEngines, OnlyASlidingWindowHidesTheFirstToken) {
     context.front() = first;
     const int sequence = engine->add_sequence();
     append_tokens(*engine, sequence, context);
-    engine->forward(tree_rows(sequence, kContextTokens), std::vector<int>{1});
-    states.push_back(copied(engine->hidden(kSecondBranch.back(), 1)));
+    const Pass pass = engine->forward(tree_rows(sequence), std::vector<int>{1});
+    states.push_back(copied(pass.hidden(kSecondBranch.back(), 1)));
     engine->remove_sequence(sequence);
   }
   const float difference = largest_difference(states[0], states[1]);
@@ -245,9 +240,8 @@ TEST_P(LlamaEngines, ACommittedBranchIsAsIfItHadBeenRunAlone) {
       append_tokens(*engine, sequence, context_);
       std::vector<Token> tokens;
       for (int pass = 0; pass < 3; ++pass) {
-        const std::vector<Row> rows = tree_rows(sequence, engine->length(sequence));
-        engine->forward(rows);
-        engine->commit(sequence, branch);
+        const std::vector<Row> rows = tree_rows(sequence);
+        engine->forward(rows).commit(sequence, branch);
         engine->truncate(sequence, engine->length(sequence) - 1);
         for (const int row : std::span(branch).first(branch.size() - 1)) {
           tokens.push_back(rows[row].token);
@@ -307,39 +301,38 @@ TEST_P(BothEngines, PseudoRowsAreTheSame) {
       const int sequence = engine.add_sequence();
       append_tokens(engine, sequence, context_);
       // Beside their token, in a tree.
-      std::vector<Row> rows = tree_rows(sequence, kContextTokens);
+      std::vector<Row> rows = tree_rows(sequence);
       const auto token_rows = static_cast<int>(rows.size());
       for (const int anchor : {7, 0}) add_pseudo_rows(rows, anchor);
-      engine.forward(rows, kAllLayers);
+      const Pass pass = engine.forward(rows, kAllLayers);
       for (int row = token_rows; row < std::ssize(rows); ++row) {
-        states[i].push_back(copied(engine.final_state(row)));
-        best[i].push_back(engine.best_tokens({&row, 1}, 1).front().tokens.front().token);
+        states[i].push_back(copied(pass.final_state(row)));
+        best[i].push_back(pass.best_tokens({&row, 1}, 1).front().tokens.front().token);
       }
-      const std::vector<std::vector<float>> sources = {copied(engine.draft_source(7, 1)),
-                                                       copied(engine.draft_source(7, 2))};
+      const std::vector<std::vector<float>> sources = {copied(pass.draft_source(7, 1)),
+                                                       copied(pass.draft_source(7, 2))};
       for (const int layer : kAllLayers) {
         for (int row = 0; row < token_rows; ++row) {
-          states[i].push_back(copied(engine.hidden(row, layer)));
+          states[i].push_back(copied(pass.hidden(row, layer)));
         }
       }
-      engine.commit(sequence, kSecondBranch);
+      pass.commit(sequence, kSecondBranch);
       // In a pass of their own, behind the same token.
       std::vector<Row> deferred;
       for (int step = 1; step <= 2; ++step) {
         deferred.push_back({.sequence = sequence,
-                            .position = engine.length(sequence) + step - 1,
                             .parent = step - 2,
                             .step = step,
                             .source = sources[step - 1],
                             .token_behind = 5});
       }
-      engine.forward(deferred);
+      const Pass of_drafts = engine.forward(deferred);
       for (int row = 0; row < 2; ++row) {
-        states[i].push_back(copied(engine.final_state(row)));
+        states[i].push_back(copied(of_drafts.final_state(row)));
         EXPECT_LT(largest_difference(states[i].back(), states[i][row]), kRounding);
       }
-      engine.propose(std::vector<int>{0, 1});
-      candidates[i] = engine.drafts_behind(2, std::vector<Token>{9}).front();
+      const Proposal proposal = of_drafts.propose(std::vector<int>{0, 1});
+      candidates[i] = proposal.behind(2, std::vector<Token>{9}).front();
       engine.remove_sequence(sequence);
     }
     for (std::size_t state = 0; state < states[0].size(); ++state) {
@@ -352,12 +345,11 @@ TEST_P(BothEngines, PseudoRowsAreTheSame) {
     EXPECT_NEAR(candidates[0].front().log_probability, candidates[1].front().log_probability, 0.02);
   }
   // They do depend on the maps.
-  std::vector<Row> rows = tree_rows(llama->add_sequence(), 0);
+  std::vector<Row> rows = tree_rows(llama->add_sequence());
   add_pseudo_rows(rows, 0);
   const auto state = [&](std::uint32_t seed) {
     llama->set_heads(some_heads(model.config(), {1, 1}, /*all_parts=*/false, seed));
-    llama->forward(rows);
-    return copied(llama->final_state(static_cast<int>(rows.size()) - 1));
+    return copied(llama->forward(rows).final_state(static_cast<int>(rows.size()) - 1));
   };
   EXPECT_GT(largest_difference(state(3), state(4)), 0.1f);
 }
@@ -375,19 +367,18 @@ TEST_P(LlamaEngineErrors, SayWhatToDo) {
   const auto message_of = [&](std::span<const Row> rows, std::span<const Sublayer> skipped = {}) {
     return error_of([&] { engine->forward(rows, {}, skipped); });
   };
-  const std::vector<Row> one = {{.sequence = sequence, .position = 0, .token = 1}};
+  const std::vector<Row> one = {{.sequence = sequence, .token = 1}};
   EXPECT_NE(message_of(one, std::vector<Sublayer>{1}).find("--engine native"), std::string::npos);
   std::vector<Row> gap = one;
-  gap.push_back({.sequence = sequence, .position = 2, .parent = 0, .step = 2});
+  gap.push_back({.sequence = sequence, .parent = 0, .step = 2});
   EXPECT_NE(message_of(gap).find("--engine native"), std::string::npos);
-  append_tokens(*engine, sequence, some_tokens(80, 1));
-  const std::vector<Row> over = {{.sequence = sequence, .position = 80, .token = 1}};
-  EXPECT_NE(message_of(over).find("context of 80"), std::string::npos);
-  EXPECT_THROW(engine->logits(std::vector<int>{0}), std::invalid_argument);  // not decoded
+  const std::optional<Pass> pass = append_tokens(*engine, sequence, some_tokens(80, 1));
+  EXPECT_THROW(pass->logits(std::vector<int>{0}), std::invalid_argument);  // not decoded
+  EXPECT_NE(message_of(one).find("context of 80"), std::string::npos);
 
   engine->truncate(sequence, 10);
   std::vector<Row> broad;
-  for (int i = 0; i < 64; ++i) broad.push_back({.sequence = sequence, .position = 10, .token = i});
+  for (int i = 0; i < 64; ++i) broad.push_back({.sequence = sequence, .token = i});
   engine->forward(broad);  // a leaf each, as many as a pass has rows
   heads.method = HeadsMethod::kMedusa;
   EXPECT_NE(error_of([&] { engine->set_heads(heads); }).find("native"), std::string::npos);
@@ -414,15 +405,14 @@ TEST_P(LlamaEngineErrors, LeaveTheEngineAsItWas) {
   const int sequence = engine->add_sequence();
   append_tokens(*engine, sequence, context_);
   const auto error_of_leaves = [&](int count) {
-    std::vector<Row> rows(count, {.sequence = sequence, .position = engine->length(sequence)});
-    for (Row& row : rows) row.token = 1;
+    const std::vector<Row> rows(count, {.sequence = sequence, .token = 1});
     return error_of([&] { engine->forward(rows); });
   };
   EXPECT_NE(error_of_leaves(300).find("256 sequences"), std::string::npos);
 
-  const std::vector<Row> rows = tree_rows(sequence, kContextTokens);
-  engine->forward(rows);
-  engine->commit(sequence, kSecondBranch);  // the next pass runs some of these rows again
+  const std::vector<Row> rows = tree_rows(sequence);
+  // The next pass runs some of these rows again.
+  engine->forward(rows).commit(sequence, kSecondBranch);
   std::vector<Token> tokens;
   for (const int row : kSecondBranch) tokens.push_back(rows[row].token);
   std::vector<int> neighbours;
