@@ -3,106 +3,20 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
 #include <numeric>
 #include <random>
 
 #include "base/error.h"
 #include "engine/native_engine.h"
+#include "engine/test_engines.h"
 #include "engine/token_chain.h"
 #include "kernels/kernels.h"
 #include "kernels/test_products.h"
+#include "model/test_files.h"
 #include "model/tiny_model.h"
 
 namespace firp {
 namespace {
-
-/// A tiny model on disk for as long as the test runs, and the instruction set that it runs with.
-class TinyModel {
- public:
-  explicit TinyModel(const TinyModelOptions& options, const std::string& isa = "") {
-    std::string pattern = (std::filesystem::temp_directory_path() / "firp-engine-XXXXXX").string();
-    directory_ = mkdtemp(pattern.data());
-    write_tiny_model(directory_ / "tiny.gguf", options);
-    model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
-    if (isa.empty()) {
-      unsetenv("FIRP_ISA");
-    } else {
-      setenv("FIRP_ISA", isa.c_str(), 1);
-    }
-  }
-  ~TinyModel() {
-    unsetenv("FIRP_ISA");
-    std::filesystem::remove_all(directory_);
-  }
-  const Model& operator*() const { return *model_; }
-
- private:
-  std::filesystem::path directory_;
-  std::unique_ptr<Model> model_;
-};
-
-std::vector<Token> random_tokens(int count, int vocabulary, std::mt19937& random) {
-  std::vector<Token> tokens(count);
-  for (Token& token : tokens) token = static_cast<Token>(random() % vocabulary);
-  return tokens;
-}
-
-/// With adapters, and without a sequential head.
-Heads random_heads(const ModelConfig& config, const std::vector<int>& layers, std::uint32_t seed,
-                   bool token_input = false) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 1);
-  Heads heads;
-  constexpr int kRank = 5;
-  for (int layer = std::ranges::min(layers); layer < config.layers; ++layer) {
-    Adapter adapter = {.layer = layer, .rank = kRank, .down = {}, .up = {}};
-    for (int i = 0; i < kRank * config.hidden_size; ++i) {
-      adapter.down.push_back(0.125f * static_cast<float>(static_cast<int>(random() % 9) - 4));
-      adapter.up.push_back(0.125f * static_cast<float>(static_cast<int>(random() % 9) - 4));
-    }
-    heads.adapters.push_back(std::move(adapter));
-  }
-  for (const int layer : layers) {
-    DraftMap map;
-    map.layer = layer;
-    const int d = config.hidden_size;
-    map.weight.resize(static_cast<std::size_t>(d) * d);
-    for (float& w : map.weight) {
-      w = ggml_fp16_to_fp32(ggml_fp32_to_fp16(normal(random) / std::sqrt(static_cast<float>(d))));
-    }
-    for (int i = 0; i < d; ++i) map.bias.push_back(0.1f * normal(random));
-    if (token_input) map.token.assign(map.weight.rbegin(), map.weight.rend());
-    heads.steps.push_back(std::move(map));
-  }
-  return heads;
-}
-
-std::vector<float> copied(std::span<const float> values) { return {values.begin(), values.end()}; }
-
-/// Commits `tokens` in chunks of `chunk` rows.
-void append(Engine& engine, int sequence, std::span<const Token> tokens, int chunk) {
-  while (!tokens.empty()) {
-    const auto count = std::min(tokens.size(), static_cast<std::size_t>(chunk));
-    engine.forward(token_chain(sequence, tokens.first(count))).commit(sequence, first_rows(count));
-    tokens = tokens.subspan(count);
-  }
-}
-
-/// Logits of a row that was alone in its pass, on the context that `sequence` has; the row is
-/// committed.
-std::vector<float> logits_alone(Engine& engine, int sequence, Token token) {
-  const Pass pass = engine.forward(token_chain(sequence, {&token, 1}));
-  const std::vector<float> logits = copied(pass.logits(std::vector<int>{0}));
-  pass.commit(sequence, std::vector<int>{0});
-  return logits;
-}
-
-bool bits_equal(std::span<const float> a, std::span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
-}
 
 /// The law: logits of a position do not depend on whether it was computed alone, in a tree with
 /// pseudo rows beside it, or in a prefill chunk; nor on other sequences or the number of threads.
@@ -173,11 +87,15 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
   for (const std::string& isa : available_isas()) {
     for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
       for (const ggml_type type : kTypes) {
-        expect_bit_equal_rows({.architecture = architecture, .type = type}, isa, seed++);
+        // A quick run takes another eighth of them for each instruction set.
+        if (!quick_tests() || seed % 8 == 0) {
+          expect_bit_equal_rows({.architecture = architecture, .type = type}, isa, seed);
+        }
+        ++seed;
       }
     }
     for (const CacheType cache_type : {CacheType::kF16, CacheType::kQ8_0}) {
-      for (int trial = 0; trial < 4; ++trial) {
+      for (int trial = 0; trial < (quick_tests() ? 1 : 4); ++trial) {
         expect_bit_equal_rows({.type = GGML_TYPE_Q4_1,
                                .query_heads = 4,
                                .kv_heads = 2,
@@ -187,6 +105,181 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
       }
     }
   }
+}
+
+template <typename Asked>
+void expect_over(Asked asked) {
+  try {
+    asked();
+    ADD_FAILURE() << "it answered";
+  } catch (const std::logic_error& error) {
+    EXPECT_STREQ(error.what(), "Engine: that pass is over");
+  }
+}
+
+/// Whatever one asks a pass of at least a token row and a pseudo row of step 1 behind it.
+void expect_over(const Pass& pass, int sequence) {
+  const std::vector<int> rows = {0};
+  const std::vector<std::vector<int>> anchors = {{1}};
+  expect_over([&] { pass.rows(); });
+  expect_over([&] { pass.position(0); });
+  expect_over([&] { pass.hidden(0, 1); });
+  expect_over([&] { pass.final_state(0); });
+  expect_over([&] { pass.draft_source(0, 1); });
+  expect_over([&] { pass.logits(rows); });
+  expect_over([&] { pass.best_tokens(rows, 1); });
+  expect_over([&] { pass.propose(anchors); });
+  expect_over([&] { pass.propose(anchors[0]); });
+  expect_over([&] { pass.propose(std::span<const std::vector<int>>()); });
+  expect_over([&] { pass.commit(sequence, rows); });
+}
+
+TEST(Engine, APassThatIsOverSaysSo) {
+  const TinyModel model({});
+  std::atomic<bool> cancelled = false;
+  NativeEngine engine(*model,
+                      {.threads = 2, .context = 10, .positions = 100, .cancelled = &cancelled});
+  engine.set_heads(random_heads((*model).config(), {1}, 1));
+  const int sequence = engine.add_sequence();
+  const std::vector<Row> rows = {{.sequence = sequence, .token = 3},
+                                 {.sequence = sequence, .parent = 0, .step = 1}};
+  const int captured[] = {1};
+  const Pass first = engine.forward(rows, captured);
+  const Pass second = engine.forward(rows, captured);
+  expect_over(first, sequence);
+  EXPECT_EQ(second.rows(), 2);
+
+  // A pass that did not come about ends the one before it, too.
+  EXPECT_THROW(engine.forward({}), std::invalid_argument);
+  expect_over(second, sequence);
+  const Pass third = engine.forward(rows, captured);
+  cancelled = true;
+  EXPECT_THROW(engine.forward(rows, captured), Cancelled);
+  cancelled = false;
+  expect_over(third, sequence);
+  const Pass fourth = engine.forward(rows, captured);
+  EXPECT_THROW(engine.forward(token_chain(sequence, std::vector<Token>(11, 1))), Error);
+  expect_over(fourth, sequence);
+  EXPECT_EQ(engine.length(sequence), 0);
+}
+
+TEST(Engine, APassAndItsProposalsOutliveWhatIsCommitted) {
+  const TinyModel model({.type = GGML_TYPE_Q4_1});
+  NativeEngine engine(*model, {.threads = 2, .context = 200, .positions = 1000});
+  Heads heads = random_heads((*model).config(), {1, 2}, 1);
+  add_sequential_heads(heads, 6, 2);
+  engine.set_heads(heads);
+  std::mt19937 random(3);
+  const int a = engine.add_sequence(), b = engine.add_sequence();
+  append(engine, a, random_tokens(63, 320, random), 63);
+  const std::vector<Row> rows = {
+      {.sequence = a, .token = 3},
+      {.sequence = b, .token = 4},
+      {.sequence = a, .parent = 0, .token = 5},
+      {.sequence = a, .parent = 0, .step = 1},
+      {.sequence = a, .parent = 3, .step = 2},
+      {.sequence = b, .parent = 1, .step = 2},
+  };
+  const int captured[] = {1};
+  const Pass pass = engine.forward(rows, captured);
+  EXPECT_EQ(pass.rows(), 6);
+  const std::vector<int> positions = {63, 0, 64, 64, 65, 2}, tokens = {2, 0, 1};
+  const std::vector<std::vector<int>> anchors = {{3, 4}, {3}};
+  const std::vector<Token> previous = {9, 10};
+  // Everything that the pass gives, one behind the other.
+  const auto all_results = [&] {
+    std::vector<float> results = copied(pass.logits(tokens));
+    const auto add = [&](std::span<const float> values) {
+      results.insert(results.end(), values.begin(), values.end());
+    };
+    for (int row = 0; row < 6; ++row) {
+      EXPECT_EQ(pass.position(row), positions[row]);
+      if (row < 4) add(pass.hidden(row, 1));  // the others enter later
+      add(pass.final_state(row));
+    }
+    for (const BestTokens& best : pass.best_tokens(tokens, 3, /*log_sums=*/true)) {
+      for (const TokenLogit& each : best.tokens) add({&each.logit, 1});
+    }
+    for (const Proposal& proposal : pass.propose(anchors)) {
+      for (int step = 1; step <= proposal.steps(); ++step) {
+        for (const std::vector<Candidate>& list : proposal.behind(step, previous)) {
+          for (const Candidate& each : list) add({&each.log_probability, 1});
+        }
+      }
+    }
+    return results;
+  };
+  const std::vector<float> before = all_results();
+  const Proposal proposal = pass.propose(anchors[0]);
+  pass.commit(b, std::vector<int>{1});
+  EXPECT_TRUE(bits_equal(all_results(), before));
+  pass.commit(a, std::vector<int>{0, 2});
+  EXPECT_TRUE(bits_equal(all_results(), before));
+  EXPECT_EQ(engine.length(a), 65);
+  EXPECT_EQ(engine.length(b), 1);
+  const int adopter = engine.add_sequence();
+  EXPECT_EQ(engine.adopt(adopter, std::vector<Token>{4, 9}), 1);
+  engine.retire_sequence(a);
+  engine.remove_sequence(b);
+  EXPECT_TRUE(bits_equal(all_results(), before));
+
+  // A proposal even outlives the pass.
+  const auto drafts = [&] {
+    std::vector<float> probabilities;
+    for (const std::vector<Candidate>& list : proposal.behind(2, previous)) {
+      for (const Candidate& each : list) probabilities.push_back(each.log_probability);
+    }
+    return probabilities;
+  };
+  const std::vector<float> expected = drafts();
+  engine.forward(token_chain(adopter, std::vector<Token>{1, 2, 3}));
+  EXPECT_EQ(drafts(), expected);
+}
+
+TEST(Engine, WhoAsksForNothingIsGivenNothing) {
+  const TinyModel model({});
+  for (const bool sequential : {false, true}) {
+    NativeEngine engine(*model, {.threads = 2, .context = 10});
+    Heads heads = random_heads((*model).config(), {1}, 1);
+    if (sequential) add_sequential_heads(heads, 6, 2);
+    engine.set_heads(heads);
+    const std::vector<Row> rows = {{.sequence = engine.add_sequence(), .token = 3},
+                                   {.sequence = 0, .parent = 0, .step = 1}};
+    const Pass pass = engine.forward(rows);
+    EXPECT_TRUE(pass.logits({}).empty());
+    EXPECT_TRUE(pass.best_tokens({}, 4).empty());
+    EXPECT_TRUE(pass.propose(std::span<const std::vector<int>>()).empty());
+    const std::vector<std::vector<int>> anchors = {{}, {1}};
+    const std::vector<Proposal> proposals = pass.propose(anchors);
+    EXPECT_EQ(proposals[0].steps(), 0);
+    EXPECT_EQ(proposals[1].steps(), 1);
+    EXPECT_TRUE(proposals[1].behind(1, {}).empty());
+    EXPECT_EQ(pass.propose(std::vector<int>()).steps(), 0);
+  }
+}
+
+TEST(Engine, OnlyAPathOfThePassIsCommitted) {
+  const TinyModel model({});
+  NativeEngine engine(*model, {.threads = 1, .context = 10, .positions = 100});
+  engine.set_heads(random_heads((*model).config(), {1}, 1));
+  const int a = engine.add_sequence(), b = engine.add_sequence();
+  const std::vector<Row> rows = {
+      {.sequence = a, .token = 1},
+      {.sequence = a, .parent = 0, .token = 2},
+      {.sequence = a, .parent = 0, .token = 3},
+      {.sequence = a, .parent = 0, .step = 1},
+      {.sequence = b, .token = 4},
+  };
+  const Pass pass = engine.forward(rows);
+  for (const std::vector<int>& path :
+       std::vector<std::vector<int>>{{1}, {0, 1, 2}, {0, 3}, {0, 4}, {4}, {-1}, {0, 5}}) {
+    EXPECT_THROW(pass.commit(a, path), std::invalid_argument);
+  }
+  EXPECT_EQ(engine.length(a), 0);
+  pass.commit(a, {});
+  pass.commit(a, std::vector<int>{0, 2});
+  EXPECT_THROW(pass.commit(a, std::vector<int>{0}), std::invalid_argument) << "a second path";
+  EXPECT_EQ(engine.length(a), 2);
 }
 
 TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
@@ -507,19 +600,7 @@ TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
   Heads heads = random_heads((*model).config(), {2, 1}, 3);
   for (int token = 0; token < 300; token += 2) heads.draft_vocabulary.push_back(298 - token);
   constexpr int kRank = 18;
-  std::mt19937 random(4);
-  const auto eighths = [&](int n) {
-    std::vector<float> values(n);
-    for (float& value : values) value = 0.125f * static_cast<float>(int(random() % 9) - 4);
-    return values;
-  };
-  for (DraftMap& step : heads.steps) {
-    step.sequence = SequentialHead{.rank = kRank,
-                                   .state = eighths(kRank * d),
-                                   .token = eighths(kRank * d),
-                                   .bias = eighths(kRank),
-                                   .output = eighths(d * kRank)};
-  }
+  add_sequential_heads(heads, kRank, 4);
   NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = false});
   engine.set_heads(heads);
   const int sequence = engine.add_sequence();

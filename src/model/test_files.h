@@ -16,6 +16,13 @@
 
 namespace firp {
 
+/// Whether tests that take long are to end soon, with fewer cases of the same kind:
+/// FIRP_TEST_SIZE=quick.
+inline bool quick_tests() {
+  const char* const size = std::getenv("FIRP_TEST_SIZE");
+  return size != nullptr && std::string(size) == "quick";
+}
+
 /// A fresh directory that goes away with the test.
 class TemporaryDirectory {
  public:
