@@ -70,6 +70,9 @@ TEST(Contexts, FindGivesTheLongestBeginningThatAnotherHolds) {
   EXPECT_EQ(contexts.find(wanted, c).length, 4);
   ASSERT_TRUE(contexts.retire(b));
   EXPECT_EQ(contexts.find(wanted, c).sequence, b) << "a retired one is found, too";
+  EXPECT_EQ(contexts.find(wanted, -1, /*retired_alone=*/true).sequence, b);
+  EXPECT_EQ(contexts.find(wanted, -1, /*retired_alone=*/true).length, 4);
+  EXPECT_EQ(contexts.find(wanted, b, /*retired_alone=*/true).length, 0);
   contexts.remove(b);
   EXPECT_EQ(contexts.find(wanted, c).sequence, a);
   EXPECT_EQ(contexts.find(std::vector<Token>{2, 3}, -1).length, 0);

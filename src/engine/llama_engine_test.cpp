@@ -259,6 +259,113 @@ TEST_P(LlamaEngines, ACommittedBranchIsAsIfItHadBeenRunAlone) {
   }
 }
 
+TEST_P(LlamaEngines, AnAdoptedBeginningIsAsIfItHadBeenRead) {
+  const auto engine = this->engine(), other = this->engine();
+  const std::vector<Token> behind = some_tokens(3, 7);
+  // The result of the last of `behind` on a beginning of the context that was read.
+  const auto expected = [&](int length) {
+    const int sequence = other->add_sequence();
+    append_tokens(*other, sequence, std::span(context_).first(length));
+    std::vector<float> result;
+    for (const Token token : behind) result = result_of_next(*other, sequence, token);
+    other->remove_sequence(sequence);
+    return result;
+  };
+  const auto adopt = [&](int length) {
+    std::vector<Token> wanted(context_.begin(), context_.begin() + length);
+    wanted.push_back(319);
+    const int sequence = engine->add_sequence();
+    EXPECT_EQ(engine->adopt(sequence, wanted), length);
+    return sequence;
+  };
+  // Goes on behind `length` positions, and back to where it was.
+  const auto expect_holds = [&](int sequence, int length) {
+    ASSERT_EQ(engine->length(sequence), length);
+    std::vector<float> result;
+    for (const Token token : behind) result = result_of_next(*engine, sequence, token);
+    EXPECT_LT(largest_difference(result, expected(length)), kRounding);
+    engine->truncate(sequence, length);
+  };
+  const int source = engine->add_sequence();
+  append_tokens(*engine, source, context_);
+  for (const int length : {1, 31, kContextTokens - 1, kContextTokens}) {
+    SCOPED_TRACE(length);
+    const int adopter = adopt(length);
+    expect_holds(adopter, length);
+    expect_holds(source, kContextTokens);
+    const int third = adopt(length);
+    expect_holds(adopter, length);
+    engine->remove_sequence(adopter);
+    expect_holds(third, length);
+    engine->retire_sequence(third);  // nothing that the source does not hold
+  }
+  engine->truncate(source, 40);
+  const int of_truncated = adopt(40);
+  expect_holds(of_truncated, 40);
+  append_tokens(*engine, source, std::span(context_).subspan(40));
+  expect_holds(of_truncated, 40);
+  // One that goes with rows of its last pass uncommitted.
+  engine->forward(tree_rows(source));
+  engine->retire_sequence(source);
+  const int of_retired = adopt(50);
+  expect_holds(of_retired, 50);
+  expect_holds(of_truncated, 40);
+  EXPECT_EQ(engine->adopt(of_retired, context_), kContextTokens);
+  expect_holds(of_retired, kContextTokens);
+}
+
+TEST_P(LlamaEngines, KeptApartOnlyTheLastRetiredOneIsTakenOver) {
+  const auto engine = this->engine(/*exact=*/true);
+  const auto adopt = [&](std::span<const Token> tokens) {
+    const int sequence = engine->add_sequence();
+    engine->adopt(sequence, tokens);
+    const int length = engine->length(sequence);
+    engine->remove_sequence(sequence);
+    return length;
+  };
+  const std::vector<Token> others = some_tokens(30, 9);
+  const int source = engine->add_sequence();
+  append_tokens(*engine, source, context_);
+  EXPECT_EQ(adopt(context_), 0) << "it lives";
+  const int shorter = engine->add_sequence();
+  append_tokens(*engine, shorter, std::span(context_).first(30));
+  append_tokens(*engine, shorter, std::vector<Token>{319});
+  engine->retire_sequence(shorter);
+  EXPECT_EQ(adopt(context_), 30) << "the live one has more, but keeps it";
+  engine->retire_sequence(source);
+  const int last = engine->add_sequence();
+  append_tokens(*engine, last, others);
+  engine->retire_sequence(last);
+  EXPECT_EQ(adopt(context_), 0) << "it was not the last one";
+  EXPECT_EQ(adopt(others), 0) << "nobody was there to take it";
+
+  // Also of one whose last rows are not in the cache, but would be run again.
+  const std::vector<Token> tokens = some_tokens(4, 8);
+  std::vector<Token> held = context_;
+  for (const int row : kSecondBranch) held.push_back(tree_rows(0)[row].token);
+  for (const int length : {31, kContextTokens, kContextTokens + 2, kContextTokens + 4}) {
+    SCOPED_TRACE(length);
+    const int branched = engine->add_sequence();
+    append_tokens(*engine, branched, context_);
+    engine->forward(tree_rows(branched)).commit(branched, kSecondBranch);
+    engine->retire_sequence(branched);
+    const int adopter = engine->add_sequence();
+    EXPECT_EQ(engine->adopt(adopter, std::span(held).first(length)), length);
+    EXPECT_EQ(adopt(context_), 0) << "it was taken over";
+    std::vector<float> result;
+    for (const Token token : tokens) result = result_of_next(*engine, adopter, token);
+    engine->remove_sequence(adopter);
+
+    const int reader = engine->add_sequence();
+    append_tokens(*engine, reader, std::span(held).first(std::min(length, kContextTokens)));
+    std::vector<float> expected;
+    for (int at = kContextTokens; at < length; ++at) result_of_next(*engine, reader, held[at]);
+    for (const Token token : tokens) expected = result_of_next(*engine, reader, token);
+    engine->remove_sequence(reader);
+    EXPECT_EQ(result, expected);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Architectures, LlamaEngines,
                          testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3",
                                          "gptneox", "falcon", "starcoder2", "olmo2"),
@@ -354,6 +461,83 @@ TEST_P(BothEngines, PseudoRowsAreTheSame) {
   EXPECT_GT(largest_difference(state(3), state(4)), 0.1f);
 }
 
+/// One behind the other: logits and states of the token rows, final states of the pseudo rows, and
+/// what they propose. `first`: the number of the first row.
+std::vector<float> all_results(const Pass& pass, std::span<const Row> rows, int first) {
+  std::vector<float> results;
+  const auto add = [&](std::span<const float> values) {
+    results.insert(results.end(), values.begin(), values.end());
+  };
+  std::vector<std::vector<int>> anchors;
+  for (int i = 0; i < std::ssize(rows); ++i) {
+    const int row = first + i;
+    if (rows[i].is_pseudo()) {
+      add(pass.final_state(row));
+      if (rows[i].step == 1) anchors.emplace_back();
+      anchors.back().push_back(row);
+    } else {
+      add(result_of(pass, row, kAllLayers));
+    }
+  }
+  for (const Proposal& proposal : pass.propose(anchors)) {
+    for (int step = 1; step <= proposal.steps(); ++step) {
+      for (const std::vector<Candidate>& list : proposal.behind(step, std::vector<Token>{3, 9})) {
+        add({&list.front().log_probability, 1});
+      }
+    }
+  }
+  return results;
+}
+
+TEST_P(BothEngines, GiveSequencesOfOnePassWhatEachWouldGetAlone) {
+  const Model model(path_);
+  EngineOptions exact_drafts = kOptions;
+  exact_drafts.rough_drafts = false;
+  exact_drafts.positions = 2 * kOptions.context;
+  NativeEngine native(model, exact_drafts);
+  const auto llama = this->engine();
+  for (Engine* const engine : {static_cast<Engine*>(llama.get()), static_cast<Engine*>(&native)}) {
+    engine->set_heads(some_heads(model.config(), {1, 2}, /*all_parts=*/true));
+    const int a = engine->add_sequence(), b = engine->add_sequence();
+    append_tokens(*engine, a, context_);
+    append_tokens(*engine, b, some_tokens(17, 4));
+    std::vector<Row> of_a = tree_rows(a), of_b = tree_rows(b);
+    for (Row& row : of_b) row.token += 100;
+    for (const int anchor : {7, 0}) add_pseudo_rows(of_a, anchor);
+    for (const int anchor : {2, 10, 8}) add_pseudo_rows(of_b, anchor);
+    const std::vector<float> a_alone = all_results(engine->forward(of_a, kAllLayers), of_a, 0);
+    const std::vector<float> b_alone = all_results(engine->forward(of_b, kAllLayers), of_b, 0);
+
+    const auto first_of_b = static_cast<int>(of_a.size());
+    std::vector<Row> rows = of_a;
+    for (Row row : of_b) {
+      if (row.parent != kContext) row.parent += first_of_b;
+      rows.push_back(row);
+    }
+    const Pass pass = engine->forward(rows, kAllLayers);
+    EXPECT_LT(largest_difference(all_results(pass, of_a, 0), a_alone), kRounding);
+    EXPECT_LT(largest_difference(all_results(pass, of_b, first_of_b), b_alone), kRounding);
+
+    std::vector<int> path;
+    for (const int row : kSecondTree) path.push_back(first_of_b + row);
+    pass.commit(b, path);
+    pass.commit(a, kSecondBranch);
+    const auto expect_held = [&](int sequence, std::span<const Token> context,
+                                 std::span<const Row> batch, const std::vector<int>& accepted) {
+      const int reader = engine->add_sequence();
+      append_tokens(*engine, reader, context);
+      for (const int row : accepted) append_tokens(*engine, reader, {&batch[row].token, 1});
+      ASSERT_EQ(engine->length(sequence), engine->length(reader));
+      EXPECT_LT(largest_difference(result_of_next(*engine, sequence, 200, kAllLayers),
+                                   result_of_next(*engine, reader, 200, kAllLayers)),
+                kRounding);
+      engine->remove_sequence(reader);
+    };
+    expect_held(a, context_, of_a, kSecondBranch);
+    expect_held(b, some_tokens(17, 4), of_b, kSecondTree);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Architectures, BothEngines, testing::Values("llama", "qwen2", "qwen3"),
                          [](const auto& of) { return std::string(of.param); });
 
@@ -425,6 +609,35 @@ TEST_P(LlamaEngineErrors, LeaveTheEngineAsItWas) {
   tokens.push_back(200);
   EXPECT_LT(largest_difference(result_of_next(*engine, sequence, tokens.back()),
                                result_behind(*engine, tokens)),
+            kRounding);
+}
+
+TEST_P(LlamaEngineErrors, DoNotComeOfManyRetiredSequences) {
+  const auto engine =
+      this->engine(/*exact=*/false, {.threads = 1, .context = 200, .max_rows = 200});
+  const int live = engine->add_sequence();
+  append_tokens(*engine, live, context_);
+  for (Token token = 0; token < 300; ++token) {  // each its own, of few positions
+    const int sequence = engine->add_sequence();
+    append_tokens(*engine, sequence, {&token, 1});
+    engine->retire_sequence(sequence);
+  }
+  const auto found = [&](Token token) {
+    const int sequence = engine->add_sequence();
+    const int length = engine->adopt(sequence, {&token, 1});
+    engine->remove_sequence(sequence);
+    return length;
+  };
+  EXPECT_EQ(found(0), 0);
+  EXPECT_EQ(found(299), 1);
+  // A tree wants more numbers than are free.
+  const std::vector<Row> broad(200, {.sequence = live, .token = 1});
+  const Pass pass = engine->forward(broad);
+  pass.commit(live, std::vector<int>{150});
+  EXPECT_EQ(found(100), 0);
+  EXPECT_EQ(found(299), 1);
+  EXPECT_LT(largest_difference(result_of_next(*engine, live, 200),
+                               result_behind(*engine, std::vector<Token>{1, 200})),
             kRounding);
 }
 
