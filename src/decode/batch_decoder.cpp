@@ -180,17 +180,21 @@ void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double 
   pace_.observe(pass.rows(), reading.rows, seconds);
   if (planner_ == nullptr) return;
 
-  // A pass that left its only root undecided is part of the next one.
-  const bool undecided = parts.size() == 1 && !parts[0].reads && parts[0].path.empty();
-  double& before = parts[0].session->undecided_seconds_;
-  before += undecided ? seconds : 0;
-  if (undecided) return;
-  seconds += std::exchange(before, 0.0);
+  // What left a root undecided is part of that session's next pass.
+  double before = 0;
+  for (const Part& part : parts) {
+    double& undecided = part.session->undecided_seconds_;
+    if (part.is_undecided()) {
+      undecided += seconds;
+    } else {
+      before = std::max(before, std::exchange(undecided, 0.0));
+    }
+  }
   PassSize size = reading;
   bool drafted = false;
   std::vector<Planner::Verified> verified;
   for (const Part& part : parts) {
-    if (part.reads) continue;
+    if (part.reads || part.is_undecided()) continue;
     Session& session = *part.session;
     size.add(part.token_rows, part.context);
     drafted = drafted || session.plan_->next.drafted;
@@ -203,9 +207,11 @@ void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double 
   }
   const double expected_seconds = planner_->verify_seconds(size, drafted);
   for (const Part& part : parts) {
-    if (!part.reads) part.session->stats_.expected_seconds += expected_seconds;
+    if (!part.reads && !part.is_undecided()) {
+      part.session->stats_.expected_seconds += expected_seconds;
+    }
   }
-  planner_->observe_pass(verified, reading, seconds);
+  planner_->observe_pass(verified, reading, before + seconds);
 }
 
 /// What a session's source drafts for its next pass.
@@ -258,7 +264,12 @@ void BatchDecoder::draft(const Pass& pass, std::span<Part> parts) {
     // All take what they need before any other pass runs.
     each.rows = session.source_->prepare(pass, each.point);
   }
-  run_pseudo_rows(drafts);
+  try {
+    run_pseudo_rows(drafts);
+  } catch (...) {
+    for (const Draft& each : drafts) each.session->drop_draft();
+    throw;
+  }
   const double expected_seconds = planner_ != nullptr ? planner_->draft_seconds(plans) : 0;
   for (Draft& each : drafts) {
     Session& session = *each.session;

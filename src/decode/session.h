@@ -121,6 +121,8 @@ class Session {
     std::vector<int> path;  ///< rows to commit; none where the root is too near a tie
     std::vector<DecodedToken> decoded;
     bool ends_at_tie = false;
+
+    bool is_undecided() const { return !reads && path.empty(); }
   };
 
   int unseen() const { return static_cast<int>(tokens_.size()) - seen(); }

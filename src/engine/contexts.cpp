@@ -57,10 +57,13 @@ void Contexts::truncate(int sequence, int length) {
   }
 }
 
-Contexts::Match Contexts::find(std::span<const Token> tokens, int other_than) const {
+Contexts::Match Contexts::find(std::span<const Token> tokens, int other_than,
+                               bool retired_alone) const {
   Match best;
   for (int other = 0; other < static_cast<int>(sequences_.size()); ++other) {
-    if (other == other_than || sequences_[other].life == Life::kNone) continue;
+    const Life life = sequences_[other].life;
+    if (other == other_than || life == Life::kNone) continue;
+    if (retired_alone && life != Life::kRetired) continue;
     const std::vector<Token>& held = sequences_[other].tokens;
     const auto common = std::ranges::mismatch(held, tokens).in1 - held.begin();
     if (common > best.length) best = {other, static_cast<int>(common)};

@@ -25,12 +25,12 @@ class Contexts {
   void append(int sequence, Token token);
   void truncate(int sequence, int length);
 
-  /// Of what other sequences hold, the longest beginning of `tokens`.
+  /// Of what other sequences (or only retired ones) hold, the longest beginning of `tokens`.
   struct Match {
     int sequence = -1;
     int length = 0;
   };
-  Match find(std::span<const Token> tokens, int other_than) const;
+  Match find(std::span<const Token> tokens, int other_than, bool retired_alone = false) const;
   /// `to` holds the first `length` positions of `from`, and nothing else.
   void share(int from, int to, int length);
 

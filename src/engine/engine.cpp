@@ -83,9 +83,9 @@ void Engine::truncate(int sequence, int length) {
 int Engine::adopt(int sequence, std::span<const Token> tokens) {
   const std::span<const Token> own = contexts_.tokens(sequence);
   truncate(sequence, static_cast<int>(std::ranges::mismatch(own, tokens).in1 - own.begin()));
-  const Contexts::Match match = contexts_.find(tokens, sequence);
-  const bool may_take = !keeps_contexts_apart() || !contexts_.is_live(match.sequence);
-  if (match.length > length(sequence) && may_take) {
+  const Contexts::Match match =
+      contexts_.find(tokens, sequence, /*retired_alone=*/keeps_contexts_apart());
+  if (match.length > length(sequence)) {
     truncate(sequence, 0);
     share_context(match.sequence, sequence, match.length);
     contexts_.share(match.sequence, sequence, match.length);

@@ -3,114 +3,20 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
 #include <numeric>
 #include <random>
 
 #include "base/error.h"
 #include "engine/native_engine.h"
+#include "engine/test_engines.h"
+#include "engine/token_chain.h"
 #include "kernels/kernels.h"
 #include "kernels/test_products.h"
+#include "model/test_files.h"
 #include "model/tiny_model.h"
 
 namespace firp {
 namespace {
-
-/// A tiny model on disk for as long as the test runs, and the instruction set that it runs with.
-class TinyModel {
- public:
-  explicit TinyModel(const TinyModelOptions& options, const std::string& isa = "") {
-    std::string pattern = (std::filesystem::temp_directory_path() / "firp-engine-XXXXXX").string();
-    directory_ = mkdtemp(pattern.data());
-    write_tiny_model(directory_ / "tiny.gguf", options);
-    model_ = std::make_unique<Model>(directory_ / "tiny.gguf");
-    if (isa.empty()) {
-      unsetenv("FIRP_ISA");
-    } else {
-      setenv("FIRP_ISA", isa.c_str(), 1);
-    }
-  }
-  ~TinyModel() {
-    unsetenv("FIRP_ISA");
-    std::filesystem::remove_all(directory_);
-  }
-  const Model& operator*() const { return *model_; }
-
- private:
-  std::filesystem::path directory_;
-  std::unique_ptr<Model> model_;
-};
-
-std::vector<Token> random_tokens(int count, int vocabulary, std::mt19937& random) {
-  std::vector<Token> tokens(count);
-  for (Token& token : tokens) token = static_cast<Token>(random() % vocabulary);
-  return tokens;
-}
-
-/// With adapters, and without a sequential head.
-Heads random_heads(const ModelConfig& config, const std::vector<int>& layers, std::uint32_t seed,
-                   bool token_input = false) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 1);
-  Heads heads;
-  constexpr int kRank = 5;
-  for (int layer = std::ranges::min(layers); layer < config.layers; ++layer) {
-    Adapter adapter = {.layer = layer, .rank = kRank, .down = {}, .up = {}};
-    for (int i = 0; i < kRank * config.hidden_size; ++i) {
-      adapter.down.push_back(0.125f * static_cast<float>(static_cast<int>(random() % 9) - 4));
-      adapter.up.push_back(0.125f * static_cast<float>(static_cast<int>(random() % 9) - 4));
-    }
-    heads.adapters.push_back(std::move(adapter));
-  }
-  for (const int layer : layers) {
-    DraftMap map;
-    map.layer = layer;
-    const int d = config.hidden_size;
-    map.weight.resize(static_cast<std::size_t>(d) * d);
-    for (float& w : map.weight) {
-      w = ggml_fp16_to_fp32(ggml_fp32_to_fp16(normal(random) / std::sqrt(static_cast<float>(d))));
-    }
-    for (int i = 0; i < d; ++i) map.bias.push_back(0.1f * normal(random));
-    if (token_input) map.token.assign(map.weight.rbegin(), map.weight.rend());
-    heads.steps.push_back(std::move(map));
-  }
-  return heads;
-}
-
-/// Commits `tokens` in chunks of `chunk` rows.
-void append(Engine& engine, int sequence, std::span<const Token> tokens, int chunk) {
-  for (std::size_t first = 0; first < tokens.size(); first += chunk) {
-    std::vector<Row> rows;
-    std::vector<int> path;
-    for (std::size_t i = first; i < std::min(tokens.size(), first + chunk); ++i) {
-      const int index = static_cast<int>(i - first);
-      rows.push_back({.sequence = sequence,
-                      .position = engine.length(sequence) + index,
-                      .parent = index - 1,
-                      .token = tokens[i]});
-      path.push_back(index);
-    }
-    engine.forward(rows);
-    engine.commit(sequence, path);
-  }
-}
-
-/// Logits of a row that was alone in its pass, on the context that `sequence` has; the row is
-/// committed.
-std::vector<float> logits_alone(Engine& engine, int sequence, Token token) {
-  engine.forward(std::vector<Row>{
-      {.sequence = sequence, .position = engine.length(sequence), .token = token}});
-  const std::span<const float> logits = engine.logits(std::vector<int>{0});
-  const std::vector<float> result(logits.begin(), logits.end());
-  engine.commit(sequence, std::vector<int>{0});
-  return result;
-}
-
-bool bits_equal(std::span<const float> a, std::span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
-}
 
 /// The law: logits of a position do not depend on whether it was computed alone, in a tree with
 /// pseudo rows beside it, or in a prefill chunk; nor on other sequences or the number of threads.
@@ -144,27 +50,20 @@ void expect_bit_equal_rows(const TinyModelOptions& options, const std::string& i
   const int nodes = 1 + static_cast<int>(random() % 24);
   for (int i = 0; i < nodes; ++i) {
     const int parent = i == 0 ? kContext : static_cast<int>(random() % (i + 1)) - 1;
-    const int position = parent == kContext ? batched.length(sequence) : rows[parent].position + 1;
     rows.push_back({.sequence = sequence,
-                    .position = position,
                     .parent = parent,
                     .token = static_cast<Token>(random() % vocabulary)});
   }
-  rows.push_back({.sequence = neighbour, .position = batched.length(neighbour), .token = 1});
+  rows.push_back({.sequence = neighbour, .token = 1});
   for (int node = 0; node < nodes; node += 2) {
     int parent = node;
     for (int step = 1; step <= 3; ++step) {
-      rows.push_back({.sequence = sequence,
-                      .position = rows[parent].position + 1,
-                      .parent = parent,
-                      .step = step});
+      rows.push_back({.sequence = sequence, .parent = parent, .step = step});
       parent = static_cast<int>(rows.size()) - 1;
     }
   }
-  batched.forward(rows);
-  std::vector<int> all(nodes);
-  for (int i = 0; i < nodes; ++i) all[i] = i;
-  const std::span<const float> logits = batched.logits(all);
+  const Pass pass = batched.forward(rows);
+  const std::span<const float> logits = pass.logits(first_rows(nodes));
 
   for (int node = 0; node < nodes; ++node) {
     std::vector<Token> path;
@@ -188,11 +87,15 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
   for (const std::string& isa : available_isas()) {
     for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
       for (const ggml_type type : kTypes) {
-        expect_bit_equal_rows({.architecture = architecture, .type = type}, isa, seed++);
+        // A quick run takes another eighth of them for each instruction set.
+        if (!quick_tests() || seed % 8 == 0) {
+          expect_bit_equal_rows({.architecture = architecture, .type = type}, isa, seed);
+        }
+        ++seed;
       }
     }
     for (const CacheType cache_type : {CacheType::kF16, CacheType::kQ8_0}) {
-      for (int trial = 0; trial < 4; ++trial) {
+      for (int trial = 0; trial < (quick_tests() ? 1 : 4); ++trial) {
         expect_bit_equal_rows({.type = GGML_TYPE_Q4_1,
                                .query_heads = 4,
                                .kv_heads = 2,
@@ -202,6 +105,181 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
       }
     }
   }
+}
+
+template <typename Asked>
+void expect_over(Asked asked) {
+  try {
+    asked();
+    ADD_FAILURE() << "it answered";
+  } catch (const std::logic_error& error) {
+    EXPECT_STREQ(error.what(), "Engine: that pass is over");
+  }
+}
+
+/// Whatever one asks a pass of at least a token row and a pseudo row of step 1 behind it.
+void expect_over(const Pass& pass, int sequence) {
+  const std::vector<int> rows = {0};
+  const std::vector<std::vector<int>> anchors = {{1}};
+  expect_over([&] { pass.rows(); });
+  expect_over([&] { pass.position(0); });
+  expect_over([&] { pass.hidden(0, 1); });
+  expect_over([&] { pass.final_state(0); });
+  expect_over([&] { pass.draft_source(0, 1); });
+  expect_over([&] { pass.logits(rows); });
+  expect_over([&] { pass.best_tokens(rows, 1); });
+  expect_over([&] { pass.propose(anchors); });
+  expect_over([&] { pass.propose(anchors[0]); });
+  expect_over([&] { pass.propose(std::span<const std::vector<int>>()); });
+  expect_over([&] { pass.commit(sequence, rows); });
+}
+
+TEST(Engine, APassThatIsOverSaysSo) {
+  const TinyModel model({});
+  std::atomic<bool> cancelled = false;
+  NativeEngine engine(*model,
+                      {.threads = 2, .context = 10, .positions = 100, .cancelled = &cancelled});
+  engine.set_heads(random_heads((*model).config(), {1}, 1));
+  const int sequence = engine.add_sequence();
+  const std::vector<Row> rows = {{.sequence = sequence, .token = 3},
+                                 {.sequence = sequence, .parent = 0, .step = 1}};
+  const int captured[] = {1};
+  const Pass first = engine.forward(rows, captured);
+  const Pass second = engine.forward(rows, captured);
+  expect_over(first, sequence);
+  EXPECT_EQ(second.rows(), 2);
+
+  // A pass that did not come about ends the one before it, too.
+  EXPECT_THROW(engine.forward({}), std::invalid_argument);
+  expect_over(second, sequence);
+  const Pass third = engine.forward(rows, captured);
+  cancelled = true;
+  EXPECT_THROW(engine.forward(rows, captured), Cancelled);
+  cancelled = false;
+  expect_over(third, sequence);
+  const Pass fourth = engine.forward(rows, captured);
+  EXPECT_THROW(engine.forward(token_chain(sequence, std::vector<Token>(11, 1))), Error);
+  expect_over(fourth, sequence);
+  EXPECT_EQ(engine.length(sequence), 0);
+}
+
+TEST(Engine, APassAndItsProposalsOutliveWhatIsCommitted) {
+  const TinyModel model({.type = GGML_TYPE_Q4_1});
+  NativeEngine engine(*model, {.threads = 2, .context = 200, .positions = 1000});
+  Heads heads = random_heads((*model).config(), {1, 2}, 1);
+  add_sequential_heads(heads, 6, 2);
+  engine.set_heads(heads);
+  std::mt19937 random(3);
+  const int a = engine.add_sequence(), b = engine.add_sequence();
+  append(engine, a, random_tokens(63, 320, random), 63);
+  const std::vector<Row> rows = {
+      {.sequence = a, .token = 3},
+      {.sequence = b, .token = 4},
+      {.sequence = a, .parent = 0, .token = 5},
+      {.sequence = a, .parent = 0, .step = 1},
+      {.sequence = a, .parent = 3, .step = 2},
+      {.sequence = b, .parent = 1, .step = 2},
+  };
+  const int captured[] = {1};
+  const Pass pass = engine.forward(rows, captured);
+  EXPECT_EQ(pass.rows(), 6);
+  const std::vector<int> positions = {63, 0, 64, 64, 65, 2}, tokens = {2, 0, 1};
+  const std::vector<std::vector<int>> anchors = {{3, 4}, {3}};
+  const std::vector<Token> previous = {9, 10};
+  // Everything that the pass gives, one behind the other.
+  const auto all_results = [&] {
+    std::vector<float> results = copied(pass.logits(tokens));
+    const auto add = [&](std::span<const float> values) {
+      results.insert(results.end(), values.begin(), values.end());
+    };
+    for (int row = 0; row < 6; ++row) {
+      EXPECT_EQ(pass.position(row), positions[row]);
+      if (row < 4) add(pass.hidden(row, 1));  // the others enter later
+      add(pass.final_state(row));
+    }
+    for (const BestTokens& best : pass.best_tokens(tokens, 3, /*log_sums=*/true)) {
+      for (const TokenLogit& each : best.tokens) add({&each.logit, 1});
+    }
+    for (const Proposal& proposal : pass.propose(anchors)) {
+      for (int step = 1; step <= proposal.steps(); ++step) {
+        for (const std::vector<Candidate>& list : proposal.behind(step, previous)) {
+          for (const Candidate& each : list) add({&each.log_probability, 1});
+        }
+      }
+    }
+    return results;
+  };
+  const std::vector<float> before = all_results();
+  const Proposal proposal = pass.propose(anchors[0]);
+  pass.commit(b, std::vector<int>{1});
+  EXPECT_TRUE(bits_equal(all_results(), before));
+  pass.commit(a, std::vector<int>{0, 2});
+  EXPECT_TRUE(bits_equal(all_results(), before));
+  EXPECT_EQ(engine.length(a), 65);
+  EXPECT_EQ(engine.length(b), 1);
+  const int adopter = engine.add_sequence();
+  EXPECT_EQ(engine.adopt(adopter, std::vector<Token>{4, 9}), 1);
+  engine.retire_sequence(a);
+  engine.remove_sequence(b);
+  EXPECT_TRUE(bits_equal(all_results(), before));
+
+  // A proposal even outlives the pass.
+  const auto drafts = [&] {
+    std::vector<float> probabilities;
+    for (const std::vector<Candidate>& list : proposal.behind(2, previous)) {
+      for (const Candidate& each : list) probabilities.push_back(each.log_probability);
+    }
+    return probabilities;
+  };
+  const std::vector<float> expected = drafts();
+  engine.forward(token_chain(adopter, std::vector<Token>{1, 2, 3}));
+  EXPECT_EQ(drafts(), expected);
+}
+
+TEST(Engine, WhoAsksForNothingIsGivenNothing) {
+  const TinyModel model({});
+  for (const bool sequential : {false, true}) {
+    NativeEngine engine(*model, {.threads = 2, .context = 10});
+    Heads heads = random_heads((*model).config(), {1}, 1);
+    if (sequential) add_sequential_heads(heads, 6, 2);
+    engine.set_heads(heads);
+    const std::vector<Row> rows = {{.sequence = engine.add_sequence(), .token = 3},
+                                   {.sequence = 0, .parent = 0, .step = 1}};
+    const Pass pass = engine.forward(rows);
+    EXPECT_TRUE(pass.logits({}).empty());
+    EXPECT_TRUE(pass.best_tokens({}, 4).empty());
+    EXPECT_TRUE(pass.propose(std::span<const std::vector<int>>()).empty());
+    const std::vector<std::vector<int>> anchors = {{}, {1}};
+    const std::vector<Proposal> proposals = pass.propose(anchors);
+    EXPECT_EQ(proposals[0].steps(), 0);
+    EXPECT_EQ(proposals[1].steps(), 1);
+    EXPECT_TRUE(proposals[1].behind(1, {}).empty());
+    EXPECT_EQ(pass.propose(std::vector<int>()).steps(), 0);
+  }
+}
+
+TEST(Engine, OnlyAPathOfThePassIsCommitted) {
+  const TinyModel model({});
+  NativeEngine engine(*model, {.threads = 1, .context = 10, .positions = 100});
+  engine.set_heads(random_heads((*model).config(), {1}, 1));
+  const int a = engine.add_sequence(), b = engine.add_sequence();
+  const std::vector<Row> rows = {
+      {.sequence = a, .token = 1},
+      {.sequence = a, .parent = 0, .token = 2},
+      {.sequence = a, .parent = 0, .token = 3},
+      {.sequence = a, .parent = 0, .step = 1},
+      {.sequence = b, .token = 4},
+  };
+  const Pass pass = engine.forward(rows);
+  for (const std::vector<int>& path :
+       std::vector<std::vector<int>>{{1}, {0, 1, 2}, {0, 3}, {0, 4}, {4}, {-1}, {0, 5}}) {
+    EXPECT_THROW(pass.commit(a, path), std::invalid_argument);
+  }
+  EXPECT_EQ(engine.length(a), 0);
+  pass.commit(a, {});
+  pass.commit(a, std::vector<int>{0, 2});
+  EXPECT_THROW(pass.commit(a, std::vector<int>{0}), std::invalid_argument) << "a second path";
+  EXPECT_EQ(engine.length(a), 2);
 }
 
 TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
@@ -219,12 +297,9 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
     const std::vector<int> parents = {kContext, 0, 0, 1, 2};
     std::vector<Row> rows;
     for (int i = 0; i < 5; ++i) {
-      const int position = parents[i] == kContext ? 60 : rows[parents[i]].position + 1;
-      rows.push_back(
-          {.sequence = tree, .position = position, .parent = parents[i], .token = tokens[i]});
+      rows.push_back({.sequence = tree, .parent = parents[i], .token = tokens[i]});
     }
-    engine.forward(rows);
-    engine.commit(tree, std::vector<int>{0, 2, 4});
+    engine.forward(rows).commit(tree, std::vector<int>{0, 2, 4});
     append(engine, plain, std::vector<Token>{5, 7, 9}, 1);
     ASSERT_EQ(engine.length(tree), engine.length(plain));
     for (Token token = 20; token < 26; ++token) {
@@ -236,12 +311,10 @@ TEST(Engine, CommittedTreeRowsEqualRowsThatWereRunAlone) {
 }
 
 /// A chain of pseudo rows behind the last committed token, whose token behind is 9.
-std::vector<Row> deferred_rows(int sequence, int position,
-                               const std::vector<std::vector<float>>& sources) {
+std::vector<Row> deferred_rows(int sequence, const std::vector<std::vector<float>>& sources) {
   std::vector<Row> rows;
   for (int i = 0; i < std::ssize(sources); ++i) {
     rows.push_back({.sequence = sequence,
-                    .position = position + i,
                     .parent = i - 1,
                     .step = i + 1,
                     .source = sources[i],
@@ -261,28 +334,22 @@ void expect_deferred_rows_of_the_same_pass(const std::vector<int>& layers, bool 
   const int sequence = engine.add_sequence();
   append(engine, sequence, random_tokens(62, 320, random), 31);
 
-  std::vector<Row> rows = {{.sequence = sequence, .position = 62, .token = 3},
-                           {.sequence = sequence, .position = 63, .parent = 0, .token = 4}};
+  std::vector<Row> rows = {{.sequence = sequence, .token = 3},
+                           {.sequence = sequence, .parent = 0, .token = 4}};
   for (int step = 1; step <= 3; ++step) {
-    rows.push_back({.sequence = sequence,
-                    .position = 63 + step,
-                    .parent = step,
-                    .step = step,
-                    .token_behind = 9});
+    rows.push_back({.sequence = sequence, .parent = step, .step = step, .token_behind = 9});
   }
-  engine.forward(rows, std::vector<int>{1, 2, 3});
+  const Pass pass = engine.forward(rows, std::vector<int>{1, 2, 3});
   std::vector<std::vector<float>> expected, sources;
   for (int row = 2; row < 5; ++row) {
-    const std::span<const float> state = engine.final_state(row);
-    expected.emplace_back(state.begin(), state.end());
-    const std::span<const float> h = engine.draft_source(1, row - 1);
-    sources.emplace_back(h.begin(), h.end());
+    expected.push_back(copied(pass.final_state(row)));
+    sources.push_back(copied(pass.draft_source(1, row - 1)));
   }
-  engine.commit(sequence, std::vector<int>{0, 1});
+  pass.commit(sequence, std::vector<int>{0, 1});
 
-  engine.forward(deferred_rows(sequence, 64, sources));
+  const Pass deferred = engine.forward(deferred_rows(sequence, sources));
   for (int row = 0; row < 3; ++row) {
-    EXPECT_TRUE(bits_equal(engine.final_state(row), expected[row])) << "step " << row + 1;
+    EXPECT_TRUE(bits_equal(deferred.final_state(row), expected[row])) << "step " << row + 1;
   }
   EXPECT_FALSE(bits_equal(expected[0], expected[1]));
 }
@@ -307,19 +374,14 @@ TEST(Engine, RoundedWeightsAreReadByDraftingPassesAlone) {
     std::mt19937 random(6);
     const int sequence = engine.add_sequence();
     append(engine, sequence, random_tokens(62, 320, random), 31);
-    engine.forward(std::vector<Row>{{.sequence = sequence, .position = 62, .token = 3}},
-                   engine.draft_layers());
-    const std::span<const float> logits = engine.logits(std::vector<int>{0});
-    tokens.emplace_back(logits.begin(), logits.end());
+    const Pass pass =
+        engine.forward(std::vector<Row>{{.sequence = sequence, .token = 3}}, engine.draft_layers());
+    tokens.push_back(copied(pass.logits(std::vector<int>{0})));
     std::vector<std::vector<float>> sources;
-    for (int step = 1; step <= 2; ++step) {
-      const std::span<const float> h = engine.draft_source(0, step);
-      sources.emplace_back(h.begin(), h.end());
-    }
-    engine.commit(sequence, std::vector<int>{0});
-    engine.forward(deferred_rows(sequence, 63, sources));
-    const std::span<const float> state = engine.final_state(1);
-    drafts.emplace_back(state.begin(), state.end());
+    for (int step = 1; step <= 2; ++step) sources.push_back(copied(pass.draft_source(0, step)));
+    pass.commit(sequence, std::vector<int>{0});
+    const Pass deferred = engine.forward(deferred_rows(sequence, sources));
+    drafts.push_back(copied(deferred.final_state(1)));
     committed.push_back(logits_alone(engine, sequence, 9));
   }
   EXPECT_TRUE(bits_equal(tokens[0], tokens[1]));
@@ -339,11 +401,12 @@ TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {
     NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = false});
     engine.set_heads(heads);
     const int sequence = engine.add_sequence();
-    engine.forward(std::vector<Row>{{.sequence = sequence, .position = 0, .token = 9},
-                                    {.sequence = sequence, .position = 1, .parent = 0, .step = 1}},
-                   std::vector<int>{config.layers});
-    const std::span<const float> h = engine.draft_source(0, 1);
-    ASSERT_EQ(h.data() == engine.final_state(0).data(), method == HeadsMethod::kMedusa);
+    const Pass pass =
+        engine.forward(std::vector<Row>{{.sequence = sequence, .token = 9},
+                                        {.sequence = sequence, .parent = 0, .step = 1}},
+                       std::vector<int>{config.layers});
+    const std::span<const float> h = pass.draft_source(0, 1);
+    ASSERT_EQ(h.data() == pass.final_state(0).data(), method == HeadsMethod::kMedusa);
     std::vector<double> p(d);
     for (int i = 0; i < d; ++i) {
       p[i] = heads.steps[0].bias[i];
@@ -358,7 +421,7 @@ TEST(Engine, RowsBehindTheLastLayerAreWhatTheirEquationsSay) {
           dequantize((*model).file().get_tensor("output_norm.weight"));
       for (int i = 0; i < d; ++i) p[i] *= weight[i] / std::sqrt(mean);
     }
-    const std::span<const float> state = engine.final_state(1);
+    const std::span<const float> state = pass.final_state(1);
     for (int i = 0; i < d; ++i) EXPECT_NEAR(state[i], p[i], 1e-2 * (1 + std::abs(p[i]))) << i;
   }
 }
@@ -371,16 +434,16 @@ TEST(Engine, APassThatSkipsTheLastLayersEndsWithTheEarlierOnes) {
   const int sequence = engine.add_sequence();
   std::mt19937 random(8);
   append(engine, sequence, random_tokens(70, 320, random), 35);
-  const std::vector<Row> rows = {{.sequence = sequence, .position = 70, .token = 3},
-                                 {.sequence = sequence, .position = 71, .parent = 0, .token = 4}};
+  const std::vector<Row> rows = {{.sequence = sequence, .token = 3},
+                                 {.sequence = sequence, .parent = 0, .token = 4}};
   const int captured[] = {1};
-  engine.forward(rows, captured);
-  const std::vector<float> full(engine.final_state(1).begin(), engine.final_state(1).end());
-  const std::vector<float> h(engine.hidden(1, 1).begin(), engine.hidden(1, 1).end());
+  const Pass whole = engine.forward(rows, captured);
+  const std::vector<float> full = copied(whole.final_state(1));
+  const std::vector<float> h = copied(whole.hidden(1, 1));
 
   const Sublayer skipped[] = {2, 3};
-  engine.forward(rows, {}, skipped);
-  const std::vector<float> early(engine.final_state(1).begin(), engine.final_state(1).end());
+  const Pass cut = engine.forward(rows, {}, skipped);
+  const std::vector<float> early = copied(cut.final_state(1));
   std::vector<float> expected(h.size());
   const std::vector<float> weight = dequantize((*model).file().get_tensor("output_norm.weight"));
   const Kernels& kernels = default_kernels();
@@ -389,23 +452,22 @@ TEST(Engine, APassThatSkipsTheLastLayersEndsWithTheEarlierOnes) {
                 weight.data(), config.hidden_size, expected.data());
   EXPECT_TRUE(bits_equal(early, expected));
   EXPECT_FALSE(bits_equal(early, full));
-  EXPECT_THROW(engine.commit(sequence, std::vector<int>{0}), std::invalid_argument);
+  EXPECT_THROW(cut.commit(sequence, std::vector<int>{0}), std::invalid_argument);
 
   const Sublayer attention[] = {2};  // a part alone changes the result, too
-  engine.forward(rows, {}, attention);
-  EXPECT_FALSE(bits_equal(engine.final_state(1), early));
-  EXPECT_FALSE(bits_equal(engine.final_state(1), full));
+  const Pass without_attention = engine.forward(rows, {}, attention);
+  EXPECT_FALSE(bits_equal(without_attention.final_state(1), early));
+  EXPECT_FALSE(bits_equal(without_attention.final_state(1), full));
   const Sublayer unknown[] = {4};
   EXPECT_THROW(engine.forward(rows, {}, unknown), std::invalid_argument);
-  engine.forward(rows);
-  EXPECT_TRUE(bits_equal(engine.final_state(1), full));
+  EXPECT_TRUE(bits_equal(engine.forward(rows).final_state(1), full));
 }
 
 /// The captured states of a row, of all `layers` one behind the other.
-std::vector<float> states_of(const Engine& engine, int row, std::span<const int> layers) {
+std::vector<float> states_of(const Pass& pass, int row, std::span<const int> layers) {
   std::vector<float> states;
   for (const int layer : layers) {
-    const std::span<const float> h = engine.hidden(row, layer);
+    const std::span<const float> h = pass.hidden(row, layer);
     states.insert(states.end(), h.begin(), h.end());
   }
   return states;
@@ -417,32 +479,33 @@ TEST(Engine, APseudoRowThatEntersAsATokensStateStaysThatTokens) {
   const int sequence = engine.add_sequence();
   std::mt19937 random(9);
   append(engine, sequence, random_tokens(63, 320, random), 63);
-  std::vector<Row> rows = {{.sequence = sequence, .position = 63, .token = 3},
-                           {.sequence = sequence, .position = 64, .parent = 0, .token = 4}};
+  std::vector<Row> rows = {{.sequence = sequence, .token = 3},
+                           {.sequence = sequence, .parent = 0, .token = 4}};
   const int layers[] = {2, 3, 4}, all_layers[] = {1, 2, 3, 4};
-  engine.forward(rows, all_layers);
-  const std::vector<float> expected = states_of(engine, 1, layers);
-  const std::vector<float> final_state(engine.final_state(1).begin(), engine.final_state(1).end());
+  const Pass of_tokens = engine.forward(rows, all_layers);
+  const std::vector<float> expected = states_of(of_tokens, 1, layers);
+  const std::vector<float> final_state = copied(of_tokens.final_state(1));
 
   // p_{i,1} = b = h_{i+1}^2, whatever h_i is.
   Heads heads = random_heads((*model).config(), {2}, 1);
   heads.adapters.clear();
   std::ranges::fill(heads.steps[0].weight, 0.0f);
-  std::ranges::copy(engine.hidden(1, 2), heads.steps[0].bias.begin());
+  std::ranges::copy(of_tokens.hidden(1, 2), heads.steps[0].bias.begin());
   engine.set_heads(heads);
   rows[1].token = 9;
-  rows.push_back({.sequence = sequence, .position = 64, .parent = 0, .step = 1});
-  engine.forward(rows, all_layers);
-  EXPECT_TRUE(bits_equal(states_of(engine, 2, layers), expected));
-  EXPECT_TRUE(bits_equal(engine.final_state(2), final_state));
-  EXPECT_FALSE(bits_equal(states_of(engine, 1, layers), expected));
-  EXPECT_THROW(engine.hidden(2, 1), std::invalid_argument);  // it enters later
+  rows.push_back({.sequence = sequence, .parent = 0, .step = 1});
+  const Pass pass = engine.forward(rows, all_layers);
+  EXPECT_TRUE(bits_equal(states_of(pass, 2, layers), expected));
+  EXPECT_TRUE(bits_equal(pass.final_state(2), final_state));
+  EXPECT_FALSE(bits_equal(states_of(pass, 1, layers), expected));
+  EXPECT_THROW(pass.hidden(2, 1), std::invalid_argument);  // it enters later
 
   heads.method = HeadsMethod::kMedusa;
   heads.steps[0].layer = (*model).config().layers;
   engine.set_heads(heads);
-  engine.forward(rows, all_layers);
-  EXPECT_THROW(engine.hidden(2, 4), std::invalid_argument);  // it is never in the residual stream
+  const Pass of_medusa = engine.forward(rows, all_layers);
+  EXPECT_THROW(of_medusa.hidden(2, 4),
+               std::invalid_argument);  // it is never in the residual stream
 }
 
 TEST(Engine, PseudoRowsThatHangOnTheirTokenSeeNoEarlierStep) {
@@ -452,51 +515,54 @@ TEST(Engine, PseudoRowsThatHangOnTheirTokenSeeNoEarlierStep) {
   const int sequence = engine.add_sequence();
   std::mt19937 random(9);
   append(engine, sequence, random_tokens(62, 320, random), 31);
-  const Row token = {.sequence = sequence, .position = 62, .token = 3};
+  const Row token = {.sequence = sequence, .token = 3};
   const auto pseudo = [&](int step, int parent) {
-    return Row{.sequence = sequence, .position = 62 + step, .parent = parent, .step = step};
+    return Row{.sequence = sequence, .parent = parent, .step = step};
   };
   const std::vector<Row> chain = {token, pseudo(1, 0), pseudo(2, 1), pseudo(3, 2)};
   const std::vector<Row> apart = {token, pseudo(1, 0), pseudo(2, 0), pseudo(3, 0)};
 
   engine.set_heads(random_heads((*model).config(), {1, 1, 1}, 4));
-  engine.forward(chain, layers);
-  std::vector<std::vector<float>> of_chain, of_apart;
-  for (int row = 0; row < 4; ++row) of_chain.push_back(states_of(engine, row, layers));
-  engine.forward(apart, layers);
-  for (int row = 0; row < 4; ++row) of_apart.push_back(states_of(engine, row, layers));
+  // The states of each row of a pass of its own.
+  const auto states = [&](std::span<const Row> rows) {
+    const Pass pass = engine.forward(rows, layers);
+    std::vector<std::vector<float>> of_rows;
+    for (int row = 0; row < pass.rows(); ++row) of_rows.push_back(states_of(pass, row, layers));
+    return of_rows;
+  };
+  const std::vector<std::vector<float>> of_chain = states(chain), of_apart = states(apart);
   EXPECT_TRUE(bits_equal(of_apart[0], of_chain[0]));
   EXPECT_TRUE(bits_equal(of_apart[1], of_chain[1]));
   for (int step = 2; step <= 3; ++step) {
     EXPECT_FALSE(bits_equal(of_apart[step], of_chain[step]));
-    engine.forward(std::vector<Row>{token, pseudo(step, 0)}, layers);  // a pass of its own
-    EXPECT_TRUE(bits_equal(states_of(engine, 1, layers), of_apart[step])) << step;
+    EXPECT_TRUE(bits_equal(states(std::vector<Row>{token, pseudo(step, 0)})[1], of_apart[step]))
+        << step;
   }
 
   // A row that leaves out a step sees the others.
-  engine.forward(std::vector<Row>{token, pseudo(1, 0), pseudo(3, 1)}, layers);
-  const std::vector<float> without_second = states_of(engine, 2, layers);
+  const std::vector<float> without_second =
+      states(std::vector<Row>{token, pseudo(1, 0), pseudo(3, 1)})[2];
   EXPECT_FALSE(bits_equal(without_second, of_chain[3]));
   EXPECT_FALSE(bits_equal(without_second, of_apart[3]));
 
   // Deferred.
-  engine.forward(std::vector<Row>{token}, layers);
-  const std::vector<float> source(engine.hidden(0, 1).begin(), engine.hidden(0, 1).end());
-  engine.commit(sequence, std::vector<int>{0});
+  const Pass pass = engine.forward(std::vector<Row>{token}, layers);
+  const std::vector<float> source = copied(pass.hidden(0, 1));
+  pass.commit(sequence, std::vector<int>{0});
   std::vector<Row> deferred = {pseudo(1, kContext), pseudo(2, kContext), pseudo(3, kContext)};
   for (Row& row : deferred) row.source = source;
-  engine.forward(deferred, layers);
+  const std::vector<std::vector<float>> of_deferred = states(deferred);
   for (int row = 0; row < 3; ++row) {
-    EXPECT_TRUE(bits_equal(states_of(engine, row, layers), of_apart[row + 1])) << row + 1;
+    EXPECT_TRUE(bits_equal(of_deferred[row], of_apart[row + 1])) << row + 1;
   }
   engine.truncate(sequence, 62);
 
   // An earlier step that exists in no layer is not seen by a chain, either.
   engine.set_heads(random_heads((*model).config(), {3, 1}, 4));
-  engine.forward(std::span(chain).first(3), layers);
-  const std::vector<float> unseen = states_of(engine, 2, layers);
-  engine.forward(std::span(apart).first(3), layers);
-  EXPECT_TRUE(bits_equal(states_of(engine, 2, layers), unseen));
+  const Pass in_chain = engine.forward(std::span(chain).first(3), layers);
+  const std::vector<float> unseen = states_of(in_chain, 2, layers);
+  const Pass hanging = engine.forward(std::span(apart).first(3), layers);
+  EXPECT_TRUE(bits_equal(states_of(hanging, 2, layers), unseen));
 }
 
 TEST(Engine, BestTokensAreThoseOfTheLogits) {
@@ -504,15 +570,11 @@ TEST(Engine, BestTokensAreThoseOfTheLogits) {
   for (const int threads : {1, 2, 3}) {
     NativeEngine engine(*model, {.threads = threads, .context = 100});
     const int sequence = engine.add_sequence();
-    std::vector<Row> rows;
-    for (int i = 0; i < 9; ++i) {
-      rows.push_back({.sequence = sequence, .position = i, .parent = i - 1, .token = 7 * i});
-    }
-    engine.forward(rows);
+    const std::vector<Token> tokens = {0, 7, 14, 21, 28, 35, 42, 49, 56};
+    const Pass pass = engine.forward(token_chain(sequence, tokens));
     const std::vector<int> asked = {8, 0, 3};
-    const std::span<const float> span = engine.logits(asked);
-    const std::vector<float> logits(span.begin(), span.end());
-    const std::span<const BestTokens> best = engine.best_tokens(asked, 40, /*log_sums=*/true);
+    const std::vector<float> logits = copied(pass.logits(asked));
+    const std::span<const BestTokens> best = pass.best_tokens(asked, 40, /*log_sums=*/true);
     ASSERT_EQ(best.size(), asked.size());
     for (std::size_t row = 0; row < asked.size(); ++row) {
       const auto of_row = std::span(logits).subspan(row * 1300, 1300);
@@ -538,33 +600,22 @@ TEST(Engine, DraftsBehindATokenAreRankedByTheSequentialHead) {
   Heads heads = random_heads((*model).config(), {2, 1}, 3);
   for (int token = 0; token < 300; token += 2) heads.draft_vocabulary.push_back(298 - token);
   constexpr int kRank = 18;
-  std::mt19937 random(4);
-  const auto eighths = [&](int n) {
-    std::vector<float> values(n);
-    for (float& value : values) value = 0.125f * static_cast<float>(int(random() % 9) - 4);
-    return values;
-  };
-  for (DraftMap& step : heads.steps) {
-    step.sequence = SequentialHead{.rank = kRank,
-                                   .state = eighths(kRank * d),
-                                   .token = eighths(kRank * d),
-                                   .bias = eighths(kRank),
-                                   .output = eighths(d * kRank)};
-  }
+  add_sequential_heads(heads, kRank, 4);
   NativeEngine engine(*model, {.threads = 2, .context = 100, .rough_drafts = false});
   engine.set_heads(heads);
   const int sequence = engine.add_sequence();
-  engine.forward(std::vector<Row>{
-      {.sequence = sequence, .position = 0, .token = 9},
-      {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
-      {.sequence = sequence, .position = 2, .parent = 1, .step = 2},
+  const Pass pass = engine.forward(std::vector<Row>{
+      {.sequence = sequence, .token = 9},
+      {.sequence = sequence, .parent = 0, .step = 1},
+      {.sequence = sequence, .parent = 1, .step = 2},
   });
-  engine.propose(std::vector<int>{1, 2});
+  const Proposal proposal = pass.propose(std::vector<int>{1, 2});
+  ASSERT_EQ(proposal.steps(), 2);
   const std::vector<Token> previous = {5, 280, 33};
   for (int step = 1; step <= 2; ++step) {
-    const auto lists = engine.drafts_behind(step, previous);
+    const auto lists = proposal.behind(step, previous);
     ASSERT_EQ(lists.size(), previous.size());
-    const std::span<const float> n = engine.final_state(step);
+    const std::span<const float> n = pass.final_state(step);
     const SequentialHead& head = *heads.steps[step - 1].sequence;
     const auto row_of = [&](const Tensor& matrix, Token token) {
       std::vector<float> row(d);
@@ -630,8 +681,6 @@ TEST(Engine, ACancelledPassEndsAndLeavesNothing) {
     cancelled = true;
     EXPECT_THROW(append(engine, sequence, tokens, 20), Cancelled);
     EXPECT_EQ(engine.length(sequence), 20 + i);
-    EXPECT_THROW(engine.commit(sequence, std::vector<int>{0}), std::invalid_argument)
-        << "there is no last pass";
     cancelled = false;
     EXPECT_TRUE(bits_equal(logits_alone(engine, sequence, i), logits_alone(other, 0, i)));
   }
@@ -649,23 +698,21 @@ TEST(Engine, BatchesThatBreakTheRulesAreRefused) {
   refused({{.sequence = 7, .token = 1}});
   refused({{.sequence = sequence, .token = 320}});
   refused({{.sequence = sequence, .token = -1}});
-  refused({{.sequence = sequence, .position = 1, .token = 1}});
-  refused({{.sequence = sequence, .position = 0, .parent = 0, .token = 1}});
-  refused({{.sequence = sequence, .token = 1}, {.sequence = sequence, .parent = 0, .token = 1}});
+  refused({{.sequence = sequence, .parent = 0, .token = 1}});
+  refused({{.sequence = sequence, .parent = 1, .token = 1}, {.sequence = sequence, .token = 1}});
+  const int other = engine.add_sequence();
+  refused({{.sequence = other, .token = 1}, {.sequence = sequence, .parent = 0, .token = 1}});
   refused({{.sequence = sequence, .step = 1}});
   engine.set_heads(random_heads((*model).config(), {1, 1}, 1));
   refused({{.sequence = sequence, .step = 1}});  // no source
   refused({{.sequence = sequence, .token = 1},
-           {.sequence = sequence, .position = 1, .parent = 0, .step = 2}});
+           {.sequence = sequence, .parent = 0, .step = 1},
+           {.sequence = sequence, .parent = 1, .step = 1}});
   refused({{.sequence = sequence, .token = 1},
-           {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
-           {.sequence = sequence, .position = 2, .parent = 1, .step = 1}});
-  refused({{.sequence = sequence, .token = 1},
-           {.sequence = sequence, .position = 1, .parent = 0, .step = 1},
-           {.sequence = sequence, .position = 3, .parent = 1, .step = 2}});
+           {.sequence = sequence, .parent = 0, .step = 1},
+           {.sequence = sequence, .parent = 1, .token = 1}});
   append(engine, sequence, std::vector<Token>{1, 2, 3, 4}, 4);
-  EXPECT_THROW(engine.forward(std::vector<Row>{{.sequence = sequence, .position = 4, .token = 1}}),
-               Error);
+  EXPECT_THROW(engine.forward(std::vector<Row>{{.sequence = sequence, .token = 1}}), Error);
   engine.set_heads(random_heads((*model).config(), {1}, 1, /*token_input=*/true));
   EXPECT_TRUE(engine.token_input());
   const std::vector<float> source((*model).config().hidden_size, 1.0f);

@@ -464,6 +464,7 @@ void ForwardPass::prepare_head(const PackedMatrix& head, std::span<const int> ro
 
 void ForwardPass::run_head(const PackedMatrix& head, std::span<const int> rows,
                            std::span<float> logits) {
+  if (rows.empty()) return;
   head_input_.resize(static_cast<int>(rows.size()), d_);
   pool_.run([&](int thread) {
     begin_profile(thread);
@@ -477,6 +478,7 @@ void ForwardPass::run_head(const PackedMatrix& head, std::span<const int> rows,
 
 void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> rows, int count,
                                bool sums, std::span<BestTokens> best) {
+  if (rows.empty()) return;
   const int row_count = static_cast<int>(rows.size());
   const int chunks = (head.outputs() + kHeadChunk - 1) / kHeadChunk;
   constexpr int kChunkBlocks = kHeadChunk / kBlockOutputs;

@@ -572,10 +572,12 @@ void LlamaEngine::truncate_context(int sequence, int length) {
 }
 
 void LlamaEngine::share_context(int from, int to, int length) {
+  const State::Sequence& source = state_->sequences.at(from);
   State::Sequence& target = state_->sequences.at(to);
-  llama_memory_seq_cp(llama_get_memory(state_->context.get()), state_->sequences.at(from).base,
-                      target.base, 0, length);
+  const int cached = std::min(length, source.cached());
+  llama_memory_seq_cp(llama_get_memory(state_->context.get()), source.base, target.base, 0, cached);
   target.length = length;
+  target.replayed.assign(source.replayed.begin(), source.replayed.begin() + (length - cached));
 }
 
 void LlamaEngine::run(const Batch& batch) {

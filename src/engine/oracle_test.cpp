@@ -12,6 +12,7 @@
 
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
+#include "engine/token_chain.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -63,14 +64,8 @@ std::vector<float> llama_logits(const std::filesystem::path& path, std::span<con
 
 std::vector<float> logits_of(Engine& engine, std::span<const Token> tokens) {
   const int sequence = engine.add_sequence();
-  std::vector<Row> rows;
-  std::vector<int> all;
-  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
-    rows.push_back({.sequence = sequence, .position = i, .parent = i - 1, .token = tokens[i]});
-    all.push_back(i);
-  }
-  engine.forward(rows);
-  const std::span<const float> logits = engine.logits(all);
+  const Pass pass = engine.forward(token_chain(sequence, tokens));
+  const std::span<const float> logits = pass.logits(first_rows(tokens.size()));
   return {logits.begin(), logits.end()};
 }
 

@@ -13,6 +13,7 @@ Proposal::Proposal(std::vector<BestTokens> best, std::shared_ptr<DraftHead> head
 std::vector<std::vector<Candidate>> Proposal::behind(int step,
                                                      std::span<const Token> previous) const {
   const BestTokens& row = best_.at(step - 1);
+  if (previous.empty()) return {};
   if (head_ != nullptr && !row.tokens.empty()) return head_->correct(step, row, inner_, previous);
   std::vector<Candidate> candidates;
   for (const TokenLogit& each : row.tokens) {

@@ -17,6 +17,13 @@
 
 namespace firp {
 
+/// Whether tests that take long are to end soon, with fewer cases of the same kind:
+/// FIRP_TEST_SIZE=quick.
+inline bool quick_tests() {
+  const char* const size = std::getenv("FIRP_TEST_SIZE");
+  return size != nullptr && std::string(size) == "quick";
+}
+
 /// A fresh directory that goes away with the test.
 class TemporaryDirectory {
  public:
@@ -88,12 +95,6 @@ inline std::filesystem::path real_model() {
           ? std::filesystem::path(cache)
           : std::filesystem::path(std::getenv("HOME")) / ".cache" / "firp";
   return base / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
-}
-
-/// Whether tests are to be short: FIRP_TEST_SIZE=quick.
-inline bool quick_tests() {
-  const char* size = std::getenv("FIRP_TEST_SIZE");
-  return size != nullptr && std::string_view(size) == "quick";
 }
 
 /// The message of the firp::Error that `action` must throw.
