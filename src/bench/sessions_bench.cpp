@@ -54,13 +54,16 @@ Run run_sessions(BatchDecoder& decoder, const DecodeOptions& options,
   return run;
 }
 
-/// A pass of one row of each of so many sequences, with its head.
-double pass_seconds(Engine& engine, const std::vector<std::vector<Token>>& prompts, int sessions) {
+/// A pass of one row of each of so many sequences, with its head, when half of the `tokens` are
+/// there.
+double pass_seconds(Engine& engine, const std::vector<std::vector<Token>>& prompts, int sessions,
+                    int tokens) {
   std::vector<int> sequences;
   std::vector<Row> rows;
   for (int i = 0; i < sessions; ++i) {
     sequences.push_back(engine.add_sequence());
     append_tokens(engine, sequences.back(), prompts[i % prompts.size()]);
+    append_tokens(engine, sequences.back(), std::vector<Token>(tokens / 2, prompts[0].front()));
     rows.push_back({.sequence = sequences.back(), .token = prompts[0].front()});
   }
   const std::vector<int> all = first_rows(rows.size());
@@ -111,7 +114,7 @@ std::vector<SessionsResult> bench_sessions(BatchDecoder& plain, BatchDecoder& dr
       const Run without = run_sessions(plain, plain_options, prompts, sessions, bench.tokens);
       check(without, results[i]);
       to.plain.push_back(without.tokens / without.seconds);
-      to.pass.push_back(pass_seconds(plain.engine(), prompts, sessions));
+      to.pass.push_back(pass_seconds(plain.engine(), prompts, sessions, bench.tokens));
       if (!drafts) continue;
       const Run with = run_sessions(drafted, options, prompts, sessions, bench.tokens);
       check(with, results[i]);
