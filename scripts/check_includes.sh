@@ -5,17 +5,18 @@ cd "$(dirname "$0")/../src"
 
 # room: the rooms that it may include from, besides itself
 allowed='
-model:
-kernels: model
-engine: kernels model
-draft: engine kernels model
-plan: draft engine model
-decode: plan draft engine model
-serve: decode plan draft engine model
-train: decode plan draft engine model
-bench: decode plan draft engine kernels model
-study: bench train decode plan draft engine kernels model
-cli: study bench train serve decode plan draft engine kernels model
+base:
+model: base
+kernels: model base
+engine: kernels model base
+draft: engine kernels model base
+plan: draft engine model base
+decode: plan draft engine model base
+serve: decode plan draft engine model base
+train: decode plan draft engine model base
+bench: decode plan draft engine kernels model base
+study: bench train decode plan draft engine kernels model base
+cli: study bench train serve decode plan draft engine kernels model base
 '
 
 status=0

@@ -67,15 +67,15 @@ void watch_for_signals(Server& server, const std::stop_token& ended) {
 }
 
 int run_serve(const ServeFlags& flags) {
-  constexpr int kMostSlots = 64;
+  constexpr int kMostParallel = 64;
   ServerOptions options = flags.server;
   options.api_key = key_of(flags);
   std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
   std::ranges::transform(options.allowed_hosts, options.allowed_hosts.begin(), host_from);
   if (options.port < 0 || options.port > 65535) throw Error("--port must be 0 to 65535");
   require_at_least(options.parallel, 1, "--parallel");
-  if (options.parallel > kMostSlots) {
-    throw Error(fmt::format("--parallel must be at most {}", kMostSlots));
+  if (options.parallel > kMostParallel) {
+    throw Error(fmt::format("--parallel must be at most {}", kMostParallel));
   }
   const int most = most_tokens(flags.tokens);
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
@@ -106,7 +106,7 @@ Verb add_serve(CLI::App& program) {
   flags->decode.context_is_shared = true;
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health; at / there is
-a page to chat with the model. Several requests are answered at once, pass by pass in turn. What a
+a page to chat with the model. Several requests are answered at once and share their passes. What a
 request does not say (temperature, top_k, ...) is as the flags have it, but for the seed: without one
 of its own a request has another one each time.
 

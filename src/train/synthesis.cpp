@@ -18,14 +18,15 @@
 namespace firp {
 namespace {
 
-constexpr int kSessions = 64;      // that decode side by side
-constexpr int kMaxPrompt = 1024;   // tokens; longer ones are left out
-constexpr int kMinAnswer = 8;      // shorter answers have next to nothing to learn from
-constexpr int kMaxTurn = 56;       // tokens of a sampled user's turn
-constexpr int kExpectedTurn = 40;  // for the progress bar
-constexpr int kHeldOut = 20;       // one text in so many
-constexpr int kMaxDocument = 192;  // tokens of a document without a chat around it
-constexpr int kMaxPieces = 4;      // documents and answers that make up a passage, at most
+constexpr int kSessions = 64;            // that decode side by side
+constexpr int kMaxPrompt = 1024;         // tokens; longer ones are left out
+constexpr int kMinAnswer = 8;            // shorter answers have next to nothing to learn from
+constexpr int kMaxTurn = 56;             // tokens of a sampled user's turn
+constexpr int kExpectedTurn = 40;        // for the progress bar
+constexpr int kHeldOut = 20;             // one text in so many
+constexpr int kMaxDocument = 192;        // tokens of a document without a chat around it
+constexpr std::size_t kMinPassage = 48;  // tokens of an answer that a turn can work on
+constexpr int kMaxPieces = 4;            // documents and answers that make up a passage, at most
 
 constexpr std::string_view kPlaceholder = "FIRPUSERTURN";
 
@@ -167,186 +168,210 @@ std::string whole_sentences(std::string text, bool ended) {
   return text.size() < 8 || !is_valid_utf8(text) ? "" : text;
 }
 
-std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
-                             const SynthesisOptions& options,
-                             const std::function<bool(long long, long long)>& on_progress) {
-  std::mt19937_64 generator(options.seed);
-  const ChatForm form = chat_form(vocabulary);
-  const auto is_end = [&](Token token) { return vocabulary.is_end_of_generation(token); };
+namespace {
 
-  // How the texts divide up: a third the user's own prompts, if any; a quarter of the others works
-  // on passages that the model wrote before; the rest are half its own turns, half built-in
-  // instructions.
-  const int own = std::min<int>(options.sequences / 3, static_cast<int>(options.prompts.size()));
-  const int with_passage = (options.sequences - own) / 4;
-  const int sampled = (options.sequences - own - with_passage) / 2;
-  const int built_in = options.sequences - own - with_passage - sampled;
-
-  long long tokens_before = 0;
-  const long long total = options.answer_tokens + static_cast<long long>(sampled) * kExpectedTurn +
-                          static_cast<long long>(with_passage) * kMaxDocument;
-  bool stopped = false;
-  long long planned = static_cast<long long>(sampled) * kExpectedTurn;  // of what runs now
-  const auto on_tokens = [&](long long tokens) {
-    stopped = stopped || !on_progress(tokens_before + std::min(tokens, planned - 1), total);
-    return !stopped;
-  };
-  const auto begin_next = [&](long long tokens) {
-    tokens_before += planned;
-    planned = tokens;
-  };
-
-  std::vector<std::string> turns = built_in_instructions(built_in, generator());
-  {
-    std::vector<std::string> prompts = options.prompts;
-    shuffle(prompts, generator);
-    turns.insert(turns.end(), prompts.begin(), prompts.begin() + own);
+/// The texts while they are written.
+class Synthesis {
+ public:
+  Synthesis(Engine& engine, const Vocabulary& vocabulary, const SynthesisOptions& options,
+            const std::function<bool(long long, long long)>& on_progress)
+      : engine_(engine),
+        vocabulary_(vocabulary),
+        options_(options),
+        on_progress_(on_progress),
+        form_(chat_form(vocabulary)),
+        generator_(options.seed) {
+    total_ = options.answer_tokens + sampled_ * kExpectedTurn + with_passage_ * kMaxDocument;
   }
 
-  // The model's own turns: half from its bare prefix, half with an opening given.
-  {
+  /// Empty where it was stopped.
+  std::vector<Text> write() {
+    std::vector<std::string> turns =
+        built_in_instructions(options_.sequences - own_ - with_passage_ - sampled_, generator_());
+    std::vector<std::string> prompts = options_.prompts;
+    shuffle(prompts, generator_);
+    turns.insert(turns.end(), prompts.begin(), prompts.begin() + own_);
+    begin_phase(static_cast<long long>(sampled_) * kExpectedTurn);
+    write_turns(turns);
+    begin_phase(static_cast<long long>(with_passage_) * kMaxDocument);
+    write_documents();
+    // First whatever stands for itself, then turns that work on passages.
+    begin_phase(options_.answer_tokens * 3LL / 4);
+    if (!stopped_) shuffle(turns, generator_);
+    answer(turns);
+    begin_phase(options_.answer_tokens - planned_);
+    answer(turns_on_passages());
+    if (stopped_) return {};
+    on_progress_(total_, total_);
+    return std::move(texts_);
+  }
+
+ private:
+  bool is_end(Token token) const { return vocabulary_.is_end_of_generation(token); }
+
+  void begin_phase(long long tokens) {
+    tokens_before_ += planned_;
+    planned_ = tokens;
+  }
+
+  std::vector<std::vector<Token>> generate(std::span<const GenerationJob> jobs, long long budget) {
+    if (stopped_) return std::vector<std::vector<Token>>(jobs.size());
+    return generate_batch(
+        engine_, jobs, [&](Token token) { return is_end(token); }, budget,
+        [&](long long tokens) {
+          stopped_ =
+              stopped_ || !on_progress_(tokens_before_ + std::min(tokens, planned_ - 1), total_);
+          return !stopped_;
+        });
+  }
+  std::vector<std::vector<Token>> generate(std::span<const GenerationJob> jobs) {
+    return generate(jobs, std::numeric_limits<long long>::max());
+  }
+
+  /// The model's own turns: half from its bare prefix, half with an opening given.
+  void write_turns(std::vector<std::string>& turns) {
+    const std::vector<std::string>& openers = instruction_openers();
     std::vector<GenerationJob> jobs;
     std::vector<std::string> openings;
-    for (int i = 0; i < sampled; ++i) {
-      const std::vector<std::string>& openers = instruction_openers();
-      openings.push_back(i % 2 == 0 ? "" : openers[generator() % openers.size()]);
+    for (int i = 0; i < sampled_; ++i) {
+      openings.push_back(i % 2 == 0 ? "" : openers[generator_() % openers.size()]);
       GenerationJob job;
-      job.prompt = vocabulary.tokenize(form.before + openings.back(), true);
+      job.prompt = vocabulary_.tokenize(form_.before + openings.back(), true);
       if (job.prompt.empty()) {  // no chat form and no BOS: something to go on from
-        openings.back() = openers[generator() % openers.size()];
-        job.prompt = vocabulary.tokenize(openings.back(), true);
+        openings.back() = openers[generator_() % openers.size()];
+        job.prompt = vocabulary_.tokenize(openings.back(), true);
       }
       job.max_tokens = kMaxTurn;
-      job.sampling = {
-          .temperature = 1.0f, .top_k = 200, .top_p = 0.98f, .min_p = 0.01f, .seed = options.seed};
-      job.sampling.stream = i;
+      job.sampling = {.temperature = 1.0f,
+                      .top_k = 200,
+                      .top_p = 0.98f,
+                      .min_p = 0.01f,
+                      .seed = options_.seed,
+                      .stream = stream_++};
       jobs.push_back(std::move(job));
     }
-    const std::vector<std::vector<Token>> continuations =
-        generate_batch(engine, jobs, is_end, std::numeric_limits<long long>::max(), on_tokens);
-    for (int i = 0; i < sampled; ++i) {
+    const std::vector<std::vector<Token>> continuations = generate(jobs);
+    for (int i = 0; i < sampled_; ++i) {
       const std::vector<Token>& tokens = continuations[i];
       const bool ended = !tokens.empty() && is_end(tokens.back());
-      turns.push_back(whole_sentences(openings[i] + vocabulary.text(tokens), ended));
+      turns.push_back(whole_sentences(openings[i] + vocabulary_.text(tokens), ended));
     }
-    begin_next(static_cast<long long>(with_passage) * kMaxDocument);
-  }
-  if (stopped) {
-    return {};
   }
 
-  // Documents: the passages, and the foreign sentences, that later turns work on.
-  std::vector<std::string> passages, passage_turns;
-  {
+  /// Documents: the passages, and the foreign sentences, that later turns work on.
+  void write_documents() {
     const std::vector<DocumentOpener>& openers = document_openers();
     std::vector<GenerationJob> jobs;
-    for (int i = 0; i < with_passage; ++i) {
+    for (int i = 0; i < with_passage_; ++i) {
       GenerationJob job;
-      job.prompt = vocabulary.tokenize(openers[i % openers.size()].text, true);
+      job.prompt = vocabulary_.tokenize(openers[i % openers.size()].text, true);
       job.max_tokens = kMaxDocument;
-      job.sampling = {.temperature = 0.9f, .top_k = 200, .top_p = 0.98f, .seed = options.seed};
-      job.sampling.stream = sampled + i;
+      job.sampling = {.temperature = 0.9f,
+                      .top_k = 200,
+                      .top_p = 0.98f,
+                      .seed = options_.seed,
+                      .stream = stream_++};
       jobs.push_back(std::move(job));
     }
-    const std::vector<std::vector<Token>> continuations =
-        generate_batch(engine, jobs, is_end, std::numeric_limits<long long>::max(), on_tokens);
-    for (int i = 0; i < with_passage; ++i) {
+    const std::vector<std::vector<Token>> continuations = generate(jobs);
+    for (int i = 0; i < with_passage_; ++i) {
       const std::vector<Token>& tokens = continuations[i];
       const DocumentOpener& opener = openers[i % openers.size()];
-      const std::string document = whole_sentences(opener.text + vocabulary.text(tokens),
+      const std::string document = whole_sentences(opener.text + vocabulary_.text(tokens),
                                                    !tokens.empty() && is_end(tokens.back()));
-      if (document.empty()) {
-        continue;
-      }
+      if (document.empty()) continue;
       if (opener.language.empty()) {
-        passages.push_back(document);
+        passages_.push_back(document);
       } else {
         const std::string sentence = document.substr(0, document.find_first_of(".?!\n") + 1);
-        passage_turns.push_back(translation_instruction(sentence.empty() ? document : sentence,
-                                                        opener.language, generator()));
+        passage_turns_.push_back(translation_instruction(sentence.empty() ? document : sentence,
+                                                         opener.language, generator_()));
       }
     }
-    begin_next(options.answer_tokens * 3LL / 4);
-  }
-  if (stopped) {
-    return {};
   }
 
-  std::vector<Text> texts;
-  std::unordered_set<std::string> seen;
-  int stream = sampled + with_passage;
-  const auto answer = [&](const std::vector<std::string>& questions) {
+  void answer(const std::vector<std::string>& questions) {
+    if (stopped_) return;
     std::vector<GenerationJob> jobs;
     for (const std::string& question : questions) {
-      if (question.empty() || !seen.insert(question).second) {
-        continue;
-      }
+      if (question.empty() || !seen_.insert(question).second) continue;
       GenerationJob job;
-      job.prompt = vocabulary.tokenize(form.around(question), true);
-      if (job.prompt.size() > kMaxPrompt) {
-        continue;
-      }
-      job.max_tokens = options.max_answer;
+      job.prompt = vocabulary_.tokenize(form_.around(question), true);
+      if (job.prompt.size() > kMaxPrompt) continue;
+      job.max_tokens = options_.max_answer;
       if (jobs.size() % 2 == 1) {
-        job.sampling = {.temperature = 0.7f + 0.1f * static_cast<float>(generator() % 4),
+        job.sampling = {.temperature = 0.7f + 0.1f * static_cast<float>(generator_() % 4),
                         .top_k = 100,
                         .top_p = 0.95f,
                         .min_p = 0.02f,
-                        .seed = options.seed};
+                        .seed = options_.seed};
       }
-      job.sampling.stream = stream++;
+      job.sampling.stream = stream_++;
       jobs.push_back(std::move(job));
     }
-    const std::vector<std::vector<Token>> answers =
-        generate_batch(engine, jobs, is_end, planned, on_tokens);
+    const std::vector<std::vector<Token>> answers = generate(jobs, planned_);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-      if (answers[i].size() < kMinAnswer) {
-        continue;
-      }
+      if (answers[i].size() < kMinAnswer) continue;
       Text text;
       text.tokens = jobs[i].prompt;
       text.answer_begin = static_cast<int>(text.tokens.size());
       text.tokens.insert(text.tokens.end(), answers[i].begin(), answers[i].end());
       text.greedy = jobs[i].sampling.temperature == 0;
       text.held_out = i % kHeldOut == 0;
-      texts.push_back(std::move(text));
+      texts_.push_back(std::move(text));
     }
-  };
+  }
 
-  // First whatever stands for itself, then turns that work on passages: documents and answers from
-  // before, alone or several together, so that there are long contexts too.
-  shuffle(turns, generator);
-  answer(turns);
-  if (stopped) {
-    return {};
-  }
-  for (const Text& text : texts) {
-    const std::span<const Token> tokens = std::span(text.tokens).subspan(text.answer_begin);
-    if (!text.greedy && tokens.size() >= 48) {
-      const std::string passage = whole_sentences(vocabulary.text(tokens), is_end(tokens.back()));
-      if (!passage.empty()) {
-        passages.push_back(passage);
-      }
+  /// Documents and answers from before, alone or several together, so that there are long contexts
+  /// too.
+  std::vector<std::string> turns_on_passages() {
+    for (const Text& text : texts_) {
+      const std::span<const Token> tokens = std::span(text.tokens).subspan(text.answer_begin);
+      if (text.greedy || tokens.size() < kMinPassage) continue;
+      const std::string passage = whole_sentences(vocabulary_.text(tokens), is_end(tokens.back()));
+      if (!passage.empty()) passages_.push_back(passage);
     }
-  }
-  shuffle(passages, generator);
-  for (std::size_t next = 0;
-       next < passages.size() && static_cast<int>(passage_turns.size()) < with_passage;) {
-    std::string passage = passages[next++];
-    for (int more = static_cast<int>(generator() % kMaxPieces); more > 0; --more) {
-      if (next < passages.size()) {
-        passage += "\n\n" + passages[next++];
+    shuffle(passages_, generator_);
+    for (std::size_t next = 0;
+         next < passages_.size() && std::ssize(passage_turns_) < with_passage_;) {
+      std::string passage = passages_[next++];
+      for (int more = static_cast<int>(generator_() % kMaxPieces); more > 0; --more) {
+        if (next < passages_.size()) passage += "\n\n" + passages_[next++];
       }
+      passage_turns_.push_back(passage_instruction(passage, generator_()));
     }
-    passage_turns.push_back(passage_instruction(passage, generator()));
+    return std::move(passage_turns_);
   }
-  begin_next(options.answer_tokens - planned);
-  answer(passage_turns);
-  if (stopped) {
-    return {};
-  }
-  on_progress(total, total);
-  return texts;
+
+  Engine& engine_;
+  const Vocabulary& vocabulary_;
+  const SynthesisOptions& options_;
+  const std::function<bool(long long, long long)>& on_progress_;
+  const ChatForm form_;
+  std::mt19937_64 generator_;
+
+  // How the texts divide up: a third the user's own prompts, if any; a quarter of the others works
+  // on passages that the model wrote before; the rest are half its own turns, half built-in
+  // instructions.
+  const int own_ = std::min(options_.sequences / 3, static_cast<int>(options_.prompts.size()));
+  const int with_passage_ = (options_.sequences - own_) / 4;
+  const int sampled_ = (options_.sequences - own_ - with_passage_) / 2;
+
+  // Tokens: to be written in all, in the phases before, and in this one.
+  long long total_ = 0, tokens_before_ = 0, planned_ = 0;
+  bool stopped_ = false;
+  int stream_ = 0;  ///< of the next job
+  std::vector<std::string> passages_, passage_turns_;
+  std::unordered_set<std::string> seen_;
+  std::vector<Text> texts_;
+};
+
+}  // namespace
+
+std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
+                             const SynthesisOptions& options,
+                             const std::function<bool(long long, long long)>& on_progress) {
+  return Synthesis(engine, vocabulary, options, on_progress).write();
 }
 
 }  // namespace firp
