@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 #include <vector>
 
@@ -16,8 +15,6 @@
 
 namespace firp {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 /// While it lives, `stop` ends passes of the context between two nodes of their graph.
 class AbortedBy {
@@ -145,12 +142,12 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
     const std::size_t done = tokens.empty() ? 0 : tokens.size() - 1;
     const std::vector<Token> given = conversation.user_turn(turn);
     tokens.insert(tokens.end(), given.begin(), given.end());
-    const Clock::time_point prefill_start = Clock::now();
+    const Stopwatch prefill_watch;
     if (!decode(std::span(tokens).subspan(done, tokens.size() - 1 - done))) break;
     llama_synchronize(context);
-    result.prefill_seconds += seconds_since(prefill_start);
+    result.prefill_seconds += prefill_watch.seconds();
 
-    const Clock::time_point start = Clock::now();
+    const Stopwatch watch;
     bool ended = false;
     for (int left = max_tokens; left > 0 && !ended && !stop;) {
       const DraftTree draft = ngrams ? source.draft(tokens, left - 1) : DraftTree();
@@ -180,7 +177,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
       if (ngrams) source.observe(std::span(tokens).subspan(before));
       llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(tokens.size() - 1), -1);
     }
-    result.seconds += seconds_since(start);
+    result.seconds += watch.seconds();
     result.tokens.push_back(kNoToken);
     if (stop) break;
   }

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -22,9 +21,9 @@ namespace firp {
 namespace {
 
 double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   work();
-  return seconds_since(start);
+  return watch.seconds();
 }
 
 class OpenFile {

@@ -1,7 +1,6 @@
 #include "bench/peaks.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -20,8 +19,6 @@
 
 namespace firp {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr int kChains = 16;     // sums at work at a time: more than latency x units on any CPU
 constexpr int kSteps = 40'000;  // of every chain in one call: some milliseconds at most
@@ -269,10 +266,10 @@ double measure_multiply_adds(ThreadPool& pool, double (*work)()) {
     double seconds = 0;
     pool.run([&](int thread) {
       pool.barrier(thread);  // all are awake
-      const Clock::time_point start = Clock::now();
+      const Stopwatch watch;
       done[thread] = work();
       pool.barrier(thread);
-      if (thread == 0) seconds = seconds_since(start);
+      if (thread == 0) seconds = watch.seconds();
     });
     double sum = 0;
     for (const double each : done) sum += each;
@@ -318,10 +315,10 @@ double MemoryReader::bytes_per_second() {
   double seconds = 0;
   pool_.run([&](int thread) {
     pool_.barrier(thread);  // all are awake
-    const Clock::time_point start = Clock::now();
+    const Stopwatch watch;
     read(memory_[thread].data(), memory_[thread].size());
     pool_.barrier(thread);
-    if (thread == 0) seconds = seconds_since(start);
+    if (thread == 0) seconds = watch.seconds();
   });
   return static_cast<double>(memory_.front().size() * memory_.size()) / seconds;
 }

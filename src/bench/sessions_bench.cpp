@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "base/stopwatch.h"
+#include "base/clock.h"
 #include "bench/timing.h"
 #include "engine/token_chain.h"
 

@@ -12,8 +12,6 @@
 namespace firp {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 /// Processor time that all but this process have taken since the machine started.
 double seconds_of_others() {
   std::ifstream file("/proc/stat");
@@ -31,10 +29,6 @@ double seconds_of_others() {
 }
 
 }  // namespace
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 Timing timing_of(std::vector<double> seconds) {
   std::ranges::sort(seconds);
@@ -60,15 +54,15 @@ void Samples::measure(std::size_t thing, const std::function<void()>& work) {
   if (enough(thing)) return;
   // Idle threads of what ran before, ours or OpenMP's, spin for a moment before they sleep.
   std::this_thread::sleep_for(std::chrono::milliseconds(4));
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   work();
-  seconds_[thing].push_back(seconds_since(start));
+  seconds_[thing].push_back(watch.seconds());
 }
 
-OtherLoad::OtherLoad() : start_(Clock::now()), seconds_at_start_(seconds_of_others()) {}
+OtherLoad::OtherLoad() : seconds_at_start_(seconds_of_others()) {}
 
 double OtherLoad::cores() const {
-  const double seconds = seconds_since(start_);
+  const double seconds = watch_.seconds();
   return seconds > 0 ? std::max(0.0, (seconds_of_others() - seconds_at_start_) / seconds) : 0;
 }
 

@@ -1,12 +1,11 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <vector>
 
-namespace firp {
+#include "base/clock.h"
 
-double seconds_since(std::chrono::steady_clock::time_point start);
+namespace firp {
 
 /// Seconds of one thing, measured several times.
 struct Timing {
@@ -41,7 +40,7 @@ class OtherLoad {
   double cores() const;  ///< on average; 0 where the system does not tell
 
  private:
-  const std::chrono::steady_clock::time_point start_;
+  const Stopwatch watch_;
   const double seconds_at_start_;
 };
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 
 #include "base/error.h"
@@ -324,12 +323,11 @@ int run_prompts(BenchFlags& flags) {
 
   catch_interrupts(Patience::kUntilItIsKept);
   const OtherLoad load;
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   report.records = run_bench(
       prompts, methods, most, flags.repeats,
       [&](int done, int total) {
-        const double seconds =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        const double seconds = watch.seconds();
         status.show(done == 0 ? "warming up"
                               : fmt::format("{} of {} prompts, {} left", done, total,
                                             duration(seconds * (total - done) / done)));

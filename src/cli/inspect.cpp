@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <memory>
 
@@ -131,9 +130,9 @@ void inspect_model(const InspectFlags& flags, const std::shared_ptr<const GgufFi
   fmt::print("\n");
   flush_output();
 
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const LoadedModel loaded = load_model(flags.decode, file, {.threads = threads});
-  const double load_seconds = seconds_since(start);
+  const double load_seconds = watch.seconds();
   Engine& engine = *loaded.engine;
   const auto bytes = static_cast<double>(engine.weight_bytes());
   line("processor", "{}, {} threads", cpu_name(), threads);

@@ -5,7 +5,7 @@
 #include <set>
 #include <utility>
 
-#include "base/stopwatch.h"
+#include "base/clock.h"
 #include "engine/token_chain.h"
 
 namespace firp {
@@ -239,7 +239,7 @@ void BatchDecoder::draft(const Pass& pass, std::span<Part> parts) {
   }
   std::vector<Plan*> plans;
   if (planner_ != nullptr) {
-    std::vector<Planner::Undecided> undecided;
+    std::vector<Planner::Draftable> undecided;
     for (const Draft& each : drafts) {
       undecided.push_back({*each.session->plan_, each.match, each.part->context});
     }

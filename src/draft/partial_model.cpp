@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "base/stopwatch.h"
+#include "base/clock.h"
 #include "engine/token_chain.h"
 
 namespace firp {

@@ -1,9 +1,9 @@
 #include "engine/forward.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "base/clock.h"
 #include "base/error.h"
 
 namespace firp {
@@ -11,10 +11,6 @@ namespace {
 
 void add(std::span<const float> bias, float* x) {
   for (std::size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
-}
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "base/stopwatch.h"
+#include "base/clock.h"
 #include "draft/draft_tree.h"
 #include "engine/token_chain.h"
 

@@ -202,10 +202,10 @@ void Planner::learn_together(std::span<const Verified> sequences, const PassSize
   }
 }
 
-std::vector<bool> Planner::decide(std::span<const Undecided> sequences) {
-  const auto tries = [](const Undecided& each) { return each.plan.trial.begins(); };
+std::vector<bool> Planner::decide(std::span<const Draftable> sequences) {
+  const auto tries = [](const Draftable& each) { return each.plan.trial.begins(); };
   if (std::ranges::any_of(sequences, tries)) {
-    for (const Undecided& each : sequences) each.plan.trial.join();
+    for (const Draftable& each : sequences) each.plan.trial.join();
   }
   std::vector<bool> drafted(sequences.size(), false);
   if (sequences.size() > 1 && together_.pauses()) return drafted;
@@ -230,7 +230,7 @@ std::vector<bool> Planner::decide(std::span<const Undecided> sequences) {
   return drafted;
 }
 
-bool Planner::decide(const Undecided& sequence) const {
+bool Planner::decide(const Draftable& sequence) const {
   const auto& [plan, at_hand, context] = sequence;
   if (plan.trial.pauses() || drifts_.plain_is_due()) return false;
   Plan::NextPass& next = plan.next;

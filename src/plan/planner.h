@@ -86,14 +86,14 @@ class Planner {
   void observe_pass(std::span<const Verified> sequences, const PassSize& reading, double seconds);
 
   /// A sequence that pseudo rows can draft for. `at_hand` is what is drafted without them.
-  struct Undecided {
+  struct Draftable {
     Plan& plan;
     const DraftTree& at_hand;
     int context;
   };
   /// Decides for which sequences pseudo rows draft for the next pass, and how far ahead; for which
   /// they do.
-  std::vector<bool> decide(std::span<const Undecided> sequences);
+  std::vector<bool> decide(std::span<const Draftable> sequences);
 
   /// How many steps ahead, where drafting was decided on.
   int steps(const Plan& plan) const;
@@ -117,7 +117,7 @@ class Planner {
   /// Sequences that draft together, as far as they are told apart.
   static constexpr int kMostAnchors = 16;
 
-  bool decide(const Undecided& sequence) const;
+  bool decide(const Draftable& sequence) const;
   double joint_draft_seconds(int sequences, int most_steps, int rows) const;
   double draft_seconds(const Plan& plan, int steps) const;
   struct Prefix {

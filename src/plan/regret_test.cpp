@@ -106,7 +106,7 @@ class Sequence {
     count_tokens();
     observe_pass(planner, plan_, tree_, draw_path(), seconds, kContext);
     seconds_ += seconds;
-    const Planner::Undecided only = undecided();
+    const Planner::Draftable only = undecided();
     if (!planner.decide({&only, 1}).front()) return;
     const int steps = draft(planner, costs);
     seconds_ += costs.draft_seconds[steps - 1];
@@ -120,7 +120,7 @@ class Sequence {
     tokens_ += tokens;
     return tokens;
   }
-  Planner::Undecided undecided() {
+  Planner::Draftable undecided() {
     tree_.clear();
     drafts_ = tokens_ < kTokens / 2 ? text_.first : text_.second;
     return {plan_, tree_, kContext};
@@ -268,7 +268,7 @@ double rate_together(const PassCosts& costs, const std::vector<Text>& texts, dou
     }
     planner.observe_pass(verified, {}, costs.verify(size));
     seconds += costs.verify(size);
-    std::vector<Planner::Undecided> undecided;
+    std::vector<Planner::Draftable> undecided;
     for (Sequence& each : all) undecided.push_back(each.undecided());
     const std::vector<bool> drafts = planner.decide(undecided);
     std::vector<Plan*> drafted;

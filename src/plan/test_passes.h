@@ -22,7 +22,7 @@ inline void observe_pass(Planner& planner, Plan& plan, const DraftTree& tree,
 }
 
 inline bool decide(Planner& planner, Plan& plan, const DraftTree& at_hand, int context) {
-  const Planner::Undecided only = {plan, at_hand, context};
+  const Planner::Draftable only = {plan, at_hand, context};
   return planner.decide({&only, 1}).front();
 }
 

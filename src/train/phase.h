@@ -1,17 +1,13 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <string>
 #include <utility>
 
+#include "base/clock.h"
 #include "train/train.h"
 
 namespace firp {
-
-inline double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// Sends progress, not too often; sums the time of each phase.
 class Phase {
