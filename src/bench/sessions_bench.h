@@ -11,8 +11,8 @@ namespace firp {
 
 struct SessionsBenchOptions {
   std::vector<int> sessions = {1, 2, 4, 8, 16};
-  int tokens = 96;  ///< of each, decoded while all decode
-  int rounds = 5;   ///< medians of so many are taken
+  int tokens = 128;  ///< of each, decoded while all decode
+  int rounds = 5;    ///< medians of so many are taken
 };
 
 /// What so many sessions that share their passes came to.

@@ -235,13 +235,23 @@ int run_sessions(BenchFlags& flags) {
   if (!flags.json.empty()) require_writable(flags.json);
   if (flags.prompts.empty()) flags.prompts = default_prompts();
   const auto prompts = read_bench_prompts(flags.prompts, flags.limit, /*turns=*/1);
+  const int most = most_tokens(flags.tokens);
+  if (flags.method.trees.size() > 1) throw Error("--sessions takes one size of --tree");
+  require_at_least(flags.method.trees.front(), kPlannedTree, "--tree");
   const OtherLoad load;
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
+  Decoder decoder(flags.decode, flags.method.trees);
   std::vector<std::vector<Token>> tokens;
   for (const BenchPrompt& prompt : prompts) {
     tokens.push_back(Conversation(decoder.vocabulary).user_turn(prompt.turns.front()));
   }
-  SessionsBenchOptions options = {.sessions = flags.sessions, .rounds = std::max(3, flags.repeats)};
+  const auto longest = std::ranges::max(tokens, {}, &std::vector<Token>::size).size();
+  if (static_cast<long long>(longest) + most >= decoder.engine.options().context) {
+    throw Error(
+        fmt::format("{} tokens behind a prompt of {} do not fit into a context of {} (-n, -c)",
+                    most, longest, decoder.engine.options().context));
+  }
+  SessionsBenchOptions options = {
+      .sessions = flags.sessions, .tokens = most, .rounds = std::max(3, flags.repeats)};
   std::ranges::sort(options.sessions);
   catch_interrupts();
   BatchDecoder plain(decoder.engine);
@@ -484,14 +494,20 @@ Examples:
       ->excludes(compare)
       ->excludes(kernels)
       ->excludes(forward);
-  speed->add_option("--sessions", flags->sessions, "Time so many sessions at once, 1,2,4,8,16 say")
+  speed
+      ->add_option("--sessions", flags->sessions,
+                   "Time so many sessions at once, 64 at most: 1,2,4,8,16 say")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->excludes(report)
       ->excludes(compare)
       ->excludes(kernels)
       ->excludes(forward)
-      ->excludes(app->get_option("--load"));
+      ->excludes(app->get_option("--load"))
+      ->excludes(app->get_option("--peer"))
+      ->excludes(app->get_option("--turns"))
+      ->excludes(app->get_option("--methods"))
+      ->excludes(app->get_option("--rivals"));
   speed
       ->add_option("--synthetic", flags->synthetic,
                    "A model of random weights instead of a file: SHAPE:TYPE, shapes llama-1b, "

@@ -127,7 +127,7 @@ Examples:
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
   app->add_option(
          "--parallel", server.parallel,
-         "(-np) Requests that are answered at once; others wait; -1: as many as by default")
+         "(-np) Requests that are answered at once, 64 at most; others wait; -1: as many as by default")
       ->transform(CLI::Transformer({{"-1", std::to_string(server.parallel)}}).description(""))
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");

@@ -79,6 +79,7 @@ void Session::append(std::span<const Token> tokens) {
 void Session::truncate(int length) {
   if (length >= static_cast<int>(tokens_.size())) return;
   tokens_.resize(length);
+  most_seen_ = std::min(most_seen_, length);
   engine_.truncate(sequence_, length);
   drop_draft();
 }
@@ -109,8 +110,10 @@ void Session::begin_pass() {
   const int most = static_cast<int>(tokens_.size()) - 1;
   if (seen() > most) engine_.truncate(sequence_, most);
   if (!options_.adopts || seen() == most) return;
-  const int before = seen();
-  adopted_ += engine_.adopt(sequence_, std::span(tokens_).first(most)) - before;
+  most_seen_ = std::max(most_seen_, seen());
+  const int now = engine_.adopt(sequence_, std::span(tokens_).first(most));
+  adopted_ += std::max(0, now - most_seen_);
+  most_seen_ = std::max(most_seen_, now);
 }
 
 Session::Part Session::plan_reading(int tokens, std::vector<Row>& rows) {

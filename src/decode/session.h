@@ -154,6 +154,7 @@ class Session {
   NgramSource ngrams_;
   std::vector<DecodedToken> decoded_;
   int adopted_ = 0;
+  int most_seen_ = 0;                 ///< before it gave up its place, perhaps
   double undecided_seconds_ = 0;      ///< of passes since the last one that decoded
   unsigned long long last_pass_ = 0;  ///< in which it took part, by the decoder's count
   DecodeStats stats_;

@@ -113,7 +113,7 @@ Pass Engine::forward(std::span<const Row> rows, std::span<const int> capture_lay
   }
   check_batch(rows, capture_layers, skipped);
   const int wanted = static_cast<int>(rows.size());
-  while (contexts_.held() + wanted > options().positions && drop_retired()) {
+  while (held_positions() + wanted > options().positions && drop_retired()) {
   }
   run({.rows = rows,
        .positions = positions_,

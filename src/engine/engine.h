@@ -133,6 +133,8 @@ class Engine {
   /// Whether a context must lie in one piece. Then none is shared: the last retired one is kept,
   /// and whoever adopts it takes it over.
   virtual bool keeps_contexts_apart() const { return false; }
+  /// Positions that all sequences take room for, retired ones included.
+  virtual int held_positions() const { return contexts_.held(); }
   /// Removes the retired sequence that was not wanted for longest. Whether there was one.
   bool drop_retired();
 

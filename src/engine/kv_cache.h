@@ -38,6 +38,11 @@ class KvCache {
   /// Appends the scratch slots' keys and values, which ascend, to the sequence.
   void commit(int sequence, std::span<const int> slots);
 
+  /// Of sequences, and of the last pass.
+  int pages_in_use() const {
+    return static_cast<int>(memory_.size() * slab_pages_ - free_pages_.size());
+  }
+
   const PagePart& part() const { return part_; }
   /// Where a layer's and head's part begins in any page, in bytes.
   std::size_t offset(int layer, int kv_head) const {

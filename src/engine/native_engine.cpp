@@ -131,6 +131,8 @@ void NativeEngine::share_context(int from, int to, int length) {
   state_->cache.share(from, to, length);
 }
 
+int NativeEngine::held_positions() const { return state_->cache.pages_in_use() * kPagePositions; }
+
 void NativeEngine::run(const Batch& batch) {
   State& s = *state_;
   const std::span<const Row> rows = batch.rows;

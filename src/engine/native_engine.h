@@ -42,6 +42,7 @@ class NativeEngine final : public Engine {
   void remove_context(int sequence) override;
   void truncate_context(int sequence, int length) override;
   void share_context(int from, int to, int length) override;
+  int held_positions() const override;  ///< by whole pages
 
   struct State;
   std::unique_ptr<State> state_;

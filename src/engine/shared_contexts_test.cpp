@@ -174,15 +174,15 @@ INSTANTIATE_TEST_SUITE_P(CacheTypes, SharedContexts,
                            return of.param == CacheType::kF16 ? "F16" : "Q8_0";
                          });
 
-/// An engine with room for 200 positions, in which three sequences of 60 tokens were retired.
+/// An engine with room for four pages, in which three sequences of a page each were retired.
 class RetiredContexts : public testing::Test {
  protected:
-  RetiredContexts() : engine_(*model_, {.threads = 1, .context = 150, .positions = 200}) {
-    for (std::uint32_t seed = 0; seed < 3; ++seed) texts_.push_back(some_tokens(60, 10 + seed));
+  RetiredContexts() : engine_(*model_, {.threads = 1, .context = 150, .positions = 256}) {
+    for (std::uint32_t seed = 0; seed < 3; ++seed) texts_.push_back(some_tokens(64, 10 + seed));
     std::vector<int> sequences;
     for (const Tokens& text : texts_) {
       sequences.push_back(engine_.add_sequence());
-      append(engine_, sequences.back(), text, 60);
+      append(engine_, sequences.back(), text, 64);
     }
     for (const int sequence : sequences) engine_.retire_sequence(sequence);
   }
@@ -209,62 +209,79 @@ class RetiredContexts : public testing::Test {
 };
 
 TEST_F(RetiredContexts, StayWhileThereIsRoom) {
-  EXPECT_EQ(engine_.free_positions(), 200);
-  new_sequence(20);  // 200 in all
-  EXPECT_EQ(engine_.free_positions(), 180);
-  EXPECT_EQ(found(), (std::vector<int>{60, 60, 60}));
+  EXPECT_EQ(engine_.free_positions(), 256);
+  new_sequence(20);  // which takes the last page
+  EXPECT_EQ(engine_.free_positions(), 236);
+  EXPECT_EQ(found(), (std::vector<int>{64, 64, 64}));
 }
 
 TEST_F(RetiredContexts, AreDroppedOldestFirst) {
-  new_sequence(21);
-  EXPECT_EQ(found(), (std::vector<int>{0, 60, 60}));
+  new_sequence(65);
+  EXPECT_EQ(found(), (std::vector<int>{0, 64, 64}));
 }
 
 TEST_F(RetiredContexts, AreDroppedAsFarAsRoomIsWanted) {
-  const int sequence = new_sequence(80);
-  EXPECT_EQ(found(), (std::vector<int>{0, 60, 60}));
+  const int sequence = new_sequence(65);
+  EXPECT_EQ(found(), (std::vector<int>{0, 64, 64}));
   append(engine_, sequence, Tokens{1}, 1);
-  EXPECT_EQ(found(), (std::vector<int>{0, 0, 60}));
+  EXPECT_EQ(found(), (std::vector<int>{0, 0, 64}));
 }
 
 TEST_F(RetiredContexts, ThatAreAdoptedAreNotTheOldest) {
   const int adopter = engine_.add_sequence();
   EXPECT_EQ(engine_.adopt(adopter, std::span(texts_[0]).first(10)), 10);
   new_sequence(30);
-  EXPECT_EQ(found(), (std::vector<int>{60, 0, 60}));
+  EXPECT_EQ(found(), (std::vector<int>{64, 0, 64}));
+}
+
+/// A page is the least that a sequence takes: many short ones must not take many times the room.
+TEST_F(RetiredContexts, CountByTheMemoryThatTheyTake) {
+  for (int i = 0; i < 30; ++i) {
+    const int sequence = engine_.add_sequence();
+    append(engine_, sequence, some_tokens(3, 100 + i), 3);
+    engine_.retire_sequence(sequence);
+  }
+  int kept = 0;
+  for (int i = 0; i < 30; ++i) {
+    const int sequence = engine_.add_sequence();
+    kept += engine_.adopt(sequence, some_tokens(3, 100 + i)) == 3;
+    engine_.remove_sequence(sequence);
+  }
+  EXPECT_GE(kept, 2);
+  EXPECT_LE(kept, 4);
 }
 
 TEST_F(RetiredContexts, ThatAreDroppedLeaveTheirAdoptersWhatTheyHold) {
   const int adopter = engine_.add_sequence();
-  EXPECT_EQ(engine_.adopt(adopter, texts_[0]), 60);
+  EXPECT_EQ(engine_.adopt(adopter, texts_[0]), 64);
   const std::vector<float> before = probe(engine_, adopter);
   new_sequence(139);  // together with the adopter nearly all
-  EXPECT_EQ(found(), (std::vector<int>{60, 0, 0})) << "the adopter's";
+  EXPECT_EQ(found(), (std::vector<int>{64, 0, 0})) << "the adopter's";
   EXPECT_TRUE(bits_equal(probe(engine_, adopter), before));
-  EXPECT_EQ(engine_.free_positions(), 1);
+  EXPECT_EQ(engine_.free_positions(), 53);
 }
 
 TEST_F(RetiredContexts, AreNoneWhereLiveOnesNeedMoreThanThereIs) {
   new_sequence(150);
-  new_sequence(100);  // memory is taken as it goes
-  EXPECT_EQ(engine_.free_positions(), -50);
+  new_sequence(150);  // memory is taken as it goes
+  EXPECT_EQ(engine_.free_positions(), -44);
   EXPECT_EQ(found(), (std::vector<int>{0, 0, 0}));
 }
 
 TEST_F(RetiredContexts, AreNotCountedWhatIsSharedCountsOnce) {
   const int first = engine_.add_sequence(), second = engine_.add_sequence();
-  EXPECT_EQ(engine_.adopt(first, texts_[0]), 60);
-  EXPECT_EQ(engine_.free_positions(), 140);
+  EXPECT_EQ(engine_.adopt(first, texts_[0]), 64);
+  EXPECT_EQ(engine_.free_positions(), 192);
   EXPECT_EQ(engine_.adopt(second, std::span(texts_[0]).first(40)), 40);
-  EXPECT_EQ(engine_.free_positions(), 140);
+  EXPECT_EQ(engine_.free_positions(), 192);
   append(engine_, second, Tokens(10, 3), 10);
-  EXPECT_EQ(engine_.free_positions(), 130);
+  EXPECT_EQ(engine_.free_positions(), 182);
   engine_.remove_sequence(first);
-  EXPECT_EQ(engine_.free_positions(), 150);
+  EXPECT_EQ(engine_.free_positions(), 206);
   engine_.truncate(second, 20);
-  EXPECT_EQ(engine_.free_positions(), 180);
+  EXPECT_EQ(engine_.free_positions(), 236);
   engine_.retire_sequence(second);
-  EXPECT_EQ(engine_.free_positions(), 200);
+  EXPECT_EQ(engine_.free_positions(), 256);
 }
 
 }  // namespace

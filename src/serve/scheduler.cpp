@@ -41,11 +41,10 @@ struct Scheduler::Job {
 
 Scheduler::Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary,
                      const DecodeOptions& options, int most_running)
-    : decoder_(decoder),
-      vocabulary_(vocabulary),
-      options_(options),
-      most_running_(most_running),
-      thread_([this](const std::stop_token& ended) { run(ended); }) {}
+    : decoder_(decoder), vocabulary_(vocabulary), options_(options), most_running_(most_running) {
+  Session(decoder, options);  // which says what is wrong before a request does
+  thread_ = std::jthread([this](const std::stop_token& ended) { run(ended); });
+}
 
 Scheduler::~Scheduler() = default;
 
@@ -187,7 +186,11 @@ void Scheduler::take_tokens(Job& job) {
   const auto length = static_cast<int>(session.tokens().size() - decoded.size());
   std::string text;
   std::size_t used = 0;
-  for (; used < decoded.size() && job.written < job.request.max_tokens && !job.stopped; ++used) {
+  const auto room = [&] {
+    return job.written < job.request.max_tokens &&
+           length + static_cast<int>(used) < session.context();
+  };
+  for (; used < decoded.size() && room() && !job.stopped; ++used) {
     if (vocabulary_.is_end_of_generation(decoded[used].token)) {
       job.stopped = true;
       break;

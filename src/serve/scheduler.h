@@ -28,7 +28,7 @@ class Scheduler {
   static constexpr int kMostWaiting = 256;  ///< requests that wait to begin; more are refused
 
   /// All must outlive the scheduler, which uses the engine alone. `options`: how answers are
-  /// drafted. `most_running`: answers that are written at once.
+  /// drafted; an Error where they cannot be. `most_running`: answers that are written at once.
   Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& options,
             int most_running);
   ~Scheduler();
