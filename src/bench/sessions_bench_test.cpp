@@ -30,9 +30,10 @@ TEST(SessionsBench, CountsTheTokensOfAllSessionsAndChecksTheirText) {
   }
   EXPECT_THAT(sessions_table(results), testing::Not(testing::HasSubstr("DIFFERENT")));
   EXPECT_EQ(sessions_json({}, results)["results"].size(), 2u);
-  EXPECT_TRUE(bench_sessions(plain, drafted, ngrams, prompts, {.sessions = {1}}, [](int, int) {
-                return false;
-              }).empty());
+  EXPECT_TRUE(
+      bench_sessions(plain, drafted, ngrams, prompts, {.sessions = {1}, .tokens = 8}, [](int, int) {
+        return false;
+      }).empty());
 }
 
 }  // namespace
