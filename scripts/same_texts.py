@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Is a prompt's text the same with drafts and without, alone and beside seven others, with one thread and two?
 
-usage: same_texts.py FIRP MODEL PROMPTS.jsonl [--tokens N] [--limit N]
+usage: same_texts.py FIRP MODEL PROMPTS.jsonl [--tokens N] [--limit N] [--threads N ...]
 
 Each prompt is answered greedily and at temperature 0.8 with a seed. The reference is plain decoding with one
 thread, one prompt after the other; every other way to decode must give each of its texts.
@@ -45,12 +45,13 @@ def main():
     parser.add_argument("prompts")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--limit", type=int, help="of prompts")
+    parser.add_argument("--threads", type=int, nargs="*", default=(1, 2))
     args = parser.parse_args()
     requests = list(bodies(args.prompts, args.limit, args.tokens))
     reference, seconds = texts(args, requests, threads=1, draft="none", clients=1)
     print(f"plain, 1 thread, one at a time: {len(requests)} texts in {seconds:.0f} s", flush=True)
     all_same = None not in reference
-    for threads, draft, clients in itertools.product((1, 2), ("none", "firp+ngram"), (1, 8)):
+    for threads, draft, clients in itertools.product(args.threads, ("none", "firp+ngram"), (1, 8)):
         if (threads, draft, clients) == (1, "none", 1):
             continue
         found, seconds = texts(args, requests, threads, draft, clients)

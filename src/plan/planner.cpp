@@ -1,6 +1,7 @@
 #include "plan/planner.h"
 
 #include <algorithm>
+#include <bit>
 #include <climits>
 #include <cmath>
 #include <iterator>
@@ -15,14 +16,16 @@ namespace {
 constexpr int kFarDrafts = 32;
 constexpr double kFarWeight = 1.0 / 4;
 
-/// Whether what pays for `now` sequences together is another question than for `before`.
-bool is_other_company(int now, int before) { return now >= 2 * before || 2 * now <= before; }
-
 }  // namespace
 
 Planner::Planner(PassCosts costs, bool follow)
     : costs_(std::move(costs)), drifts_(follow), follow_(follow) {
   joint_drafting_.fill(1);
+  for (int company = 0; company < kCompanies; ++company) latest_[company].company_kind = company;
+}
+
+int Planner::company_of(int sequences) {
+  return std::clamp<int>(std::bit_width(static_cast<unsigned>(sequences)) - 1, 0, kCompanies - 1);
 }
 
 /// The prefix of `tree` that gives most tokens a second, in a pass that pseudo rows draft for or
@@ -73,7 +76,9 @@ std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> seque
     draft_rows += own;
     ++drafting_sequences;
   }
-  const bool none = drafting_sequences == 0 || (sequences.size() > 1 && together_.pauses());
+  const bool none =
+      drafting_sequences == 0 ||
+      (sequences.size() > 1 && together_[company_of(static_cast<int>(sequences.size()))].pauses());
   const double drafting =
       none ? 0 : joint_draft_seconds(drafting_sequences, most_steps, draft_rows);
   // Node by node, of any tree the one that promises most.
@@ -137,19 +142,22 @@ void Planner::observe_pass(std::span<const Verified> sequences, const PassSize& 
     }
   }
   for (const Verified& each : sequences) each.plan.next.drafted = false;
-  latest_ = sequences.back().plan;
-  forget_next(latest_);
+  last_company_ = company_of(static_cast<int>(sequences.size()));
+  const Plan& last = sequences.back().plan;
+  if (last.company_kind != last_company_) return;  // a prompt was read: nothing was learnt
+  latest_[last_company_] = last;
+  forget_next(latest_[last_company_]);
 }
 
 /// Of a pass that should have given so many `tokens` of the sequence.
 void Planner::learn(Plan& plan, const DraftTree& tree, int context, double tokens, bool plain,
                     double ratio) {
   const Company& company = plan.company;
-  if (is_other_company(company.sequences + 1, plan.known_company + 1)) {
-    plan.known_company = company.sequences;
-    plan.trial = {};
-    plan.rate = 0;
-    plan.step_rates.clear();
+  if (const int kind = company_of(company.sequences + 1); kind != plan.company_kind) {
+    plan.company_kind = kind;
+    plan.trial = latest_[kind].trial;
+    plan.rate = latest_[kind].rate;
+    plan.step_rates = latest_[kind].step_rates;
     plan.next = {};  // what was expected of it was expected of other company
   }
   const PlainPasses plainly = plain_passes(company.size.with(1, context), company.sequences + 1);
@@ -175,10 +183,6 @@ void Planner::learn(Plan& plan, const DraftTree& tree, int context, double token
 void Planner::learn_together(std::span<const Verified> sequences, const PassSize& size,
                              double tokens, bool plain, double ratio) {
   const auto count = static_cast<int>(sequences.size());
-  if (is_other_company(count, known_together_)) {
-    known_together_ = count;
-    together_ = {};
-  }
   if (count == 1) return;
   PassSize without, roots;
   double tokens_without = 0;
@@ -194,11 +198,12 @@ void Planner::learn_together(std::span<const Verified> sequences, const PassSize
   }
   const PlainPasses plainly = plain_passes(roots, count);
   if (drafted.empty()) {
-    together_.observe_undrafted(follow_ && plain, ratio, plainly);
+    together_[company_of(count)].observe_undrafted(follow_ && plain, ratio, plainly);
   } else if (drafted.size() > 1) {
     const double seconds = verify_seconds(size, true) + draft_seconds(drafted);
     const double rate_without = tokens_without / verify_seconds(without, false);
-    together_.observe_drafted(tokens / seconds / rate_without - 1, seconds, plainly);
+    together_[company_of(count)].observe_drafted(tokens / seconds / rate_without - 1, seconds,
+                                                 plainly);
   }
 }
 
@@ -208,7 +213,9 @@ std::vector<bool> Planner::decide(std::span<const Draftable> sequences) {
     for (const Draftable& each : sequences) each.plan.trial.join();
   }
   std::vector<bool> drafted(sequences.size(), false);
-  if (sequences.size() > 1 && together_.pauses()) return drafted;
+  if (sequences.empty()) return drafted;
+  const int all = sequences.front().plan.company.sequences + 1;
+  if (all > 1 && together_[company_of(all)].pauses()) return drafted;
   for (std::size_t i = 0; i < sequences.size(); ++i) drafted[i] = decide(sequences[i]);
   const auto together = static_cast<int>(std::ranges::count(drafted, true));
   if (together == 0) return drafted;

@@ -37,7 +37,7 @@ struct Plan {
   NextPass next;
   Calibration calibration;  ///< expects the tokens of a tree
   Company company;          ///< in the last pass
-  int known_company = 0;    ///< other sequences beside which the following was learnt
+  int company_kind = 0;     ///< beside which the following was learnt
   Trial trial;              ///< of drafting for this sequence, too
   /// Tokens a second of passes that were drafted for, over those that all sequences would have had
   /// if this one had been plain.
@@ -62,7 +62,7 @@ class Planner {
 
   /// Of a new sequence. What its text will teach is taken from the one that was observed last, so
   /// that short texts need no trial each.
-  Plan begin() const { return latest_; }
+  Plan begin() const { return latest_[last_company_]; }
 
   /// A sequence that decodes in the next pass.
   struct Candidate {
@@ -141,11 +141,14 @@ class Planner {
   /// What drafting for so many sequences takes / what was to be expected by that for one:
   /// [sequences].
   std::array<double, kMostAnchors + 1> joint_drafting_;
-  /// Of drafting for all sequences that share passes, each of which gains by joining.
-  Trial together_;
-  int known_together_ = 1;  ///< sequences for which that was learnt
-  int drafts_ = 0;          ///< drafting passes
-  Plan latest_;             ///< of the sequence that was observed last, with nothing decided
+  int drafts_ = 0;  ///< drafting passes
+  // What pays beside twice as many others is another question: each of these is kept by the number
+  // of sequences that share passes, 1, 2 .. 3, 4 .. 7, and so on.
+  static constexpr int kCompanies = 7;
+  static int company_of(int sequences);
+  std::array<Trial, kCompanies> together_;  ///< of drafting for all, each of which gains by joining
+  std::array<Plan, kCompanies> latest_;     ///< that was observed last, with nothing decided
+  int last_company_ = 0;
 };
 
 }  // namespace firp
