@@ -83,10 +83,6 @@ class Session {
   /// They belong to the sequence.
   std::span<const DecodedToken> step();
 
-  /// Of the tokens that come. Those drawn depend on the seed, their positions and what stands
-  /// before them, and on no other session.
-  void set_sampling(const SamplingOptions& sampling) { options_.sampling = sampling; }
-
   /// Forgets the tokens from `length` on (for an answer that was cut at an end token).
   void truncate(int length);
 
@@ -143,7 +139,7 @@ class Session {
 
   BatchDecoder& decoder_;
   Engine& engine_;
-  DecodeOptions options_;
+  const DecodeOptions options_;
   const std::unique_ptr<DraftSource> source_;
   const int sequence_;
   std::optional<Plan> plan_;  ///< with a planner, from the first pass that decodes on

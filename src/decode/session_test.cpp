@@ -304,23 +304,6 @@ TEST_F(Sessions, ALongPromptCanBeRunInParts) {
   EXPECT_EQ(text_of(*narrow, 3), text_of(*engine_, 1));
 }
 
-/// As an answer that follows another one in the same session.
-TEST_F(Sessions, SamplingMayChangeBetweenAnswers) {
-  const SamplingOptions hot = {.temperature = 1.5f, .seed = 9};
-  const std::vector<Token> expected = run({.sampling = hot}, 30).tokens;
-  Session session(decoder_, {.tree_nodes = 4});
-  session.append(kPrompt);
-  for (int i = 0; i < 5; ++i) session.step();
-  session.truncate(static_cast<int>(kPrompt.size()));
-  session.set_sampling(hot);
-  std::vector<Token> text;
-  while (text.size() < 30) {
-    for (const DecodedToken& each : session.step()) text.push_back(each.token);
-  }
-  text.resize(30);
-  EXPECT_EQ(text, expected);
-}
-
 /// What is drafted for a sequence is decided by what came of its own passes, not by those of one
 /// that has its turns in between.
 TEST_F(Sessions, InTurnStopDraftingThatLosesAsOneDoesAlone) {

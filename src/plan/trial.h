@@ -19,9 +19,6 @@ class Trial {
  public:
   bool pauses() const { return pause_ > 0; }
   bool begins() const { return pause_ == 0 && steps_ == 0; }
-  /// By which share drafting is faster than doing without, on average.
-  double profit() const { return profit_; }
-  int undrafted_run() const { return undrafted_run_; }  ///< passes, up to now, without drafting
 
   /// Others try again. Who has paused for half of the time joins them: together that costs less.
   void join();
@@ -36,10 +33,10 @@ class Trial {
  private:
   int pause_for(const PlainPasses& plain) const;
 
-  int steps_ = 0;  ///< drafted ones since the last pause
-  int pause_ = 0;  ///< undrafted_run_ at the next trial; 0: drafting goes on
-  int undrafted_run_ = 0;
-  double profit_ = 0;
+  int steps_ = 0;            ///< drafted ones since the last pause
+  int pause_ = 0;            ///< undrafted_run_ at the next trial; 0: drafting goes on
+  int undrafted_run_ = 0;    ///< passes, up to now, without drafting
+  double profit_ = 0;        ///< by which share drafting is faster than doing without, on average
   double lost_seconds_ = 0;  ///< by the last trial
   // Of plain passes behind it, before they had settled: the sum of seen / measured, and how many.
   double settling_ratios_ = 0;
