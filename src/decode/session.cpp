@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "base/error.h"
@@ -151,10 +150,12 @@ Session::Part Session::plan_verifying(int nodes, std::vector<Row>& rows) {
 
 /// Walks from the root along the model's own choices, as far as the tree foresaw them: the path.
 /// `choose` gives the token behind a row, the first of the part being 0; nullopt ends the walk
-/// before that row.
+/// before that row. It ends with the context, too, where there is no room for what comes next.
 template <typename Choose>
 void Session::walk(Part& part, const Choose& choose) const {
   for (int row = 0, next = 0; next >= 0; row = next) {
+    const auto length = static_cast<int>(tokens_.size() + part.decoded.size());
+    if (row > 0 && length >= context()) return;
     const std::optional<Token> token = choose(row);
     if (!token) {
       part.ends_at_tie = true;

@@ -63,10 +63,6 @@ Scheduler::Answer Scheduler::complete(std::span<const Token> prompt,
   refuse_if_full(lock);
   waiting_.push_back(job);
   work_.notify_all();
-  const auto leave = [&] {
-    job->unwanted = true;
-    work_.notify_all();
-  };
   while (true) {
     job->changed.wait_for(lock, kGlance, [&] { return job->done || !job->ready.empty(); });
     const std::string text = std::exchange(job->ready, {});
@@ -77,7 +73,8 @@ Scheduler::Answer Scheduler::complete(std::span<const Token> prompt,
       if (!done && is_unwanted()) throw Cancelled();
     } catch (...) {
       lock.lock();
-      leave();
+      job->unwanted = true;
+      work_.notify_all();
       throw;
     }
     lock.lock();
@@ -186,11 +183,7 @@ void Scheduler::take_tokens(Job& job) {
   const auto length = static_cast<int>(session.tokens().size() - decoded.size());
   std::string text;
   std::size_t used = 0;
-  const auto room = [&] {
-    return job.written < job.request.max_tokens &&
-           length + static_cast<int>(used) < session.context();
-  };
-  for (; used < decoded.size() && room() && !job.stopped; ++used) {
+  for (; used < decoded.size() && job.written < job.request.max_tokens && !job.stopped; ++used) {
     if (vocabulary_.is_end_of_generation(decoded[used].token)) {
       job.stopped = true;
       break;
