@@ -14,10 +14,6 @@ namespace {
 /// Tokens that another session must be about to read for this one to wait for them.
 constexpr int kWorthWaiting = 32;
 
-int common_prefix(std::span<const Token> a, std::span<const Token> b) {
-  return static_cast<int>(std::ranges::mismatch(a, b).in1 - a.begin());
-}
-
 }  // namespace
 
 void BatchDecoder::step(std::span<Session* const> sessions) {
@@ -126,13 +122,16 @@ void BatchDecoder::schedule_verifying(std::span<Session* const> decoders, int ro
 /// The sessions' next tokens: all by the same pass of the head.
 void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   std::vector<int> rows;
+  const auto add_rows = [&rows](const Part& part) {
+    for (int row = 0; row < part.token_rows; ++row) rows.push_back(part.first_row + row);
+  };
   int most = 1;  // tokens that any of them chooses from
   const auto by_best = [](const Part& part) {
     return !part.reads && tokens_to_sample_from(part.session->options_.sampling) > 0;
   };
   for (const Part& part : parts) {
     if (!by_best(part)) continue;
-    for (int row = 0; row < part.token_rows; ++row) rows.push_back(part.first_row + row);
+    add_rows(part);
     const int enough = tokens_to_sample_from(part.session->options_.sampling);
     most = std::max({most, enough, part.session->ties_matter(pass) ? 2 : 1});
   }
@@ -147,7 +146,7 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   for (Part& part : parts) {
     if (part.reads || by_best(part)) continue;
     rows.clear();
-    for (int row = 0; row < part.token_rows; ++row) rows.push_back(part.first_row + row);
+    add_rows(part);
     part.session->choose(part, pass.logits(rows));
   }
 }
@@ -190,14 +189,10 @@ void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double 
       before = std::max(before, std::exchange(undecided, 0.0));
     }
   }
-  PassSize size = reading;
-  bool drafted = false;
   std::vector<Planner::Verified> verified;
   for (const Part& part : parts) {
     if (part.reads || part.is_undecided()) continue;
     Session& session = *part.session;
-    size.add(part.token_rows, part.context);
-    drafted = drafted || session.plan_->next.drafted;
     session.stats_.expected_tokens += session.plan_->calibration.expected_tokens(part.tree);
     std::vector<int> accepted;
     for (std::size_t i = 1; i < part.path.size(); ++i) {
@@ -205,13 +200,12 @@ void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double 
     }
     verified.push_back({*session.plan_, part.tree, std::move(accepted), part.context});
   }
-  const double expected_seconds = planner_->verify_seconds(size, drafted);
+  const double expected_seconds = planner_->observe_pass(verified, reading, before + seconds);
   for (const Part& part : parts) {
     if (!part.reads && !part.is_undecided()) {
       part.session->stats_.expected_seconds += expected_seconds;
     }
   }
-  planner_->observe_pass(verified, reading, before + seconds);
 }
 
 /// What a session's source drafts for its next pass.

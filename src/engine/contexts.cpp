@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/token_chain.h"
+
 namespace firp {
 
 int Contexts::add() {
@@ -64,9 +66,8 @@ Contexts::Match Contexts::find(std::span<const Token> tokens, int other_than,
     const Life life = sequences_[other].life;
     if (other == other_than || life == Life::kNone) continue;
     if (retired_alone && life != Life::kRetired) continue;
-    const std::vector<Token>& held = sequences_[other].tokens;
-    const auto common = std::ranges::mismatch(held, tokens).in1 - held.begin();
-    if (common > best.length) best = {other, static_cast<int>(common)};
+    const int common = common_prefix(sequences_[other].tokens, tokens);
+    if (common > best.length) best = {other, common};
   }
   return best;
 }

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "base/error.h"
+#include "engine/token_chain.h"
 #include "model/usable_cores.h"
 
 namespace firp {
@@ -81,8 +82,7 @@ void Engine::truncate(int sequence, int length) {
 }
 
 int Engine::adopt(int sequence, std::span<const Token> tokens) {
-  const std::span<const Token> own = contexts_.tokens(sequence);
-  truncate(sequence, static_cast<int>(std::ranges::mismatch(own, tokens).in1 - own.begin()));
+  truncate(sequence, common_prefix(contexts_.tokens(sequence), tokens));
   const Contexts::Match match =
       contexts_.find(tokens, sequence, /*retired_alone=*/keeps_contexts_apart());
   if (match.length > length(sequence)) {

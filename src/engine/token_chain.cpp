@@ -19,6 +19,10 @@ std::vector<int> first_rows(std::size_t count) {
   return rows;
 }
 
+int common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  return static_cast<int>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
 std::optional<Pass> append_tokens(Engine& engine, int sequence, std::span<const Token> tokens) {
   std::optional<Pass> last;
   while (!tokens.empty()) {

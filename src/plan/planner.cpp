@@ -66,21 +66,15 @@ std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> seque
   PassSize size = reading;
   double tokens = static_cast<double>(sequences.size());
   bool drafted = false;
-  int drafting_sequences = 0, most_steps = 0, draft_rows = 0;  // of the drafting that follows
+  std::vector<const Plan*> drafting;  // for the pass after this one
   for (const Candidate& each : sequences) {
     size.add(1, each.context);
     drafted = drafted || each.plan.next.drafted;
-    if (each.plan.trial.pauses() || costs_.draft_seconds.empty()) continue;
-    const int own = std::min<int>(steps(each.plan), std::ssize(costs_.draft_seconds));
-    most_steps = std::max(most_steps, own);
-    draft_rows += own;
-    ++drafting_sequences;
+    if (!each.plan.trial.pauses()) drafting.push_back(&each.plan);
   }
-  const bool none =
-      drafting_sequences == 0 ||
-      (sequences.size() > 1 && together_[company_of(static_cast<int>(sequences.size()))].pauses());
-  const double drafting =
-      none ? 0 : joint_draft_seconds(drafting_sequences, most_steps, draft_rows);
+  const auto count = static_cast<int>(sequences.size());
+  if (count > 1 && together_[company_of(count)].pauses()) drafting.clear();
+  const double drafting_seconds = draft_seconds(drafting);
   // Node by node, of any tree the one that promises most.
   std::vector<int> nodes(sequences.size(), 0), best = nodes;
   const auto promise = [&](std::size_t i) {
@@ -91,7 +85,7 @@ std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> seque
   };
   std::vector<double> promises(sequences.size());
   for (std::size_t i = 0; i < sequences.size(); ++i) promises[i] = promise(i);
-  double best_rate = tokens / (verify_seconds(size, drafted) + drafting);
+  double best_rate = tokens / (verify_seconds(size, drafted) + drafting_seconds);
   for (int taken = 0; taken < most; ++taken) {
     const auto next = std::ranges::max_element(promises);
     if (next == promises.end() || *next < 0) break;
@@ -100,7 +94,7 @@ std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> seque
     size.add(1, sequences[i].context);
     ++nodes[i];
     promises[i] = promise(i);
-    const double rate = tokens / (verify_seconds(size, drafted) + drafting);
+    const double rate = tokens / (verify_seconds(size, drafted) + drafting_seconds);
     if (rate > best_rate) {
       best_rate = rate;
       best = nodes;
@@ -109,9 +103,9 @@ std::vector<int> Planner::nodes_worth_verifying(std::span<const Candidate> seque
   return best;
 }
 
-void Planner::observe_pass(std::span<const Verified> sequences, const PassSize& reading,
-                           double seconds) {
-  if (sequences.empty()) return;
+double Planner::observe_pass(std::span<const Verified> sequences, const PassSize& reading,
+                             double seconds) {
+  if (sequences.empty()) return 0;
   PassSize size = reading;
   std::vector<double> tokens;  // by what was to be expected: what came varies too much
   std::vector<Plan*> drafted;
@@ -123,11 +117,12 @@ void Planner::observe_pass(std::span<const Verified> sequences, const PassSize& 
   const double all_tokens = std::accumulate(tokens.begin(), tokens.end(), 0.0);
   const double all_draft_seconds = draft_seconds(drafted);
   const bool plain = size.rows == std::ssize(sequences);
+  const double expected_seconds = verify_seconds(size, !drafted.empty());
   const double ratio = seconds / costs_.verify(size);
   if (reading.rows == 0) drifts_.observe(size.rows, !drafted.empty(), plain, ratio);
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     const auto& [plan, tree, accepted, context] = sequences[i];
-    const double own = plan.next.drafted ? draft_seconds(plan, steps(plan)) : 0;
+    const double own = plan.next.drafted ? own_draft_seconds(plan) : 0;
     plan.company = {.sequences = static_cast<int>(sequences.size()) - 1,
                     .size = size.with(-static_cast<int>(tree.size()) - 1, context),
                     .tokens = all_tokens - tokens[i],
@@ -144,9 +139,11 @@ void Planner::observe_pass(std::span<const Verified> sequences, const PassSize& 
   for (const Verified& each : sequences) each.plan.next.drafted = false;
   last_company_ = company_of(static_cast<int>(sequences.size()));
   const Plan& last = sequences.back().plan;
-  if (last.company_kind != last_company_) return;  // a prompt was read: nothing was learnt
-  latest_[last_company_] = last;
-  forget_next(latest_[last_company_]);
+  if (last.company_kind == last_company_) {  // else a prompt was read, and nothing was learnt
+    latest_[last_company_] = last;
+    forget_next(latest_[last_company_]);
+  }
+  return expected_seconds;
 }
 
 /// Of a pass that should have given so many `tokens` of the sequence.
@@ -168,7 +165,7 @@ void Planner::learn(Plan& plan, const DraftTree& tree, int context, double token
   if (plan.next.alone) learn_steps(plan, tree, context);
   const auto rows = static_cast<int>(tree.size()) + 1;
   const double seconds = verify_seconds(company.size.with(rows, context), true) +
-                         company.draft_seconds + draft_seconds(plan, steps(plan));
+                         company.draft_seconds + own_draft_seconds(plan);
   const double rate = (company.tokens + tokens) / seconds;
   const double seconds_without =
       verify_seconds(company.size.with(plan.next.rows_without, context), false) +
@@ -257,6 +254,10 @@ int Planner::steps(const Plan& plan) const {
   return plan.next.steps == 0 || most <= 1 ? INT_MAX : plan.next.steps;
 }
 
+int Planner::known_steps(const Plan& plan) const {
+  return std::min<int>(steps(plan), std::ssize(costs_.draft_seconds));
+}
+
 /// Of a drafting pass for so many sequences, with `rows` pseudo rows in all. That more rows cost
 /// what they cost in any pass is a first guess.
 double Planner::joint_draft_seconds(int sequences, int most_steps, int rows) const {
@@ -266,11 +267,11 @@ double Planner::joint_draft_seconds(int sequences, int most_steps, int rows) con
          joint_drafting_[std::min(sequences, kMostAnchors)];
 }
 
-double Planner::draft_seconds(std::span<Plan* const> plans) const {
+double Planner::draft_seconds(std::span<const Plan* const> plans) const {
   if (plans.empty() || costs_.draft_seconds.empty()) return 0;
   int most_steps = 0, rows = 0;
   for (const Plan* const plan : plans) {
-    const int own = std::min<int>(steps(*plan), std::ssize(costs_.draft_seconds));
+    const int own = known_steps(*plan);
     most_steps = std::max(most_steps, own);
     rows += own;
   }
@@ -278,9 +279,9 @@ double Planner::draft_seconds(std::span<Plan* const> plans) const {
 }
 
 /// What drafting takes longer where it is for this sequence, too.
-double Planner::draft_seconds(const Plan& plan, int steps) const {
+double Planner::own_draft_seconds(const Plan& plan) const {
   if (costs_.draft_seconds.empty()) return 0;
-  steps = std::min<int>(steps, std::ssize(costs_.draft_seconds));
+  const int steps = known_steps(plan);
   const int together = plan.next.together;
   const double all = joint_draft_seconds(together, steps, together * steps);
   const int others = together - 1;
@@ -294,8 +295,7 @@ void Planner::learn_steps(Plan& plan, const DraftTree& tree, int context) const 
   plan.step_rates.resize(costs_.draft_seconds.size());
   const int together = plan.next.together;
   const double plain = verify_seconds(PassSize().with(together, context), false);
-  for (int steps = std::min<int>(this->steps(plan), std::ssize(plan.step_rates)); steps > 0;
-       --steps) {
+  for (int steps = known_steps(plan); steps > 0; --steps) {
     const double drafting = joint_draft_seconds(together, steps, together * steps);
     double tokens = 1, best = 0;
     int rows = 0;

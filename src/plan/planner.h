@@ -83,7 +83,8 @@ class Planner {
     std::vector<int> accepted;
     int context;
   };
-  void observe_pass(std::span<const Verified> sequences, const PassSize& reading, double seconds);
+  /// Gives the seconds that were to be expected of the pass.
+  double observe_pass(std::span<const Verified> sequences, const PassSize& reading, double seconds);
 
   /// A sequence that pseudo rows can draft for. `at_hand` is what is drafted without them.
   struct Draftable {
@@ -109,7 +110,7 @@ class Planner {
     return drifts_.ratio(size.rows, drafted) * costs_.verify(size);
   }
   /// Of the drafting pass for these sequences together.
-  double draft_seconds(std::span<Plan* const> plans) const;
+  double draft_seconds(std::span<const Plan* const> plans) const;
 
   const PassCosts& costs() const { return costs_; }
 
@@ -118,8 +119,10 @@ class Planner {
   static constexpr int kMostAnchors = 16;
 
   bool decide(const Draftable& sequence) const;
+  /// The same as steps(), as far as there are so many.
+  int known_steps(const Plan& plan) const;
   double joint_draft_seconds(int sequences, int most_steps, int rows) const;
-  double draft_seconds(const Plan& plan, int steps) const;
+  double own_draft_seconds(const Plan& plan) const;
   struct Prefix {
     int nodes = 0;
     double tokens = 1;  ///< of the sequence
