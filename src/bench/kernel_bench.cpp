@@ -98,6 +98,18 @@ RandomWeights random_matrix(ggml_type type, MatrixShape shape) {
   return RandomWeights("random", type, shape.outputs, shape.inputs, deviation, 1);
 }
 
+/// Instructions for a vector of outputs, 32 inputs and a row, without what its rows share
+/// (docs/performance.md).
+int tile_instructions(const PackedFormat& format, int instructions_per_dot) {
+  const int groups = 32 / format.group;
+  const int scales = 1 + groups + (format.has_min ? groups : 0);
+  if (instructions_per_dot == 1) return 8 + scales;
+  // 8 products, and what adds them up: in 16 bits as long as they fit, then in 32.
+  const int dots = format.bits == 8 ? 31 : format.bits == 6 ? 18 : format.bits == 5 ? 17 : 16;
+  const int conversions = groups;
+  return dots + conversions + scales;
+}
+
 }  // namespace
 
 MatrixShape parse_matrix_shape(std::string_view text) {
@@ -121,11 +133,8 @@ ProductLimit product_limit(ggml_type type, MatrixShape shape, int rows, const Ma
   const PackedFormat format = packed_format(type);
   double seconds_per_multiply_add;
   if (format.group > 0) {
-    // Of 32 inputs.
-    const double dots = 8.0 * peaks.instructions_per_dot;
-    const int groups = 32 / format.group;
-    const int slots = 1 + groups + (format.has_min ? groups : 0);
-    seconds_per_multiply_add = (dots + slots) / dots / peaks.int8_per_second;
+    seconds_per_multiply_add = tile_instructions(format, peaks.instructions_per_dot) /
+                               (8.0 * peaks.instructions_per_dot) / peaks.int8_per_second;
   } else if (type == GGML_TYPE_BF16 && peaks.bf16_per_second > 0) {
     seconds_per_multiply_add = 1 / peaks.bf16_per_second;
   } else {

@@ -70,7 +70,11 @@ TEST(KernelBench, TheLimitIsMemoryAtFewRowsAndArithmeticAtMany) {
   EXPECT_NEAR(arithmetic(GGML_TYPE_F16, with_bf16), 10.0, 1e-9);
   MachinePeaks without_vnni = peaks;
   without_vnni.instructions_per_dot = 2;
-  EXPECT_NEAR(arithmetic(GGML_TYPE_Q4_0, without_vnni), 18.0 / 16, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q4_0, without_vnni), 19.0 / 16, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q4_1, without_vnni), 20.0 / 16, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q5_K, without_vnni), 21.0 / 16, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q6_K, without_vnni), 23.0 / 16, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_Q8_0, without_vnni), 34.0 / 16, 1e-9);  // 4 a dot
 }
 
 TEST(KernelBench, ParsesShapesAndTypes) {

@@ -132,7 +132,7 @@ if [ -z "$heads" ]; then
   echo "FAILED: heads/ holds none for the test model"
   failures=$((failures + 1))
 else
-  LC_ALL=C sed 's/b6fbaa6fde5906b8/0123456789abcdef/' "$heads" > "$scratch/other.firp.gguf"
+  LC_ALL=C sed 's/llama/qwen2/' "$heads" > "$scratch/other.firp.gguf"
   refuses 1 'made for another model' generate "${prompt[@]}" --heads "$scratch/other.firp.gguf"
   head -c 10000 "$heads" > "$scratch/half.firp.gguf"
   refuses 1 'half.firp.gguf' generate "${prompt[@]}" --heads "$scratch/half.firp.gguf"

@@ -105,6 +105,12 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
   }
   std::optional<Heads> heads;
   if (!heads_path.empty()) heads = read_heads(heads_path, file.get());
+  if (heads && heads->for_sibling) {
+    say("firp: the heads {} were made with another file of the same shapes; the text is the same, "
+        "but "
+        "more drafts may be wrong than with heads of its own (`firp train`)\n",
+        heads_path.string());
+  }
   LoadedModel loaded =
       load_model(flags, file,
                  {.threads = flags.thread_count(),
@@ -175,8 +181,9 @@ void DecodeFlags::add_model_to(CLI::App& app) {
 
 void DecodeFlags::add_threads_to(CLI::App& app) {
   app.add_option("-t,--threads", threads,
-                 "Threads; 0: one per core that this program may use, by its affinity and its "
-                 "container's CPU quota (default)");
+                 "Threads at most (fewer run while other programs take their cores); 0: one per "
+                 "core that this program may use, by its affinity and its container's CPU quota "
+                 "(default)");
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {

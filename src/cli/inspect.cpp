@@ -188,8 +188,12 @@ int inspect_heads(const std::filesystem::path& path, const std::filesystem::path
     line("  top-1 %, ranked", "{}", percent(training.sequence_top1));
   }
   if (model_path.empty()) return 0;
-  const bool fits = identify(GgufFile(model_path)) == base;
-  line("fits the model", "{}", fits ? "yes" : "no: they were made for another one");
+  const ModelIdentity model = identify(GgufFile(model_path));
+  const bool fits = base.same_shapes(model);
+  line("fits the model", "{}",
+       base == model ? "yes"
+       : fits        ? "yes: they were made with another file of the same shapes"
+                     : "no: they were made for another one");
   return fits ? 0 : 1;
 }
 

@@ -194,7 +194,7 @@ class Chat:
             self.seen += os.read(self.terminal, 4096)
 
     def ended(self):
-        end = time.time() + 20
+        end = time.time() + 120
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -535,7 +535,17 @@ grep -q 'roofline' "$scratch/text" && grep -q '^loading .* of memory at most' "$
   grep -q '^engine .*llama.cpp' "$scratch/text" && grep -q 'FIRP pays above' "$scratch/text" ||
   fail "inspect --engine llama: $(cat "$scratch/text" "$scratch/log")"
 heads=$(find heads -name '*.gguf' | head -n 1)
-"$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes' > /dev/null || fail "inspect of heads"
+"$firp" inspect "$heads" -m "$model" | grep 'fits the model *yes$' > /dev/null || fail "inspect of heads"
+
+# Heads that were made with another file of the same shapes.
+LC_ALL=C sed 's/b6fbaa6fde5906b8/0123456789abcdef/' "$heads" > "$scratch/sibling.firp.gguf"
+"$firp" inspect "$scratch/sibling.firp.gguf" -m "$model" |
+  grep 'fits the model *yes: they were made with another file' > /dev/null || fail "inspect of a sibling's heads"
+"$firp" generate "$model" -p "$question" -n 48 --draft none > "$scratch/plain" 2> "$scratch/log"
+"$firp" generate "$model" -p "$question" -n 48 --tree 4 --heads "$scratch/sibling.firp.gguf" \
+  > "$scratch/drafted" 2> "$scratch/log" || fail "a sibling's heads: $(cat "$scratch/log")"
+cmp -s "$scratch/plain" "$scratch/drafted" && grep -q 'made with another file of the same shapes' "$scratch/log" &&
+  ! grep -q ' 1\.00 tokens per forward' "$scratch/log" || fail "a sibling's heads: $(cat "$scratch/log")"
 
 # serve: the text of generate, and an end by Ctrl-C.
 "$firp" serve "$model" --port 0 -n 40 > /dev/null 2> "$scratch/serve" &

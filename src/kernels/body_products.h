@@ -28,13 +28,15 @@ struct TileTask {
   std::size_t y_stride;
   bool add;
   int first_output, outputs;
-  /// Where a block is taken in parts (kExpanded): the part's codes, a byte each; its place in a row
-  /// of activations; and the tile's sums so far, if other parts stand before or behind it.
-  const std::byte* codes = nullptr;
+  /// Where a block is taken in parts (kExpanded): the part, expanded; its place in a row of
+  /// activations; and the tile's sums so far, if other parts stand before or after it.
+  const std::byte* expanded = nullptr;
   int first_group = 0;
   float* sums = nullptr;
   bool first_part = true, last_part = true;
 };
+
+using Tile = void (*)(const TileTask&);
 
 /// The tile of all rows and `blocks` blocks from `block` on, which fetches each block `ahead` bytes
 /// before it reads them, or a whole block before.
@@ -129,15 +131,38 @@ inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
   if constexpr (kBits == 8) return load_codes(low + 64 * v);
   Codes codes;
   if constexpr (kBits >= 4) {
-    const Codes bytes = load_codes(low + 64 * (v % 4));
-    codes = v < 4 ? low_nibbles(bytes) : high_nibbles(bytes);
+    codes = masked(shifted(load_codes(low + 64 * (v % 4)), v < 4 ? 0 : -4), 15);
   } else {
-    codes = two_bits(load_codes(low + 64 * (v / 4)), v % 4);
+    codes = masked(shifted(load_codes(low + 64 * (v / 4)), -2 * (v % 4)), 3);
   }
-  if constexpr (kBits == 5) codes = add_bits<16>(codes, high + 8 * v);
-  if constexpr (kBits == 3) codes = add_bits<4>(codes, high + 8 * v);
-  if constexpr (kBits == 6) codes = add_two_bits(codes, load_codes(high + 64 * (v / 4)), v % 4);
+  if constexpr (kBits == 6) {
+    return or_masked(codes, shifted(load_codes(high + 64 * (v / 4)), 4 - 2 * (v % 4)), 3 << 4);
+  }
+  if constexpr (kBits % 2 == 1) {
+    constexpr int kHighest = kBits - 1;
+    return or_masked(codes, shifted(load_codes(high), kHighest - v), 1 << kHighest);
+  }
   return codes;
+}
+
+/// The scales, or mins, at `at` in a quarter of a cell, of one group.
+template <ggml_type kType>
+inline F32x16 load_scales(const std::byte* cell, const std::byte* at, bool mins) {
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  if constexpr (kFormat.sub_scales) {
+    const Half* const header = reinterpret_cast<const Half*>(cell);
+    return mul(load_half(header + (mins ? kBlockOutputs : 0)), load_bytes(at));
+  } else {
+    return load_half(reinterpret_cast<const Half*>(at));
+  }
+}
+
+/// What the codes of a block are put together to, for 32 inputs: eight vectors of 64 bytes, then as
+/// F32 the scales and the mins of its groups.
+template <ggml_type kType>
+constexpr int expanded_bytes() {
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  return 8 * 64 + 32 / kFormat.group * (kFormat.has_min ? 2 : 1) * 64;
 }
 
 /// kRows rows times kBlocks blocks of 16 outputs, over all inputs: for each group an exact integer
@@ -168,11 +193,11 @@ void codes_tile(const TileTask& task) {
   }
 
   Prefetch<kBlocks> prefetch(task, 2 * kQuarters * task.cells);
-  [[maybe_unused]] const std::byte* expanded = task.codes;
+  [[maybe_unused]] const std::byte* expanded = task.expanded;
   const std::byte* cell = task.weights;
   for (int c = 0; c < task.cells; ++c, cell += kFormat.cell_bytes()) {
     [[maybe_unused]] alignas(64) float headers[kBlocks][2 * kBlockOutputs];
-    if constexpr (kFormat.sub_scales) {
+    if constexpr (kFormat.sub_scales && !kExpanded) {
 #pragma GCC unroll 16
       for (int b = 0; b < kBlocks; ++b) {
         const Half* const header = reinterpret_cast<const Half*>(cell + b * block_bytes);
@@ -225,11 +250,18 @@ void codes_tile(const TileTask& task) {
 #pragma GCC unroll 16
           for (int b = 0; b < kBlocks; ++b) {
             const std::byte* const at = scales + b * block_bytes + g * kFormat.scale_bytes();
-            const F32x16 scale = kFormat.sub_scales ? mul(load(headers[b]), load_bytes(at))
-                                                    : load_half(reinterpret_cast<const Half*>(at));
+            [[maybe_unused]] const float* const floats =
+                reinterpret_cast<const float*>(expanded + 8 * 64) + g * kBlockOutputs;
+            F32x16 scale;
+            if constexpr (kExpanded) {
+              scale = load(floats);
+            } else {
+              scale = kFormat.sub_scales ? mul(load(headers[b]), load_bytes(at))
+                                         : load_half(reinterpret_cast<const Half*>(at));
+            }
 #pragma GCC unroll 16
             for (int r = 0; r < kRows; ++r) {
-              const F32x16 sum = to_float(dot[r][b].sum(kZero * in[r]->minus_sums[part]));
+              const F32x16 sum = to_float(dot[r][b].sum(kZero, in[r]->minus_sums[part]));
               const F32x16 input_scale = splat(in[r]->scale);
               if constexpr (kGroups == 1) {
                 result[r][b] = fma(sum, mul(scale, input_scale), result[r][b]);
@@ -240,9 +272,14 @@ void codes_tile(const TileTask& task) {
               }
             }
             if constexpr (kFormat.has_min) {
-              const F32x16 min = kFormat.sub_scales
-                                     ? mul(load(headers[b] + kBlockOutputs), load_bytes(at + kMins))
-                                     : load_half(reinterpret_cast<const Half*>(at + kMins));
+              F32x16 min;
+              if constexpr (kExpanded) {
+                min = load(floats + kGroups * kBlockOutputs);
+              } else {
+                min = kFormat.sub_scales
+                          ? mul(load(headers[b] + kBlockOutputs), load_bytes(at + kMins))
+                          : load_half(reinterpret_cast<const Half*>(at + kMins));
+              }
 #pragma GCC unroll 16
               for (int r = 0; r < kRows; ++r) {
                 result[r][b] = fma(min, splat(in[r]->scaled_sums[part]), result[r][b]);
@@ -252,7 +289,9 @@ void codes_tile(const TileTask& task) {
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) ++in[r];
-        if constexpr (kExpanded) expanded += 8 * 64;
+        if constexpr (kExpanded) expanded += expanded_bytes<kType>();
+        // The registers are for the dots: sums that they cannot hold beside wait in memory.
+        if constexpr (kRows * kBlocks > kRegisterSums) asm volatile("" : "+m"(result));
       }
     }
   }
@@ -266,27 +305,39 @@ void codes_tile(const TileTask& task) {
   store_tile(task, result);
 }
 
-constexpr int kManyRows = 4;
-
 #ifdef FIRP_EXPAND_CODES
 // Small tiles put the bits of a code together for few rows. With many rows that is done once for
 // all of them, for a part of a block whose codes, a byte each, stay in the first-level cache.
+constexpr int kManyRows = 9;
 constexpr int kExpandedBytes = 16 << 10;
 constexpr int kExpandedRows = 64;  // whose sums are kept beside
 
 template <ggml_type kType>
-void expand_codes(const std::byte* cell, int cells, std::byte* codes) {
+void expand(const std::byte* cell, int cells, std::byte* to) {
   constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr int kGroups = 32 / kFormat.group;
+  constexpr int kMins = 64 / kFormat.group * kFormat.scale_bytes();
   for (int c = 0; c < cells; ++c, cell += kFormat.cell_bytes()) {
     const std::byte* quarter = cell + kFormat.header_bytes();
     for (int q = 0; q < kFormat.cell_inputs() / 64; ++q, quarter += kFormat.quarter_bytes()) {
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < 2; ++half, to += expanded_bytes<kType>()) {
         const std::byte* const low = quarter + half * (kFormat.low_bytes() / 2);
         const std::byte* const high =
             quarter + kFormat.low_bytes() + half * (kFormat.high_bytes() / 2);
+        const std::byte* const scales = quarter + kFormat.low_bytes() + kFormat.high_bytes() +
+                                        half * (kGroups * kFormat.scale_bytes());
 #pragma GCC unroll 8
-        for (int v = 0; v < 8; ++v, codes += 64) {
-          store_code_bytes(codes, load_code<kFormat.bits>(low, high, v));
+        for (int v = 0; v < 8; ++v) {
+          store_code_bytes(to + 64 * v, load_code<kFormat.bits>(low, high, v));
+        }
+        float* const floats = reinterpret_cast<float*>(to + 8 * 64);
+        for (int g = 0; g < kGroups; ++g) {
+          const std::byte* const at = scales + g * kFormat.scale_bytes();
+          store(floats + g * kBlockOutputs, load_scales<kType>(cell, at, false));
+          if constexpr (kFormat.has_min) {
+            store(floats + (kGroups + g) * kBlockOutputs,
+                  load_scales<kType>(cell, at + kMins, true));
+          }
         }
       }
     }
@@ -297,20 +348,23 @@ void expand_codes(const std::byte* cell, int cells, std::byte* codes) {
 template <ggml_type kType>
 void expanded_block(const TileTask& whole) {
   constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
-  constexpr int kCellCodes = kBlockOutputs * kFormat.cell_inputs();
-  constexpr int kMostCells = kExpandedBytes / kCellCodes;
-  static_assert(kTileRows == 2);
-  alignas(64) std::byte codes[kMostCells * kCellCodes];
+  constexpr int kCellBytes = kFormat.cell_inputs() / 32 * expanded_bytes<kType>();
+  constexpr int kMostCells = kExpandedBytes / kCellBytes;
+  static_assert(kTileRows == 4);
+  constexpr Tile kRowsTiles[] = {codes_tile<kType, 1, 1, true>, codes_tile<kType, 2, 1, true>,
+                                 codes_tile<kType, 3, 1, true>, codes_tile<kType, 4, 1, true>};
+  alignas(64) std::byte part[kMostCells * kCellBytes];
   alignas(64) float sums[kExpandedRows * kBlockOutputs];
   TileTask task = whole;
-  task.codes = codes;
+  task.expanded = part;
   const int rows = task.x.rows();
   const int parts = (whole.cells + kMostCells - 1) / kMostCells;
   const std::size_t fetched =
-      (whole.fetch_end - whole.fetch_begin) / (static_cast<std::size_t>(parts) * ((rows + 1) / 2));
+      (whole.fetch_end - whole.fetch_begin) / (parts * ((rows + kTileRows - 1) / kTileRows));
   task.fetch_end = task.fetch_begin + fetched;
   for (int begin = 0; begin < rows; begin += kExpandedRows) {
-    const int end = begin + kExpandedRows < rows ? begin + kExpandedRows : rows;
+    const int wanted = rows - begin < kExpandedRows ? rows - begin : kExpandedRows;
+    const int chunks = (wanted + kTileRows - 1) / kTileRows;
     for (int first = 0; first < whole.cells; first += kMostCells) {
       const int left = whole.cells - first;
       task.cells = left < kMostCells ? left : kMostCells;
@@ -318,11 +372,12 @@ void expanded_block(const TileTask& whole) {
       task.first_group = first * kFormat.cell_inputs() / 32;
       task.first_part = first == 0;
       task.last_part = task.cells == left;
-      expand_codes<kType>(task.weights, task.cells, codes);
-      for (task.first_row = begin; task.first_row < end; task.first_row += 2) {
-        task.sums = sums + (task.first_row - begin) * kBlockOutputs;
-        const bool two = task.first_row + 2 <= end;
-        (two ? codes_tile<kType, 2, 1, true> : codes_tile<kType, 1, 1, true>)(task);
+      expand<kType>(task.weights, task.cells, part);
+      for (int chunk = 0; chunk < chunks; ++chunk) {  // the rows as evenly as can be
+        const int first_row = wanted * chunk / chunks;
+        task.first_row = begin + first_row;
+        task.sums = sums + first_row * kBlockOutputs;
+        kRowsTiles[wanted * (chunk + 1) / chunks - first_row - 1](task);
         task.fetch_begin += fetched;
         task.fetch_end += fetched;
       }
@@ -407,8 +462,6 @@ void bf16_tile(const TileTask& task) {
 }
 #endif
 
-using Tile = void (*)(const TileTask&);
-
 /// Tiles of 1 .. `rows` rows each.
 struct Tiles {
   static constexpr int kMostRows = 8;
@@ -421,7 +474,8 @@ struct Tiles {
   Tile wide[kMostRows];   ///< of wide_blocks, for more rows
   int wide_blocks;
   std::size_t wide_ahead;  ///< where one tile has all rows
-  Tile many = nullptr;     ///< a block times many rows; none where wide tiles do as well
+  Tile many = nullptr;     ///< a block times many_rows or more; none where wide tiles do as well
+  int many_rows = 0;
 };
 
 template <ggml_type kType, int... kRows>
@@ -437,7 +491,8 @@ constexpr Tiles codes_tiles(std::integer_sequence<int, kRows...>) {
                  kWideBlocks,
                  kWideCodesAhead};
 #ifdef FIRP_EXPAND_CODES
-  if constexpr (kPackedFormats[format_index(kType)].bits != 8) tiles.many = expanded_block<kType>;
+  tiles.many = expanded_block<kType>;
+  tiles.many_rows = kManyRows;
 #endif
   return tiles;
 }
@@ -505,7 +560,7 @@ void matmul(const ProductTask& product, const Activations& x) {
       tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
   const int rows = x.rows();
   const int chunks = (rows + tiles.rows - 1) / tiles.rows;
-  const bool many = tiles.many != nullptr && rows >= kManyRows;
+  const bool many = tiles.many != nullptr && rows >= tiles.many_rows;
   const bool few =
       rows <= tiles.few_rows || (chunks == 1 && rows * w.inputs() < tiles.few_products);
   const std::size_t ahead = few ? tiles.few_ahead : chunks == 1 ? tiles.wide_ahead : kWholeBlock;

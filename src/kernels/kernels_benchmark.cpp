@@ -64,7 +64,7 @@ void measure_matmul(benchmark::State& state, const Kernels& kernels, ggml_type t
 const bool kRegistered = [] {
   for (const std::string& isa : available_isas()) {
     for (const ggml_type type : kMatrixTypes) {
-      for (const int rows : {1, 2, 4, 5, 8, 16, 32, 33}) {
+      for (const int rows : {1, 2, 3, 4, 5, 6, 8, 16, 32, 33}) {
         benchmark::RegisterBenchmark(
             fmt::format("{}/{}/{}", isa, ggml_type_name(type), rows).c_str(),
             [&table = kernels(isa), type, rows](benchmark::State& state) {

@@ -14,9 +14,9 @@
 //   turn_neighbours(x, cosines, sines): (a c - b s, a s + b c) of 8 pairs (a, b) of neighbours
 //   store_codes(std::int8_t*, I32x16): as bytes; returns their sum
 //   Codes, load_codes(const std::byte*): 64 bytes
-//     low_nibbles, high_nibbles, two_bits(Codes, s): bits 2 s, 2 s + 1 of each byte
-//     add_bits<kValue>(Codes, const std::byte*): sets kValue in the bytes whose bit of 8 bytes is 1
-//     add_two_bits(Codes, planes, s): sets two_bits(planes, s) as bits 4 and 5
+//     shifted(Codes, left): by so many bits, or to the right if negative; what that moves into a
+//     byte from the one beside it is not defined
+//     masked(Codes, bits): these bits of each byte; or_masked(a, b, bits) = a | masked(b, bits)
 //     even_bf16, odd_bf16(Codes): of 16 pairs of bfloat16
 //   DotSum<kBits>(zero, minus_sum): starts at zero * minus_sum; zero is 0 or a power of two.
 //     add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4 activations;

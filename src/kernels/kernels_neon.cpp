@@ -12,6 +12,7 @@ namespace {
 #include "kernels/vectors_neon.h"
 
 constexpr int kTileRows = 2;
+constexpr int kRegisterSums = kTileRows;
 constexpr int kFewRows = kTileRows;
 constexpr int kFewProducts = 0;
 constexpr int kWideBlocks = 1;
@@ -44,7 +45,8 @@ class DotSum {
       high_[i] = vmlal_high_s8(high_[i], code, four);
     }
   }
-  I32x16 sum(int start) const {
+  I32x16 sum(int zero, int minus_sum) const {
+    const int start = zero * minus_sum;
     return {{lanes(0, start), lanes(1, start), lanes(2, start), lanes(3, start)}};
   }
 

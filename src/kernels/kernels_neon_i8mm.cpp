@@ -13,6 +13,7 @@ namespace {
 #include "kernels/vectors_neon.h"
 
 constexpr int kTileRows = 3;
+constexpr int kRegisterSums = kTileRows;
 constexpr int kFewRows = kTileRows;
 constexpr int kFewProducts = 0;
 constexpr int kWideBlocks = 1;

@@ -20,6 +20,7 @@ struct Codes {
 };
 
 constexpr int kTileRows = 1;
+constexpr int kRegisterSums = kTileRows;
 constexpr int kFewRows = kTileRows;
 constexpr int kFewProducts = 0;
 constexpr int kWideBlocks = 1;
@@ -161,28 +162,19 @@ inline Codes load_codes(const std::byte* p) {
   __builtin_memcpy(codes.byte, p, 64);
   return codes;
 }
-inline Codes low_nibbles(Codes x) {
-  for (std::uint8_t& byte : x.byte) byte &= 15;
-  return x;
-}
-inline Codes high_nibbles(Codes x) {
-  for (std::uint8_t& byte : x.byte) byte >>= 4;
-  return x;
-}
-inline Codes two_bits(Codes x, int s) {
-  for (std::uint8_t& byte : x.byte) byte = byte >> (2 * s) & 3;
-  return x;
-}
-template <int kValue>
-inline Codes add_bits(Codes x, const std::byte* bits) {
-  for (int i = 0; i < 64; ++i) {
-    if ((static_cast<int>(bits[i / 8]) >> (i % 8) & 1) != 0) x.byte[i] |= kValue;
+inline Codes shifted(Codes x, int left) {
+  for (std::uint8_t& byte : x.byte) {
+    byte = static_cast<std::uint8_t>(left < 0 ? byte >> -left : byte << left);
   }
   return x;
 }
-inline Codes add_two_bits(Codes x, const Codes& planes, int s) {
-  for (int i = 0; i < 64; ++i) x.byte[i] |= (planes.byte[i] >> (2 * s) & 3) << 4;
+inline Codes masked(Codes x, int bits) {
+  for (std::uint8_t& byte : x.byte) byte &= bits;
   return x;
+}
+inline Codes or_masked(Codes a, const Codes& b, int bits) {
+  for (int i = 0; i < 64; ++i) a.byte[i] |= b.byte[i] & bits;
+  return a;
 }
 inline F32x16 even_bf16(const Codes& pairs) {
   return each<F32x16>([&](int i) {
@@ -208,7 +200,7 @@ class DotSum {
                         codes.byte[4 * i + 2] * x[2] + codes.byte[4 * i + 3] * x[3];
     }
   }
-  const I32x16& sum(int /*start*/) const { return lanes_; }
+  const I32x16& sum(int /*zero*/, int /*minus_sum*/) const { return lanes_; }
 
  private:
   I32x16 lanes_;

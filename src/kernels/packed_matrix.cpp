@@ -36,10 +36,6 @@ void store32(std::uint8_t* at, std::uint32_t bits) { std::memcpy(at, &bits, size
 constexpr std::uint32_t spread_bits(std::uint32_t bits) {
   return (bits & 15) * 0x00204081u & 0x01010101u;
 }
-/// The inverse: the lowest bit of byte b becomes bit b.
-constexpr std::uint32_t gather_bits(std::uint32_t bytes) {
-  return (bytes & 0x01010101u) * 0x01020408u >> 24;
-}
 
 /// The 32 codes, counted from 0, of a block of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (ggml-common.h:
 /// block_q4_0 ...).
@@ -205,10 +201,11 @@ void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int
   if constexpr (kFormat.bits == 6) {
     write_planes(codes, 4, high, output);
   } else if constexpr (kFormat.high_bytes() > 0) {
+    std::uint32_t planes = 0;
     for (int v = 0; v < 8; ++v) {
-      const std::uint32_t four = gather_bits(load32(codes + 4 * v) >> (kFormat.bits - 1));
-      high[8 * v + output / 2] |= static_cast<std::uint8_t>(four << (output % 2 * 4));
+      planes |= (load32(codes + 4 * v) >> (kFormat.bits - 1) & 0x01010101u) << v;
     }
+    store32(high + 4 * output, planes);
   }
 }
 

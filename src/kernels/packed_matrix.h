@@ -86,7 +86,7 @@ inline constexpr PackedFormat kPackedFormats[] = {
 };
 
 /// Raised whenever packed bytes come to mean something else: files of them are then made anew.
-inline constexpr int kPackedLayout = 1;
+inline constexpr int kPackedLayout = 2;
 
 /// A type's place in kPackedFormats; their number where it has none. Inlined everywhere, so that no
 /// instruction set's object holds a copy.

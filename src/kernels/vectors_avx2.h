@@ -119,43 +119,21 @@ inline void store_code_bytes(std::byte* p, Codes x) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(p), x.low);
   _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), x.high);
 }
-inline Codes low_nibbles(Codes x) {
-  const __m256i mask = _mm256_set1_epi8(15);
+inline Codes shifted(Codes x, int left) {
+  using Words = unsigned short [[gnu::vector_size(32)]];
+  const auto half = [left](__m256i bytes) {
+    const auto words = reinterpret_cast<Words>(bytes);
+    return reinterpret_cast<__m256i>(left < 0 ? words >> -left : words << left);
+  };
+  return {half(x.low), half(x.high)};
+}
+inline Codes masked(Codes x, int bits) {
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>(bits));
   return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
 }
-inline Codes high_nibbles(Codes x) {
-  return low_nibbles({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
-}
-inline Codes shift_right(Codes x, int bits) {
-  const __m128i count = _mm_cvtsi32_si128(bits);
-  return {_mm256_srl_epi16(x.low, count), _mm256_srl_epi16(x.high, count)};
-}
-inline Codes two_bits(Codes x, int s) {
-  const __m256i mask = _mm256_set1_epi8(3);
-  const Codes shifted = shift_right(x, 2 * s);
-  return {_mm256_and_si256(shifted.low, mask), _mm256_and_si256(shifted.high, mask)};
-}
-/// kValue in each of 32 bytes whose bit is set.
-template <int kValue>
-inline __m256i bits_to_bytes(const std::byte* bits) {
-  int four;
-  __builtin_memcpy(&four, bits, 4);
-  const __m256i spread = _mm256_shuffle_epi8(
-      _mm256_set1_epi32(four),
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
-  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
-  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-  return _mm256_and_si256(set, _mm256_set1_epi8(kValue));
-}
-template <int kValue>
-inline Codes add_bits(Codes x, const std::byte* bits) {
-  return {_mm256_or_si256(x.low, bits_to_bytes<kValue>(bits)),
-          _mm256_or_si256(x.high, bits_to_bytes<kValue>(bits + 4))};
-}
-inline Codes add_two_bits(Codes x, Codes planes, int s) {
-  const Codes two = two_bits(planes, s);
-  return {_mm256_or_si256(x.low, _mm256_slli_epi16(two.low, 4)),
-          _mm256_or_si256(x.high, _mm256_slli_epi16(two.high, 4))};
+inline Codes or_masked(Codes a, Codes b, int bits) {
+  const Codes more = masked(b, bits);
+  return {_mm256_or_si256(a.low, more.low), _mm256_or_si256(a.high, more.high)};
 }
 inline F32x16 even_bf16(Codes pairs) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs.low, 16)),
@@ -165,6 +143,12 @@ inline F32x16 odd_bf16(Codes pairs) {
   const __m256i mask = _mm256_set1_epi32(-65536);
   return {_mm256_castsi256_ps(_mm256_and_si256(pairs.low, mask)),
           _mm256_castsi256_ps(_mm256_and_si256(pairs.high, mask))};
+}
+/// zero, a power of two or 0, times minus_sum.
+inline I32x16 zero_times(int zero, int minus_sum) {
+  if (zero == 0) return splat_int(0);
+  const __m256i lanes = _mm256_slli_epi32(_mm256_set1_epi32(minus_sum), __builtin_ctz(zero));
+  return {lanes, lanes};
 }
 inline __m256i broadcast4(const std::int8_t* x) {
   int four;

@@ -6,6 +6,7 @@ using I32x16 = __m512i;
 using Codes = __m512i;
 
 constexpr int kTileRows = 6;
+constexpr int kRegisterSums = 12;
 #ifdef FIRP_AMX
 constexpr int kFewRows = 0;  // Intel's memory gives more to two streams of a thread,
 constexpr int kFewProducts = 0;
@@ -72,45 +73,16 @@ inline int store_codes(std::int8_t* p, I32x16 x) {
 }
 
 inline Codes load_codes(const std::byte* p) { return _mm512_loadu_si512(p); }
-inline Codes low_nibbles(Codes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-inline Codes high_nibbles(Codes x) {
-  return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
+inline Codes shifted(Codes x, int left) {
+  using Words = unsigned short [[gnu::vector_size(64)]];
+  const auto words = reinterpret_cast<Words>(x);
+  return reinterpret_cast<Codes>(left < 0 ? words >> -left : words << left);
 }
-inline Codes two_bits(Codes x, int s) {
-  const __m512i mask = _mm512_set1_epi8(3);
-  switch (s) {
-    case 0:
-      return _mm512_and_si512(x, mask);
-    case 1:
-      return _mm512_and_si512(_mm512_srli_epi16(x, 2), mask);
-    case 2:
-      return _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
-    default:
-      return _mm512_and_si512(_mm512_srli_epi16(x, 6), mask);
-  }
+inline Codes masked(Codes x, int bits) {
+  return _mm512_and_si512(x, _mm512_set1_epi8(static_cast<char>(bits)));
 }
-template <int kValue>
-inline Codes add_bits(Codes x, const std::byte* bits) {
-  __mmask64 set;
-  __builtin_memcpy(&set, bits, 8);
-  return _mm512_mask_add_epi8(x, set, x, _mm512_set1_epi8(kValue));
-}
-/// a where bits of `mask` are 0, joined with b where they are 1.
-inline Codes or_masked(Codes a, Codes b, __m512i mask) {
-  return _mm512_ternarylogic_epi32(a, b, mask, 0xF8);  // a | (b & mask)
-}
-inline Codes add_two_bits(Codes x, Codes planes, int s) {
-  const __m512i mask = _mm512_set1_epi8(0x30);
-  switch (s) {
-    case 0:
-      return or_masked(x, _mm512_slli_epi16(planes, 4), mask);
-    case 1:
-      return or_masked(x, _mm512_slli_epi16(planes, 2), mask);
-    case 2:
-      return or_masked(x, planes, mask);
-    default:
-      return or_masked(x, _mm512_srli_epi16(planes, 2), mask);
-  }
+inline Codes or_masked(Codes a, Codes b, int bits) {
+  return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi8(static_cast<char>(bits)), 0xF8);
 }
 inline F32x16 even_bf16(Codes pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 inline F32x16 odd_bf16(Codes pairs) {
@@ -144,7 +116,7 @@ class DotSum {
     __builtin_memcpy(&four, x, 4);
     asm("vpdpbusd %2, %1, %0" : "+v"(lanes_) : "v"(codes), "v"(splat_int(four)));
   }
-  I32x16 sum(int /*start*/) const { return lanes_; }
+  I32x16 sum(int /*zero*/, int /*minus_sum*/) const { return lanes_; }
 
  private:
   I32x16 lanes_;

@@ -146,48 +146,16 @@ inline Codes load_codes(const std::byte* p) {
   const auto* const at = reinterpret_cast<const std::uint8_t*>(p);
   return {{vld1q_u8(at), vld1q_u8(at + 16), vld1q_u8(at + 32), vld1q_u8(at + 48)}};
 }
-inline Codes low_nibbles(Codes x) {
-  return each<Codes>([](uint8x16_t b) { return vandq_u8(b, vdupq_n_u8(15)); }, x);
+inline Codes shifted(Codes x, int left) {
+  return each<Codes>([=](uint8x16_t b) -> uint8x16_t { return left < 0 ? b >> -left : b << left; },
+                     x);
 }
-inline Codes high_nibbles(Codes x) {
-  return each<Codes>([](uint8x16_t b) { return vshrq_n_u8(b, 4); }, x);
+inline Codes masked(Codes x, int bits) {
+  const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>(bits));
+  return each<Codes>([=](uint8x16_t b) { return vandq_u8(b, mask); }, x);
 }
-inline Codes two_bits(Codes x, int s) {
-  return each<Codes>(
-      [=](uint8x16_t b) {
-        const uint8x16_t mask = vdupq_n_u8(3);
-        switch (s) {
-          case 0:
-            return vandq_u8(b, mask);
-          case 1:
-            return vandq_u8(vshrq_n_u8(b, 2), mask);
-          case 2:
-            return vandq_u8(vshrq_n_u8(b, 4), mask);
-          default:
-            return vshrq_n_u8(b, 6);
-        }
-      },
-      x);
-}
-/// kValue in each of 16 bytes whose bit is set.
-template <int kValue>
-inline uint8x16_t bits_to_bytes(const std::byte* bits) {
-  const uint8x16_t spread = vcombine_u8(vdup_n_u8(static_cast<std::uint8_t>(bits[0])),
-                                        vdup_n_u8(static_cast<std::uint8_t>(bits[1])));
-  const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-  return vandq_u8(vtstq_u8(spread, bit), vdupq_n_u8(kValue));
-}
-template <int kValue>
-inline Codes add_bits(Codes x, const std::byte* bits) {
-  return {{vorrq_u8(x.part[0], bits_to_bytes<kValue>(bits)),
-           vorrq_u8(x.part[1], bits_to_bytes<kValue>(bits + 2)),
-           vorrq_u8(x.part[2], bits_to_bytes<kValue>(bits + 4)),
-           vorrq_u8(x.part[3], bits_to_bytes<kValue>(bits + 6))}};
-}
-inline Codes add_two_bits(Codes x, Codes planes, int s) {
-  return each<Codes>(
-      [](uint8x16_t low, uint8x16_t two) { return vorrq_u8(low, vshlq_n_u8(two, 4)); }, x,
-      two_bits(planes, s));
+inline Codes or_masked(Codes a, Codes b, int bits) {
+  return each<Codes>([](uint8x16_t x, uint8x16_t y) { return vorrq_u8(x, y); }, a, masked(b, bits));
 }
 inline F32x16 even_bf16(Codes pairs) {
   return each<F32x16>(
@@ -229,7 +197,7 @@ class LaneSum {
     lanes_ = each<I32x16>(
         [=](int32x4_t sum, uint8x16_t code) { return dot<kBits>(sum, code, four); }, lanes_, codes);
   }
-  I32x16 sum(int /*start*/) const { return lanes_; }
+  I32x16 sum(int /*zero*/, int /*minus_sum*/) const { return lanes_; }
 
  private:
   I32x16 lanes_;

@@ -357,7 +357,9 @@ Heads read_heads(const std::filesystem::path& path, const GgufFile* model) {
   Heads heads;
   heads.base = read_base(file);
   if (model != nullptr) {
-    if (const ModelIdentity identity = identify(*model); heads.base != identity) {
+    const ModelIdentity identity = identify(*model);
+    heads.for_sibling = heads.base != identity;
+    if (!heads.base.same_shapes(identity)) {
       throw Error(fmt::format("heads {} were made for another model ({}), not for {} ({})",
                               path.string(), describe(heads.base), model->path().string(),
                               describe(identity)));
@@ -453,10 +455,11 @@ std::optional<std::filesystem::path> find_heads(
   }
   const ModelIdentity sizes = sizes_of(model);
   std::optional<ModelIdentity> identity;  // hashes the model's bytes: only where one may fit
+  std::optional<std::filesystem::path> of_sibling;
   for (const std::filesystem::path& candidate : candidates) {
     try {
       const ModelIdentity base = read_base(GgufFile(candidate));
-      if (base.layers != sizes.layers || base.hidden_size != sizes.hidden_size) {
+      if (!base.same_shapes(sizes)) {
         continue;
       }
       if (!identity) {
@@ -465,11 +468,14 @@ std::optional<std::filesystem::path> find_heads(
       if (base == *identity) {
         return candidate;
       }
+      if (!of_sibling) {
+        of_sibling = candidate;
+      }
     } catch (const Error&) {
       // Not a heads file, or a damaged one: not ours to complain about.
     }
   }
-  return std::nullopt;
+  return of_sibling;
 }
 
 }  // namespace firp

@@ -81,6 +81,8 @@ struct Heads {
   /// shorter vocabulary is a prefix. Empty: all tokens.
   std::vector<std::int32_t> draft_vocabulary = {};
   TrainingRecord training = {};
+  /// Whether the model that they were read for is another file than theirs, of the same shapes.
+  bool for_sibling = false;
 
   int count() const { return static_cast<int>(steps.size()); }
   /// Such rows can be made only when the token behind the anchor is known: by deferred drafting.
@@ -88,8 +90,9 @@ struct Heads {
   bool has_sequential_head() const { return !steps.empty() && steps.front().sequence.has_value(); }
 };
 
-/// Reads heads, of version 1 (maps alone) to 4. With `model`, an Error where they were made for
-/// another one (says which).
+/// Reads heads, of version 1 (maps alone) to 4. With `model`, an Error where they were made for one
+/// of other shapes (says which). Drafts never change the text, so a model that only has other
+/// weights may use them.
 Heads read_heads(const std::filesystem::path& path, const GgufFile* model);
 
 /// Writes to a temporary file beside `path` and renames it, so that a full disk or Ctrl-C never
@@ -97,7 +100,8 @@ Heads read_heads(const std::filesystem::path& path, const GgufFile* model);
 void write_heads(const Heads& heads, const std::filesystem::path& path);
 
 /// The heads that go with a model when the user names none: `MODEL.firp.gguf` beside it, else the
-/// file in one of `directories` whose base identity is the model's.
+/// file in one of `directories` whose base identity is the model's, else the first one that was
+/// made for a model of the same shapes.
 std::optional<std::filesystem::path> find_heads(
     const GgufFile& model, const std::vector<std::filesystem::path>& directories);
 

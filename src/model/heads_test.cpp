@@ -170,11 +170,15 @@ TEST_F(HeadsFile, MedusaHeadsAreKeptAndStandAtTheEnd) {
   EXPECT_THAT(error_of([&] { read_heads(path, nullptr); }), HasSubstr("'hydra!'"));
 }
 
-TEST_F(HeadsFile, OfAnotherModelIsRefused) {
+TEST_F(HeadsFile, OfOtherShapesAreRefusedAndOfASiblingTaken) {
   const std::filesystem::path path = directory_ / "h.gguf";
   write_heads(heads_, path);
   TinyModelOptions options = small_options();
   options.seed = 2;
+  write_tiny_model(directory_ / "sibling.gguf", options);
+  EXPECT_FALSE(read_heads(path, &Model(model_path_).file()).for_sibling);
+  EXPECT_TRUE(read_heads(path, &Model(directory_ / "sibling.gguf").file()).for_sibling);
+  options.layers += 1;
   write_tiny_model(directory_ / "other.gguf", options);
   const Model other(directory_ / "other.gguf");
   const std::string message = error_of([&] { read_heads(path, &other.file()); });
@@ -332,7 +336,13 @@ TEST_F(HeadsFile, IsFoundBesideTheModelAndByIdentity) {
   Heads others = heads_;
   others.base.tensor_hash = "0000000000000000";
   write_heads(others, shelf / "d.gguf");
+  EXPECT_EQ(find_heads(model.file(), {shelf}), shelf / "d.gguf");  // of a sibling
+  others.base.vocabulary_size += 1;
+  write_heads(others, shelf / "d.gguf");
   EXPECT_EQ(find_heads(model.file(), {shelf}), std::nullopt);
+  others.base = heads_.base;
+  others.base.tensor_hash = "0000000000000000";
+  write_heads(others, shelf / "d.gguf");
   write_heads(heads_, shelf / "e.gguf");
   EXPECT_EQ(find_heads(model.file(), {directory_ / "none", shelf}), shelf / "e.gguf");
   write_heads(heads_, directory_ / "tiny.firp.gguf");

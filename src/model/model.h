@@ -44,8 +44,8 @@ struct ModelTensors {
   std::vector<LayerTensors> layers;
 };
 
-/// Says whether heads belong to a model: architecture, sizes and a hash of all tensors (names,
-/// types, shapes, bytes).
+/// What heads were made for: architecture, sizes and a hash of all tensors (names, types, shapes,
+/// bytes).
 struct ModelIdentity {
   std::string architecture;
   int layers = 0;
@@ -54,6 +54,11 @@ struct ModelIdentity {
   std::string tensor_hash;  ///< 16 hexadecimal digits
 
   bool operator==(const ModelIdentity&) const = default;
+  /// Whether heads of one fit the other: the same model, another quantisation, or a fine-tune.
+  bool same_shapes(const ModelIdentity& other) const {
+    return architecture == other.architecture && layers == other.layers &&
+           hidden_size == other.hidden_size && vocabulary_size == other.vocabulary_size;
+  }
 };
 
 /// Of a file of any architecture. Reads all tensor bytes once (at memory speed). Of a file of
