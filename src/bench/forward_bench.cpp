@@ -29,6 +29,7 @@ void run_prompt(Engine& engine, int sequence, int tokens) {
 struct Batch {
   std::vector<Row> rows;
   std::vector<int> indices;  ///< of all rows: whose logits are asked for
+  bool drafts = false;       ///< a drafting pass: what its rows propose is asked for instead
 };
 
 Batch make_batch(const Engine& engine, int sequence, int token_rows, int pseudo_rows,
@@ -47,10 +48,18 @@ Batch make_batch(const Engine& engine, int sequence, int token_rows, int pseudo_
     batch.rows.push_back(row);
   }
   batch.indices = first_rows(batch.rows.size());
+  batch.drafts = token_rows == 0;
   return batch;
 }
 
-void run(Engine& engine, const Batch& batch) { engine.forward(batch.rows).logits(batch.indices); }
+void run(Engine& engine, const Batch& batch) {
+  const Pass pass = engine.forward(batch.rows);
+  if (batch.drafts) {
+    pass.propose({&batch.indices, 1});
+  } else {
+    pass.logits(batch.indices);
+  }
+}
 
 std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo_rows) {
   std::vector<int> rows(engine.config().layers, token_rows);
@@ -184,6 +193,9 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   for (std::size_t i = 0; i < options.rows.size(); ++i) {
     profile_pass(engine, batches[i], result.phases);
   }
+  if (engine.draft_steps() > 0) {
+    profile_pass(engine, batches[options.rows.size()], result.phases);
+  }
 
   Samples prefills(1 + (peer != nullptr ? 1 : 0));
   std::vector<Token> prompt(options.prefill_tokens);
@@ -199,7 +211,8 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
 
   result.read_bytes_per_second = peaks_now.bytes_per_second;
   for (PassResult& pass : result.passes) {
-    if (model == nullptr) break;
+    // A drafting pass reads weights of its own.
+    if (model == nullptr || pass.token_rows == 0) continue;
     pass.limit_seconds =
         pass_limit_seconds(*model, rows_of_layers(engine, pass.token_rows, pass.pseudo_rows),
                            pass.token_rows + pass.pseudo_rows, options.context,
@@ -262,7 +275,8 @@ std::string forward_table(const ForwardResult& result, const MachinePeaks& peaks
   if (result.phases.empty()) return table;
   table += fmt::format("{:<20} {:>8} {:>9}  ms at rows", "phase", "MB", "limit ms");
   for (std::size_t i = 0; i < result.phases.front().seconds.size(); ++i) {
-    table += fmt::format(" {:>8}", result.passes[i].token_rows);
+    const int rows = result.passes[i].token_rows;
+    table += fmt::format(" {:>8}", rows > 0 ? std::to_string(rows) : "drafting");
   }
   table += '\n';
   for (const PhaseResult& phase : result.phases) {
@@ -300,10 +314,17 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
   }
   nlohmann::ordered_json phases = nlohmann::ordered_json::array();
   for (const PhaseResult& phase : result.phases) {
+    std::vector<double> seconds = phase.seconds;
+    nlohmann::ordered_json drafting;
+    if (seconds.size() > options.rows.size()) {
+      drafting = seconds.back();
+      seconds.pop_back();
+    }
     phases.push_back({{"phase", phase.name},
                       {"weight_bytes", phase.weight_bytes},
                       {"rows", options.rows},
-                      {"mean_seconds", phase.seconds}});
+                      {"mean_seconds", seconds},
+                      {"drafting_mean_seconds", drafting}});
   }
   nlohmann::ordered_json prefill = {{"tokens", result.prefill.tokens},
                                     {"best_seconds", result.prefill.ours.best},

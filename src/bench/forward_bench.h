@@ -21,9 +21,10 @@ struct ForwardBenchOptions {
 };
 
 /// A whole pass, from embedding to logits of all its rows: token rows as a binary tree on the
-/// context, and pseudo rows as a chain from the tree's root (or, without token rows, from the last
-/// committed token, as deferred drafting has them). So the layers below the draft maps see
-/// `token_rows` rows, those above and the head see `token_rows + pseudo_rows`.
+/// context, and pseudo rows as a chain from the tree's root. Without token rows it is a drafting
+/// pass, whose rows start from the last committed token, and ends with what they propose. The
+/// layers below the draft maps see `token_rows` rows, those above and the head see `token_rows +
+/// pseudo_rows`.
 struct PassResult {
   int token_rows = 0;
   int pseudo_rows = 0;
@@ -44,7 +45,8 @@ struct PrefillResult {
 struct PhaseResult {
   std::string name;
   std::size_t weight_bytes = 0;  ///< packed, that a pass of one row reads in it
-  std::vector<double> seconds;   ///< means, for each number of rows of the options
+  /// Means, for each number of rows of the options, and of a drafting pass where there are heads.
+  std::vector<double> seconds;
 };
 
 struct ForwardResult {

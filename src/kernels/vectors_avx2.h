@@ -100,15 +100,15 @@ inline F32x16 turn_neighbours(F32x16 x, const float* cosines, const float* sines
 }
 /// Stores codes as bytes; returns their sum.
 inline int store_codes(std::int8_t* p, I32x16 x) {
-  std::int32_t codes[16];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), x.low);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 8), x.high);
-  int sum = 0;
-  for (int i = 0; i < 16; ++i) {
-    p[i] = static_cast<std::int8_t>(codes[i]);
-    sum += codes[i];
-  }
-  return sum;
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xD8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  const __m256i eight = _mm256_add_epi32(x.low, x.high);
+  const __m128i four =
+      _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
 }
 
 inline Codes load_codes(const std::byte* p) {
