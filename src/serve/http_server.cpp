@@ -70,8 +70,8 @@ void read_what_still_comes(int socket) {
 struct HttpServer::Connection {
   const socket_t socket;
   std::atomic<bool> waits = true;  ///< for its client: there is no request, or it is not all there
-  std::atomic<bool> closing = false;  ///< the server stops, or
-  bool makes_room = false;            ///< it is closed for another one, and no longer counted
+  std::atomic<bool> closing = false;     ///< the server stops, or
+  std::atomic<bool> makes_room = false;  ///< it is closed for another one, and no longer counted
   bool closes_after_answer = false;
   Bound bound = Bound::kNone;
 
