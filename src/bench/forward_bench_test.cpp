@@ -63,7 +63,7 @@ TEST_F(ForwardBench, MeasuresEveryNumberOfRowsWithAndWithoutPseudoRows) {
     EXPECT_EQ(std::pair(pass.token_rows, pass.pseudo_rows), expected[i]);
     EXPECT_GT(pass.ours.best, 0);
     EXPECT_GE(pass.ours.median, pass.ours.best);
-    EXPECT_GT(pass.limit_seconds, 0);
+    EXPECT_EQ(pass.limit_seconds > 0, pass.token_rows > 0);  // a drafting pass has none
     EXPECT_FALSE(pass.peer);
   }
   EXPECT_EQ(result.prefill.tokens, 100);
@@ -82,6 +82,12 @@ TEST_F(ForwardBench, MeasuresEveryNumberOfRowsWithAndWithoutPseudoRows) {
   }
   EXPECT_TRUE(json["passes"][0]["llama_cpp_best_seconds"].is_null());
   EXPECT_EQ(json["prefill"]["tokens"], 100);
+  ASSERT_FALSE(json["phases"].empty());
+  for (const auto& phase : json["phases"]) {
+    EXPECT_EQ(phase["mean_seconds"].size(), 2u);  // one for each number of rows
+    EXPECT_TRUE(phase["drafting_mean_seconds"].is_number()) << phase;
+  }
+  EXPECT_NE(forward_table(result, round_peaks()).find(" drafting\n"), std::string::npos);
   EXPECT_NE(forward_table(result, round_peaks()).find("prefill of 100 tokens"), std::string::npos);
 }
 
@@ -104,6 +110,7 @@ TEST_F(ForwardBench, TellsOfThePhases) {
   EXPECT_EQ(json["phases"][0]["phase"], "gate, up");
   EXPECT_EQ(json["phases"][0]["mean_seconds"][1], 0.0042);
   EXPECT_EQ(json["phases"][0]["rows"][1], 8);
+  EXPECT_TRUE(json["phases"][0]["drafting_mean_seconds"].is_null());  // no heads
 }
 
 TEST_F(ForwardBench, TheLimitIsTheSumOfItsParts) {

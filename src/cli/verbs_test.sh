@@ -483,7 +483,9 @@ assert steps > 0  # its heads were found
 assert [(p["token_rows"], p["pseudo_rows"]) for p in report["passes"]] == [
     (1, 0), (3, 0), (0, steps), (1, steps), (3, steps)]
 for p in report["passes"]:
-    assert 0 < p["limit_seconds"] and 0 < p["best_seconds"] <= p["median_seconds"]
+    assert 0 < p["best_seconds"] <= p["median_seconds"]
+    # A drafting pass reads weights of its own: no limit is known.
+    assert (p["limit_seconds"] or 0) > 0 if p["token_rows"] else p["limit_seconds"] is None
     assert (p["llama_cpp_best_seconds"] is None) == (p is not report["passes"][0])
 assert report["prefill"]["tokens"] == 512 and report["prefill"]["llama_cpp_best_seconds"] > 0
 END
