@@ -181,9 +181,8 @@ void DecodeFlags::add_model_to(CLI::App& app) {
 
 void DecodeFlags::add_threads_to(CLI::App& app) {
   app.add_option("-t,--threads", threads,
-                 "Threads at most (fewer run while other programs take their cores); 0: one per "
-                 "core that this program may use, by its affinity and its container's CPU quota "
-                 "(default)");
+                 "Threads; 0: one per core that this program may use, by its affinity and its "
+                 "container's CPU quota (default)");
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {

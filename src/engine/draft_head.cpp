@@ -76,7 +76,7 @@ std::vector<std::vector<Candidate>> DraftHead::correct(int step, const BestToken
   inner_input_.resize(parents, rank);
   const auto dequantize_share = [&](const Tensor& matrix, int count, auto token_of, auto row_of,
                                     int thread) {
-    const auto [begin, end] = share(count, thread, pool_.running());
+    const auto [begin, end] = share(count, thread, pool_.size());
     for (int i = begin; i < end; ++i) {
       dequantize_row(matrix, token_of(i), {row_of(i), static_cast<std::size_t>(d)});
     }
@@ -91,7 +91,7 @@ std::vector<std::vector<Candidate>> DraftHead::correct(int step, const BestToken
     pool_.barrier(thread);
     multiply(head.token, token_input_, products_.data(), rank, thread);
     pool_.barrier(thread);
-    const auto [first, last] = share(parents, thread, pool_.running());
+    const auto [first, last] = share(parents, thread, pool_.size());
     const float* const of_state = inner.data() + std::size_t(step - 1) * rank;
     for (int i = first; i < last; ++i) {
       for (int k = 0; k < rank; ++k) {

@@ -32,7 +32,7 @@ struct NativeEngine::State {
       : model(m),
         options(checked(o)),
         kernels(default_kernels()),
-        pool(options.threads, ThreadPool::Runs::kThreadsThatHelp),
+        pool(options.threads),
         weights(m, pool, options.packed_cache),
         cache(m.config(), o.cache_type),
         pass(m, weights, kernels, cache, pool, options.max_rows, options.context) {}

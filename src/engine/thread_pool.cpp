@@ -1,9 +1,5 @@
 #include "engine/thread_pool.h"
 
-#include <chrono>
-#include <ctime>
-
-#include "base/clock.h"
 #include "model/usable_cores.h"
 
 namespace firp {
@@ -13,9 +9,6 @@ namespace {
 // program has taken a core; between two passes there is sampling and drafting.
 constexpr int kBarrierSpins = 2000;
 constexpr int kIdleSpins = 20000;
-// Then the core is given away: only to an idle core does the system bring the thread that is waited
-// for, where that stands in line after another program.
-constexpr std::chrono::microseconds kNap{20};
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -25,115 +18,61 @@ inline void pause() {
 #endif
 }
 
-/// Seconds that this thread has had a core.
-double core_seconds() {
-  std::timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
 }  // namespace
 
-ThreadPool::ThreadPool(int threads, Runs runs)
-    : workers_(static_cast<std::size_t>(threads)),
-      left_(static_cast<std::size_t>(threads)),
-      runs_(runs),
-      count_(threads),
-      running_(threads) {
+ThreadPool::ThreadPool(int threads)
+    : arrivals_(static_cast<std::size_t>(threads)), left_(static_cast<std::size_t>(threads)) {
   // With more threads than cores the one that is waited for may need this very core.
   spin_ = threads <= usable_cores();
   for (int thread = 1; thread < threads; ++thread) {
-    threads_.emplace_back([this, thread] { work_loop(thread); });
+    workers_.emplace_back([this, thread] { work_loop(thread); });
   }
 }
 
 ThreadPool::~ThreadPool() {
   stop_.store(true, std::memory_order_relaxed);
-  for (Worker& worker : workers_) {
-    worker.job.fetch_add(1, std::memory_order_release);
-    worker.job.notify_one();
-  }
+  job_.fetch_add(1, std::memory_order_release);
+  job_.notify_all();
 }
 
 void ThreadPool::run(const std::function<void(int)>& work) {
-  if (running() != count_.threads()) choose_threads();
   work_ = &work;
-  ++job_;
-  const int threads = running();
-  for (int thread = 1; thread < threads; ++thread) {
-    workers_[thread].job.store(job_, std::memory_order_release);
-    workers_[thread].job.notify_one();
-  }
-  const double begin = now_seconds();
-  work_on(0);
-  if (runs_ == Runs::kAllThreads) return;
-  const double end = now_seconds();
-  double lost_seconds = 0;
-  for (int thread = 0; thread < threads; ++thread) lost_seconds += workers_[thread].lost_seconds;
-  count_.observe(end, end - begin, lost_seconds);
-}
-
-void ThreadPool::choose_threads() {
-  // Threads that rejoin have stood still: they take up the others' counts.
-  for (int thread = running(); thread < count_.threads(); ++thread) {
-    workers_[thread].barriers.store(workers_[0].barriers.load(std::memory_order_relaxed),
-                                    std::memory_order_relaxed);
-    left_[thread].division = left_[0].division;
-    left_[thread].word.store(std::uint64_t{left_[0].division} << 2 * kUnitBits,
-                             std::memory_order_relaxed);
-  }
-  running_.store(count_.threads(), std::memory_order_relaxed);
+  job_.fetch_add(1, std::memory_order_release);
+  job_.notify_all();
+  work(0);
+  barrier(0);
 }
 
 void ThreadPool::work_loop(int thread) {
-  std::atomic<std::uint32_t>& wanted = workers_[thread].job;
   for (std::uint32_t done = 0;;) {
-    std::uint32_t job = wanted.load(std::memory_order_acquire);
+    std::uint32_t job = job_.load(std::memory_order_acquire);
     for (int spin = 0; job == done && spin_ && spin < kIdleSpins; ++spin) {
       pause();
-      job = wanted.load(std::memory_order_acquire);
+      job = job_.load(std::memory_order_acquire);
     }
     if (job == done) {
-      wanted.wait(done, std::memory_order_acquire);
+      job_.wait(done, std::memory_order_acquire);
       continue;
     }
     if (stop_.load(std::memory_order_relaxed)) return;
     done = job;
-    work_on(thread);
-  }
-}
-
-void ThreadPool::work_on(int thread) {
-  if (runs_ == Runs::kAllThreads) {
     (*work_)(thread);
-  } else {
-    Worker& worker = workers_[thread];
-    worker.napped_seconds = 0;
-    const double begin = now_seconds();
-    const double core_begin = core_seconds();
-    (*work_)(thread);
-    const double had = core_seconds() - core_begin;
-    worker.lost_seconds = now_seconds() - begin - had - worker.napped_seconds;
+    barrier(thread);
   }
-  barrier(thread);
 }
 
 void ThreadPool::barrier(int thread) {
-  const std::uint32_t count = workers_[thread].barriers.load(std::memory_order_relaxed) + 1;
-  workers_[thread].barriers.store(count, std::memory_order_release);
-  for (int other = 0; other < running(); ++other) {
+  const std::uint32_t count = arrivals_[thread].count.load(std::memory_order_relaxed) + 1;
+  arrivals_[thread].count.store(count, std::memory_order_release);
+  for (const Arrival& other : arrivals_) {
     // Another thread may already wait at the next barrier, so compare as a distance.
-    for (int spin = 0; static_cast<std::int32_t>(
-                           workers_[other].barriers.load(std::memory_order_acquire) - count) < 0;
+    for (int spin = 0;
+         static_cast<std::int32_t>(other.count.load(std::memory_order_acquire) - count) < 0;
          ++spin) {
-      if (!spin_) {
-        std::this_thread::yield();
-      } else if (spin < kBarrierSpins) {
+      if (spin_ && spin < kBarrierSpins) {
         pause();
       } else {
-        const Stopwatch watch;
-        std::this_thread::sleep_for(kNap);
-        workers_[thread].napped_seconds += watch.seconds();
+        std::this_thread::yield();
       }
     }
   }
@@ -142,7 +81,7 @@ void ThreadPool::barrier(int thread) {
 Share ThreadPool::take(int owner, bool front, int count, int grain, std::uint32_t division) {
   constexpr std::uint64_t kUnits = (std::uint64_t{1} << kUnitBits) - 1;
   const std::uint64_t number = std::uint64_t{division} << 2 * kUnitBits;  // its lower bits
-  const Share all = share(count, owner, running());
+  const Share all = share(count, owner, size());
   std::atomic<std::uint64_t>& word = left_[owner].word;
   // What the runs write is seen behind the next barrier: this word need order nothing.
   std::uint64_t seen = word.load(std::memory_order_relaxed);

@@ -8,8 +8,6 @@
 #include <thread>
 #include <vector>
 
-#include "engine/thread_count.h"
-
 namespace firp {
 
 /// Thread `thread`'s share of 0 .. count - 1, in order and as equal as can be.
@@ -25,43 +23,33 @@ inline Share share(int count, int thread, int threads) {
 /// one they meet at barriers that cost tens of nanoseconds.
 class ThreadPool {
  public:
-  /// Whether a run has all threads, or only as many as help beside other programs (ThreadCount).
-  enum class Runs { kAllThreads, kThreadsThatHelp };
-
   /// The caller of run() is thread 0; `threads - 1` more are started.
-  explicit ThreadPool(int threads, Runs runs = Runs::kAllThreads);
+  explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()); }
-  /// Threads 0 .. running() - 1 are those of the run that goes on, or of the last one.
-  int running() const { return running_.load(std::memory_order_relaxed); }
+  int size() const { return static_cast<int>(arrivals_.size()); }
 
-  /// Runs work(thread) on threads 0 .. running() - 1 and returns when all have ended. `work` must
-  /// not throw.
+  /// Runs work(thread) on every thread and returns when all have ended. `work` must not throw.
   void run(const std::function<void(int)>& work);
 
-  /// Inside run(): returns when every thread of it has called it. What was written before is seen
-  /// after.
+  /// Inside run(): returns when every thread has called it. What was written before is seen after.
   void barrier(int thread);
 
   /// Inside run(), with a barrier() before the next call: calls work(begin, end, goes_on) until all
-  /// of 0 .. count - 1 are done. Every thread of the run calls it with the same arguments. Each
-  /// does its share(), front to back, in runs that become shorter, of `grain` or a multiple of it
-  /// where there is as much; and then what others have left of theirs, from the end: a core that is
+  /// of 0 .. count - 1 are done. Every thread calls it with the same arguments. Each does its
+  /// share(), front to back, in runs that become shorter, of `grain` or a multiple of it where
+  /// there is as much; and then what others have left of theirs, from the end: a core that is
   /// slower, or that another program uses too, does not keep the others waiting. `goes_on`: there
   /// is more of this thread's share behind the run.
   template <typename Work>
   void divide(int thread, int count, int grain, const Work& work);
 
  private:
-  /// What others read of a thread: a cache line of its own each, with one writer.
-  struct alignas(64) Worker {
-    std::atomic<std::uint32_t> barriers{0};  ///< that it has come to
-    std::atomic<std::uint32_t> job{0};       ///< that it is to run: counted by thread 0
-    double napped_seconds = 0;               ///< at barriers of this run
-    double lost_seconds = 0;                 ///< in the last run, ready but without a core
+  /// A cache line of its own for each thread: one writer, no contended read-modify-write.
+  struct alignas(64) Arrival {
+    std::atomic<std::uint32_t> count{0};
   };
 
   /// What is left of a thread's share.
@@ -77,24 +65,19 @@ class ThreadPool {
   Share take(int owner, bool front, int count, int grain, std::uint32_t division);
 
   void work_loop(int thread);
-  void work_on(int thread);
-  void choose_threads();
 
-  std::vector<Worker> workers_;
+  std::vector<Arrival> arrivals_;
   std::vector<Left> left_;
   bool spin_;  ///< whether waiting threads keep their cores for a moment
-  Runs runs_;
-  ThreadCount count_;
-  std::atomic<int> running_;
-  std::uint32_t job_ = 0;
+  std::atomic<std::uint32_t> job_{0};
   std::atomic<bool> stop_{false};
   const std::function<void(int)>* work_ = nullptr;
-  std::vector<std::jthread> threads_;
+  std::vector<std::jthread> workers_;
 };
 
 template <typename Work>
 void ThreadPool::divide(int thread, int count, int grain, const Work& work) {
-  const int threads = running();
+  const int threads = size();
   if (threads == 1 || count / threads + 1 >= 1 << kUnitBits) {
     const auto [begin, end] = share(count, thread, threads);
     if (begin < end) work(begin, end, /*goes_on=*/false);

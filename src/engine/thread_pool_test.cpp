@@ -7,8 +7,6 @@
 #include <thread>
 #include <vector>
 
-#include "model/usable_cores.h"
-
 namespace firp {
 namespace {
 
@@ -47,33 +45,6 @@ TEST(ThreadPool, WakesAfterSleep) {
     std::atomic<int> ran{0};
     pool.run([&](int) { ++ran; });
     EXPECT_EQ(ran, 3);
-  }
-}
-
-TEST(ThreadPool, RunsWithFewerThreadsWhereThereAreFewerCores) {
-  ThreadPool pool(4 * usable_cores(), ThreadPool::Runs::kThreadsThatHelp);
-  const auto start = std::chrono::steady_clock::now();
-  int changes = 0;
-  for (int before = pool.size(); changes < pool.size() / 2; before = pool.running()) {
-    ASSERT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(2));
-    std::vector<std::atomic<int>> units(200);
-    std::vector<int> phases(pool.size(), 0);
-    std::atomic<int> wrong{0};
-    pool.run([&](int thread) {
-      for (int phase = 1; phase <= 20; ++phase) {
-        pool.divide(thread, static_cast<int>(units.size()), /*grain=*/2,
-                    [&](int begin, int end, bool) {
-                      for (int unit = begin; unit < end; ++unit) ++units[unit];
-                    });
-        phases[thread] = phase;
-        pool.barrier(thread);
-        for (int other = 0; other < pool.running(); ++other) wrong += phases[other] != phase;
-        pool.barrier(thread);
-      }
-    });
-    EXPECT_EQ(wrong, 0);
-    for (const std::atomic<int>& times : units) ASSERT_EQ(times, 20);
-    changes += pool.running() != before;
   }
 }
 

@@ -103,9 +103,8 @@ AlignedBytes pack_all(const Model& model, std::span<const Packing> packings,
     const bool same = p.type == p.tensor->type;
     std::vector<std::byte> rounded(
         same ? 0 : p.tensor->rows() * ggml_row_size(p.type, p.tensor->columns()));
-    pool.run([&](int thread) {
-      pack_share(model, *p.tensor, *p.packed, rounded, thread, pool.running());
-    });
+    pool.run(
+        [&](int thread) { pack_share(model, *p.tensor, *p.packed, rounded, thread, pool.size()); });
   }
   if (keep && !kept) write_packed_file(*file, {memory.data(), bytes});
   return memory;
