@@ -20,13 +20,14 @@
 //     even_bf16, odd_bf16(Codes): of 16 pairs of bfloat16
 //   DotSum<kBits>(zero, minus_sum): starts at zero * minus_sum; zero is 0 or a power of two.
 //     add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4 activations;
-//     sum(zero * minus_sum) gives the lanes. Codes of 8 bits, stored + 128, count as code +
+//     sum(zero, minus_sum) gives the lanes. Codes of 8 bits, stored + 128, count as code +
 //     kDotZero.
 //   if it defines FIRP_DOT_BF16: dot_bf16(F32x16, Codes, const std::uint16_t*), store_bf16; and
 //     FIRP_AMX where tiles take dot_bf16's place
 //   if it defines FIRP_EXPAND_CODES: store_code_bytes(std::byte*, Codes): 64 bytes, aligned
 //   kTileRows: rows of a tile at most; kWideBlocks, kWideFloatBlocks: its blocks, as many as the
-//   registers allow; kFewRows: with up to so many, a tile of codes has one block, also where it has
+//   registers allow; kRegisterSums: results, rows times blocks, that stay in registers between
+//   groups, where more wait in memory; kFewRows: with up to so many, a tile of codes has one block, also where it has
 //   fewer than kFewProducts inputs of all rows together; kFewFloatBlocks: blocks of a tile of
 //   floats that has all rows
 //   kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of a head's
