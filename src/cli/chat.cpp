@@ -56,14 +56,15 @@ int run_chat(const ChatFlags& flags) {
   TextPrinter printer(use_colour(flags.decode.colour));
   TextInput input = TextInput::standard("what you say");
   while (true) {
-    if (interactive) say("\n> ");
+    // Before the prompt, as its answer may be Ctrl-C at once.
     catch_interrupts();
     // These are meant for the program, not for an answer.
     signal(SIGTERM, SIG_DFL);
     if (signal(SIGHUP, SIG_DFL) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
+    if (interactive) say("\n> ");
     std::string line;
     // Ctrl-C ends the read, and the chat.
-    if (!input.next_line(line)) break;
+    if (interrupted || !input.next_line(line)) break;
     line = prompt_of_bytes(std::move(line));  // a file's first line may have a byte order mark
     if (line == "/exit") break;
     if (line.find_first_not_of(" \t") == std::string::npos) continue;
