@@ -28,8 +28,7 @@ void run_prompt(Engine& engine, int sequence, int tokens) {
 /// One batch, ready to be run again and again.
 struct Batch {
   std::vector<Row> rows;
-  std::vector<int> indices;  ///< of all rows: whose logits are asked for
-  bool drafts = false;       ///< a drafting pass: what its rows propose is asked for instead
+  std::vector<int> indices;  ///< of all rows: whose logits, or proposals, are asked for
 };
 
 Batch make_batch(const Engine& engine, int sequence, int token_rows, int pseudo_rows,
@@ -48,13 +47,12 @@ Batch make_batch(const Engine& engine, int sequence, int token_rows, int pseudo_
     batch.rows.push_back(row);
   }
   batch.indices = first_rows(batch.rows.size());
-  batch.drafts = token_rows == 0;
   return batch;
 }
 
 void run(Engine& engine, const Batch& batch) {
   const Pass pass = engine.forward(batch.rows);
-  if (batch.drafts) {
+  if (batch.rows.front().is_pseudo()) {  // a drafting pass
     pass.propose({&batch.indices, 1});
   } else {
     pass.logits(batch.indices);
@@ -71,21 +69,17 @@ std::vector<int> rows_of_layers(const Engine& engine, int token_rows, int pseudo
   return rows;
 }
 
-/// The mean seconds of each phase of a pass, added to `phases`. Apart from the timed samples:
-/// looking at the clock between phases takes time.
-void profile_pass(Engine& engine, const Batch& batch, std::vector<PhaseResult>& phases) {
+/// The mean seconds of each phase of a pass. Apart from the timed samples: looking at the clock
+/// between phases takes time.
+std::vector<PhaseTime> profile_pass(Engine& engine, const Batch& batch) {
   constexpr int kRuns = 7;
   run(engine, batch);  // wakes the threads
   engine.profile(true);
   for (int i = 0; i < kRuns; ++i) run(engine, batch);
   engine.profile(false);
-  const std::vector<PhaseTime> times = engine.phase_times();
-  phases.resize(times.size());
-  for (std::size_t i = 0; i < times.size(); ++i) {
-    phases[i].name = times[i].name;
-    phases[i].weight_bytes = times[i].weight_bytes;
-    phases[i].seconds.push_back(times[i].seconds / kRuns);
-  }
+  std::vector<PhaseTime> times = engine.phase_times();
+  for (PhaseTime& phase : times) phase.seconds /= kRuns;
+  return times;
 }
 
 double least_seconds(const Tensor& matrix, int rows, const MachinePeaks& peaks) {
@@ -191,10 +185,19 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   }
 
   for (std::size_t i = 0; i < options.rows.size(); ++i) {
-    profile_pass(engine, batches[i], result.phases);
+    const std::vector<PhaseTime> times = profile_pass(engine, batches[i]);
+    result.phases.resize(times.size());
+    for (std::size_t phase = 0; phase < times.size(); ++phase) {
+      result.phases[phase].name = times[phase].name;
+      result.phases[phase].weight_bytes = times[phase].weight_bytes;
+      result.phases[phase].seconds.push_back(times[phase].seconds);
+    }
   }
   if (engine.draft_steps() > 0) {
-    profile_pass(engine, batches[options.rows.size()], result.phases);
+    const std::vector<PhaseTime> times = profile_pass(engine, batches[options.rows.size()]);
+    for (std::size_t phase = 0; phase < times.size(); ++phase) {
+      result.phases[phase].drafting_seconds = times[phase].seconds;
+    }
   }
 
   Samples prefills(1 + (peer != nullptr ? 1 : 0));
@@ -275,15 +278,16 @@ std::string forward_table(const ForwardResult& result, const MachinePeaks& peaks
   if (result.phases.empty()) return table;
   table += fmt::format("{:<20} {:>8} {:>9}  ms at rows", "phase", "MB", "limit ms");
   for (std::size_t i = 0; i < result.phases.front().seconds.size(); ++i) {
-    const int rows = result.passes[i].token_rows;
-    table += fmt::format(" {:>8}", rows > 0 ? std::to_string(rows) : "drafting");
+    table += fmt::format(" {:>8}", result.passes[i].token_rows);
   }
+  if (result.phases.front().drafting_seconds) table += " drafting";
   table += '\n';
   for (const PhaseResult& phase : result.phases) {
     const auto bytes = static_cast<double>(phase.weight_bytes);
     table += fmt::format("{:<20} {:>8.1f} {:>9.3f}            ", phase.name, bytes / 1e6,
                          1e3 * bytes / result.read_bytes_per_second);
     for (const double seconds : phase.seconds) table += fmt::format(" {:>8.3f}", 1e3 * seconds);
+    if (phase.drafting_seconds) table += fmt::format(" {:>8.3f}", 1e3 * *phase.drafting_seconds);
     table += '\n';
   }
   return table;
@@ -314,16 +318,12 @@ nlohmann::ordered_json forward_json(nlohmann::ordered_json machine, const Forwar
   }
   nlohmann::ordered_json phases = nlohmann::ordered_json::array();
   for (const PhaseResult& phase : result.phases) {
-    std::vector<double> seconds = phase.seconds;
     nlohmann::ordered_json drafting;
-    if (seconds.size() > options.rows.size()) {
-      drafting = seconds.back();
-      seconds.pop_back();
-    }
+    if (phase.drafting_seconds) drafting = *phase.drafting_seconds;
     phases.push_back({{"phase", phase.name},
                       {"weight_bytes", phase.weight_bytes},
                       {"rows", options.rows},
-                      {"mean_seconds", seconds},
+                      {"mean_seconds", phase.seconds},
                       {"drafting_mean_seconds", drafting}});
   }
   nlohmann::ordered_json prefill = {{"tokens", result.prefill.tokens},

@@ -44,9 +44,9 @@ struct PrefillResult {
 /// A part of the pass, over all layers; empty lists where the engine does not tell.
 struct PhaseResult {
   std::string name;
-  std::size_t weight_bytes = 0;  ///< packed, that a pass of one row reads in it
-  /// Means, for each number of rows of the options, and of a drafting pass where there are heads.
-  std::vector<double> seconds;
+  std::size_t weight_bytes = 0;            ///< packed, that a pass of one row reads in it
+  std::vector<double> seconds;             ///< means, for each number of rows of the options
+  std::optional<double> drafting_seconds;  ///< of a drafting pass, where there are heads
 };
 
 struct ForwardResult {

@@ -124,6 +124,13 @@ inline void store_tile(const TileTask& task, const F32x16 (&result)[kRows][kBloc
   }
 }
 
+/// Bits that lie as planes of kBits: vector v's, moved to bit `to` of each byte.
+template <int kBits>
+inline Codes load_plane(const std::byte* planes, int v, int to) {
+  constexpr int kVectors = 8 / kBits;  // of a plane
+  return shifted(load_codes(planes + 64 * (v / kVectors)), to - kBits * (v % kVectors));
+}
+
 /// Code vector v of half a quarter: inputs 4 v .. 4 v + 3 of 16 outputs. `low`, `high`: where the
 /// half's low codes and high bits begin.
 template <int kBits>
@@ -133,28 +140,50 @@ inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
   if constexpr (kBits >= 4) {
     codes = masked(shifted(load_codes(low + 64 * (v % 4)), v < 4 ? 0 : -4), 15);
   } else {
-    codes = masked(shifted(load_codes(low + 64 * (v / 4)), -2 * (v % 4)), 3);
+    codes = masked(load_plane<2>(low, v, 0), 3);
   }
-  if constexpr (kBits == 6) {
-    return or_masked(codes, shifted(load_codes(high + 64 * (v / 4)), 4 - 2 * (v % 4)), 3 << 4);
-  }
+  if constexpr (kBits == 6) codes = or_masked(codes, load_plane<2>(high, v, 4), 3 << 4);
   if constexpr (kBits % 2 == 1) {
-    constexpr int kHighest = kBits - 1;
-    return or_masked(codes, shifted(load_codes(high), kHighest - v), 1 << kHighest);
+    codes = or_masked(codes, load_plane<1>(high, v, kBits - 1), 1 << (kBits - 1));
   }
   return codes;
 }
 
-/// The scales, or mins, at `at` in a quarter of a cell, of one group.
+/// A cell's header as F32: its scales, then its mins. Nothing where the type has none.
 template <ggml_type kType>
-inline F32x16 load_scales(const std::byte* cell, const std::byte* at, bool mins) {
+inline void load_header(const std::byte* cell, float* to) {
   constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   if constexpr (kFormat.sub_scales) {
     const Half* const header = reinterpret_cast<const Half*>(cell);
-    return mul(load_half(header + (mins ? kBlockOutputs : 0)), load_bytes(at));
+    store(to, load_half(header));
+    if constexpr (kFormat.has_min) store(to + kBlockOutputs, load_half(header + kBlockOutputs));
+  }
+}
+
+/// The scales of a group, or its mins, which stand at `at` and are multiplied by `header`'s.
+template <ggml_type kType>
+inline F32x16 load_scales(const float* header, const std::byte* at) {
+  if constexpr (kPackedFormats[format_index(kType)].sub_scales) {
+    return mul(load(header), load_bytes(at));
   } else {
     return load_half(reinterpret_cast<const Half*>(at));
   }
+}
+
+/// Where the parts of half a quarter begin, 32 inputs; the mins of a group stand mins_after() bytes
+/// after its scales.
+struct HalfQuarter {
+  const std::byte *low, *high, *scales;
+};
+template <ggml_type kType>
+inline HalfQuarter half_quarter(const std::byte* quarter, int half) {
+  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  const std::byte* const high = quarter + kFormat.low_bytes();
+  return {quarter + half * (kFormat.low_bytes() / 2), high + half * (kFormat.high_bytes() / 2),
+          high + kFormat.high_bytes() + half * (32 / kFormat.group * kFormat.scale_bytes())};
+}
+constexpr int mins_after(const PackedFormat& format) {
+  return 64 / format.group * format.scale_bytes();
 }
 
 /// What the codes of a block are put together to, for 32 inputs: eight vectors of 64 bytes, then as
@@ -176,7 +205,7 @@ void codes_tile(const TileTask& task) {
   constexpr int kGroups = 32 / kFormat.group;  // in a half
   constexpr int kVectors = 8 / kGroups;        // of codes in a group
   constexpr int kQuarters = kFormat.cell_inputs() / 64;
-  constexpr int kMins = 64 / kFormat.group * kFormat.scale_bytes();  // from scales to mins
+  constexpr int kMins = mins_after(kFormat);
   using Sum = DotSum<kBits>;
   const std::size_t block_bytes = task.block_bytes;
 
@@ -197,26 +226,16 @@ void codes_tile(const TileTask& task) {
   const std::byte* cell = task.weights;
   for (int c = 0; c < task.cells; ++c, cell += kFormat.cell_bytes()) {
     [[maybe_unused]] alignas(64) float headers[kBlocks][2 * kBlockOutputs];
-    if constexpr (kFormat.sub_scales && !kExpanded) {
+    if constexpr (!kExpanded) {
 #pragma GCC unroll 16
-      for (int b = 0; b < kBlocks; ++b) {
-        const Half* const header = reinterpret_cast<const Half*>(cell + b * block_bytes);
-        store(headers[b], load_half(header));
-        if constexpr (kFormat.has_min) {
-          store(headers[b] + kBlockOutputs, load_half(header + kBlockOutputs));
-        }
-      }
+      for (int b = 0; b < kBlocks; ++b) load_header<kType>(cell + b * block_bytes, headers[b]);
     }
     const std::byte* quarter = cell + kFormat.header_bytes();
     for (int q = 0; q < kQuarters; ++q, quarter += kFormat.quarter_bytes()) {
 #pragma GCC unroll 1
       for (int half = 0; half < 2; ++half) {
         prefetch.step();
-        const std::byte* const low = quarter + half * (kFormat.low_bytes() / 2);
-        const std::byte* const high =
-            quarter + kFormat.low_bytes() + half * (kFormat.high_bytes() / 2);
-        const std::byte* const scales = quarter + kFormat.low_bytes() + kFormat.high_bytes() +
-                                        half * (kGroups * kFormat.scale_bytes());
+        const auto [low, high, scales] = half_quarter<kType>(quarter, half);
         // In a group of 16, the first of two: its term, not yet scaled as the activations are.
         [[maybe_unused]] F32x16 first_term[kRows][kBlocks];
 #pragma GCC unroll 2
@@ -252,13 +271,7 @@ void codes_tile(const TileTask& task) {
             const std::byte* const at = scales + b * block_bytes + g * kFormat.scale_bytes();
             [[maybe_unused]] const float* const floats =
                 reinterpret_cast<const float*>(expanded + 8 * 64) + g * kBlockOutputs;
-            F32x16 scale;
-            if constexpr (kExpanded) {
-              scale = load(floats);
-            } else {
-              scale = kFormat.sub_scales ? mul(load(headers[b]), load_bytes(at))
-                                         : load_half(reinterpret_cast<const Half*>(at));
-            }
+            const F32x16 scale = kExpanded ? load(floats) : load_scales<kType>(headers[b], at);
 #pragma GCC unroll 16
             for (int r = 0; r < kRows; ++r) {
               const F32x16 sum = to_float(dot[r][b].sum(kZero, in[r]->minus_sums[part]));
@@ -272,14 +285,9 @@ void codes_tile(const TileTask& task) {
               }
             }
             if constexpr (kFormat.has_min) {
-              F32x16 min;
-              if constexpr (kExpanded) {
-                min = load(floats + kGroups * kBlockOutputs);
-              } else {
-                min = kFormat.sub_scales
-                          ? mul(load(headers[b] + kBlockOutputs), load_bytes(at + kMins))
-                          : load_half(reinterpret_cast<const Half*>(at + kMins));
-              }
+              const F32x16 min = kExpanded
+                                     ? load(floats + kGroups * kBlockOutputs)
+                                     : load_scales<kType>(headers[b] + kBlockOutputs, at + kMins);
 #pragma GCC unroll 16
               for (int r = 0; r < kRows; ++r) {
                 result[r][b] = fma(min, splat(in[r]->scaled_sums[part]), result[r][b]);
@@ -305,10 +313,11 @@ void codes_tile(const TileTask& task) {
   store_tile(task, result);
 }
 
+constexpr int kManyRows = 9;
+
 #ifdef FIRP_EXPAND_CODES
 // Small tiles put the bits of a code together for few rows. With many rows that is done once for
 // all of them, for a part of a block whose codes, a byte each, stay in the first-level cache.
-constexpr int kManyRows = 9;
 constexpr int kExpandedBytes = 16 << 10;
 constexpr int kExpandedRows = 64;  // whose sums are kept beside
 
@@ -316,16 +325,14 @@ template <ggml_type kType>
 void expand(const std::byte* cell, int cells, std::byte* to) {
   constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
   constexpr int kGroups = 32 / kFormat.group;
-  constexpr int kMins = 64 / kFormat.group * kFormat.scale_bytes();
+  constexpr int kMins = mins_after(kFormat);
   for (int c = 0; c < cells; ++c, cell += kFormat.cell_bytes()) {
+    alignas(64) float header[2 * kBlockOutputs];
+    load_header<kType>(cell, header);
     const std::byte* quarter = cell + kFormat.header_bytes();
     for (int q = 0; q < kFormat.cell_inputs() / 64; ++q, quarter += kFormat.quarter_bytes()) {
       for (int half = 0; half < 2; ++half, to += expanded_bytes<kType>()) {
-        const std::byte* const low = quarter + half * (kFormat.low_bytes() / 2);
-        const std::byte* const high =
-            quarter + kFormat.low_bytes() + half * (kFormat.high_bytes() / 2);
-        const std::byte* const scales = quarter + kFormat.low_bytes() + kFormat.high_bytes() +
-                                        half * (kGroups * kFormat.scale_bytes());
+        const auto [low, high, scales] = half_quarter<kType>(quarter, half);
 #pragma GCC unroll 8
         for (int v = 0; v < 8; ++v) {
           store_code_bytes(to + 64 * v, load_code<kFormat.bits>(low, high, v));
@@ -333,10 +340,10 @@ void expand(const std::byte* cell, int cells, std::byte* to) {
         float* const floats = reinterpret_cast<float*>(to + 8 * 64);
         for (int g = 0; g < kGroups; ++g) {
           const std::byte* const at = scales + g * kFormat.scale_bytes();
-          store(floats + g * kBlockOutputs, load_scales<kType>(cell, at, false));
+          store(floats + g * kBlockOutputs, load_scales<kType>(header, at));
           if constexpr (kFormat.has_min) {
             store(floats + (kGroups + g) * kBlockOutputs,
-                  load_scales<kType>(cell, at + kMins, true));
+                  load_scales<kType>(header + kBlockOutputs, at + kMins));
           }
         }
       }
@@ -474,8 +481,7 @@ struct Tiles {
   Tile wide[kMostRows];   ///< of wide_blocks, for more rows
   int wide_blocks;
   std::size_t wide_ahead;  ///< where one tile has all rows
-  Tile many = nullptr;     ///< a block times many_rows or more; none where wide tiles do as well
-  int many_rows = 0;
+  Tile many = nullptr;     ///< a block times kManyRows or more; none where wide tiles do as well
 };
 
 template <ggml_type kType, int... kRows>
@@ -492,7 +498,6 @@ constexpr Tiles codes_tiles(std::integer_sequence<int, kRows...>) {
                  kWideCodesAhead};
 #ifdef FIRP_EXPAND_CODES
   tiles.many = expanded_block<kType>;
-  tiles.many_rows = kManyRows;
 #endif
   return tiles;
 }
@@ -560,7 +565,7 @@ void matmul(const ProductTask& product, const Activations& x) {
       tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
   const int rows = x.rows();
   const int chunks = (rows + tiles.rows - 1) / tiles.rows;
-  const bool many = tiles.many != nullptr && rows >= tiles.many_rows;
+  const bool many = tiles.many != nullptr && rows >= kManyRows;
   const bool few =
       rows <= tiles.few_rows || (chunks == 1 && rows * w.inputs() < tiles.few_products);
   const std::size_t ahead = few ? tiles.few_ahead : chunks == 1 ? tiles.wide_ahead : kWholeBlock;

@@ -170,13 +170,15 @@ BlockScale block_scale(ggml_type type, const std::uint8_t* block) {
   }
 }
 
-/// Two bits of each code, from bit `shift` on, of a half of 32 inputs: byte b of output o of vector
-/// p holds those of inputs 16 p + 4 s + b at its bits 2 s.
+/// kBits of each code, from bit `shift` on, of a half of 32 inputs: with s < 8 / kBits, byte b of
+/// output o of plane p holds those of inputs 4 (8 / kBits p + s) + b at its bits kBits s.
+template <int kBits>
 void write_planes(const std::uint8_t* codes, int shift, std::uint8_t* to, int output) {
-  for (int p = 0; p < 2; ++p, codes += 16) {
+  constexpr std::uint32_t kMask = 0x01010101u * ((1 << kBits) - 1);
+  for (int p = 0; p < kBits; ++p) {
     std::uint32_t planes = 0;
-    for (int s = 0; s < 4; ++s) {
-      planes |= (load32(codes + 4 * s) >> shift & 0x03030303u) << (2 * s);
+    for (int s = 0; s < 8 / kBits; ++s, codes += 4) {
+      planes |= (load32(codes) >> shift & kMask) << (kBits * s);
     }
     store32(to + 64 * p + 4 * output, planes);
   }
@@ -196,16 +198,12 @@ void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int
                                              (load32(codes + 4 * v + 16) & 0x0f0f0f0fu) << 4);
     }
   } else {
-    write_planes(codes, 0, low, output);
+    write_planes<2>(codes, 0, low, output);
   }
   if constexpr (kFormat.bits == 6) {
-    write_planes(codes, 4, high, output);
+    write_planes<2>(codes, 4, high, output);
   } else if constexpr (kFormat.high_bytes() > 0) {
-    std::uint32_t planes = 0;
-    for (int v = 0; v < 8; ++v) {
-      planes |= (load32(codes + 4 * v) >> (kFormat.bits - 1) & 0x01010101u) << v;
-    }
-    store32(high + 4 * output, planes);
+    write_planes<1>(codes, kFormat.bits - 1, high, output);
   }
 }
 
