@@ -32,19 +32,23 @@ struct Batch {
 };
 
 Batch make_batch(const Engine& engine, int sequence, int token_rows, int pseudo_rows,
-                 const std::vector<std::vector<float>>& sources) {
+                 const DraftChain& drafts) {
   Batch batch;
+  if (token_rows == 0) {
+    batch.rows.assign(drafts.rows.begin(), drafts.rows.begin() + pseudo_rows);
+    batch.indices = first_rows(batch.rows.size());
+    return batch;
+  }
   for (int i = 0; i < token_rows; ++i) {
     batch.rows.push_back({.sequence = sequence,
                           .parent = i == 0 ? kContext : (i - 1) / 2,
                           .token = token_at(i, engine.config().vocabulary_size)});
   }
   for (int step = 1; step <= pseudo_rows; ++step) {
-    const bool from_context = step == 1 && token_rows == 0;
-    const int parent = from_context ? kContext : step == 1 ? 0 : token_rows + step - 2;
-    Row row = {.sequence = sequence, .parent = parent, .step = step, .token_behind = 0};
-    if (token_rows == 0) row.source = sources[step - 1];
-    batch.rows.push_back(row);
+    batch.rows.push_back({.sequence = sequence,
+                          .parent = step == 1 ? 0 : token_rows + step - 2,
+                          .step = step,
+                          .token_behind = 0});
   }
   batch.indices = first_rows(batch.rows.size());
   return batch;
@@ -129,11 +133,7 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   // The last token of the context, with the states that deferred drafting starts from.
   const Row last = {.sequence = sequence, .token = token_at(options.context - 1, vocabulary)};
   const Pass of_last = engine.forward({&last, 1}, engine.draft_layers());
-  std::vector<std::vector<float>> sources;
-  for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> state = of_last.draft_source(0, step);
-    sources.emplace_back(state.begin(), state.end());
-  }
+  const DraftChain drafts = of_last.draft_chain(0, engine.draft_steps(), /*token_behind=*/0);
   constexpr int kFirst[] = {0};
   of_last.commit(sequence, kFirst);
 
@@ -142,7 +142,7 @@ ForwardResult bench_forward(Engine& engine, const Model* model, const ForwardBen
   std::vector<Batch> batches;
   const auto add_pass = [&](int token_rows, int pseudo_rows) {
     result.passes.push_back({.token_rows = token_rows, .pseudo_rows = pseudo_rows});
-    batches.push_back(make_batch(engine, sequence, token_rows, pseudo_rows, sources));
+    batches.push_back(make_batch(engine, sequence, token_rows, pseudo_rows, drafts));
   };
   for (const int rows : options.rows) add_pass(rows, 0);
   if (engine.draft_steps() > 0) {

@@ -63,7 +63,8 @@ int run_chat(const ChatFlags& flags) {
     if (signal(SIGHUP, SIG_DFL) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
     if (interactive) say("\n> ");
     std::string line;
-    // Ctrl-C ends the read, and the chat.
+    // Ctrl-C ends the chat.
+    if (interactive && !wait_for_input(STDIN_FILENO)) break;
     if (interrupted || !input.next_line(line)) break;
     line = prompt_of_bytes(std::move(line));  // a file's first line may have a byte order mark
     if (line == "/exit") break;

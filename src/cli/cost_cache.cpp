@@ -31,7 +31,7 @@ std::string stamp(const std::filesystem::path& path) {
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
   const EngineOptions& options = engine.options();
-  return fmt::format("8|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
+  return fmt::format("9|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
                      options.threads, static_cast<int>(options.cache_type), options.rough_drafts,
                      stamp(model), stamp(heads));
 }

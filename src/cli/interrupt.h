@@ -17,4 +17,8 @@ enum class Patience { kASecond, kUntilItIsKept };
 /// calls; the next one ends the program.
 void catch_interrupts(Patience patience = Patience::kASecond);
 
+/// Waits until `file` can be read without waiting, or has ended. False where a caught signal comes
+/// first, or has come since catch_interrupts().
+bool wait_for_input(int file);
+
 }  // namespace firp

@@ -26,10 +26,11 @@ int FirpSource::rows_a_pass(int nodes) const {
   return (1 + nodes) * (drafting_ == Drafting::kInPass ? 1 + engine_.draft_steps() : 1);
 }
 
-void FirpSource::add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor, int position,
-                                 int steps) const {
+void FirpSource::add_pseudo_rows(std::vector<Row>& rows, int anchor, int position) const {
+  const int sequence = rows[anchor].sequence;
   int parent = anchor;
-  for (int step = 1; step <= steps && position < engine_.options().context; ++step, ++position) {
+  for (int step = 1; step <= engine_.draft_steps() && position < engine_.options().context;
+       ++step, ++position) {
     rows.push_back({.sequence = sequence, .parent = parent, .step = step});
     parent = static_cast<int>(rows.size()) - 1;
   }
@@ -44,29 +45,23 @@ void FirpSource::add_rows(std::vector<Row>& rows, int root, std::span<const Toke
     int position = engine_.length(rows[row].sequence) + 1;  // of the row's first pseudo row
     for (int above = rows[row].parent; above != kContext; above = rows[above].parent) ++position;
     const auto first = static_cast<int>(rows.size());
-    add_pseudo_rows(rows, rows[row].sequence, row, position, engine_.draft_steps());
+    add_pseudo_rows(rows, row, position);
     std::vector<int>& added = pseudo_rows_.emplace_back(rows.size() - first);
     std::iota(added.begin(), added.end(), first);
   }
 }
 
 std::vector<Row> FirpSource::prepare(const Pass& verified, const DraftPoint& point) {
-  std::vector<Row> rows;
   if (drafting_ == Drafting::kInPass) {
     const std::vector<int>& behind = pseudo_rows_[point.row - root_];
     proposal_.reset();
     if (!behind.empty()) proposal_ = verified.propose(behind);
-    return rows;
+    return {};
   }
-  add_pseudo_rows(rows, point.sequence, kContext, engine_.length(point.sequence),
-                  std::min(engine_.draft_steps(), point.most_steps));
-  sources_.clear();
-  for (Row& row : rows) {
-    const std::span<const float> h = verified.draft_source(point.row, row.step);
-    row.source = sources_.emplace_back(h.begin(), h.end());
-    row.token_behind = point.tokens.back();
-  }
-  return rows;
+  const int room = engine_.options().context - engine_.length(point.sequence);
+  const int steps = std::min({engine_.draft_steps(), point.most_steps, room});
+  chain_ = verified.draft_chain(point.row, steps, point.tokens.back());
+  return chain_.rows;
 }
 
 DraftTree FirpSource::draft(const DraftPoint& point, const Proposal* proposal) {

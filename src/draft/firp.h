@@ -25,10 +25,9 @@ class FirpSource : public DraftSource {
   DraftTree draft(const DraftPoint& point, const Proposal* proposal) override;
 
  private:
-  /// The chain p_{i,1..steps} of the row `anchor`, or of the sequence's last committed token
-  /// (kContext), as far as the context has room. `position`: of its first row.
-  void add_pseudo_rows(std::vector<Row>& rows, int sequence, int anchor, int position,
-                       int steps) const;
+  /// The chain p_{i,1..K} of the row `anchor`, as far as the context has room. `position`: of its
+  /// first row.
+  void add_pseudo_rows(std::vector<Row>& rows, int anchor, int position) const;
 
   Engine& engine_;
   const Drafting drafting_;
@@ -36,7 +35,7 @@ class FirpSource : public DraftSource {
   int root_ = 0;
   std::vector<std::vector<int>> pseudo_rows_;
   std::optional<Proposal> proposal_;
-  std::vector<std::vector<float>> sources_;  ///< deferred: of the rows of prepare()
+  DraftChain chain_;  ///< deferred: what prepare() made last
 };
 
 }  // namespace firp

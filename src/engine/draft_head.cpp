@@ -17,17 +17,21 @@ DraftHead::DraftHead(const Tensor& token_embedding, const Tensor& head, const He
       head_(head),
       kernels_(kernels),
       pool_(pool),
+      sequential_(heads.steps.size()),
       state_input_(1, static_cast<int>(head.columns())),
       token_input_(kMostParents, static_cast<int>(head.columns())),
       inner_input_(kMostParents, heads.steps[0].sequence->rank) {
   const int d = static_cast<int>(head.columns());
-  for (const DraftMap& step : heads.steps) {
-    const SequentialHead& from = *step.sequence;
-    sequential_.push_back({.state = pack_values(from.state, from.rank, d, GGML_TYPE_F16),
-                           .token = pack_values(from.token, from.rank, d, GGML_TYPE_F16),
-                           .output = pack_values(from.output, d, from.rank, GGML_TYPE_F16),
-                           .bias = from.bias});
+  std::vector<MatrixOfValues> matrices;
+  for (std::size_t i = 0; i < sequential_.size(); ++i) {
+    const SequentialHead& from = *heads.steps[i].sequence;
+    Sequential& to = sequential_[i];
+    matrices.push_back({&to.state, from.state, from.rank, d, GGML_TYPE_F16});
+    matrices.push_back({&to.token, from.token, from.rank, d, GGML_TYPE_F16});
+    matrices.push_back({&to.output, from.output, d, from.rank, GGML_TYPE_F16});
+    to.bias = from.bias;
   }
+  memory_ = pack_values(matrices);
   candidate_rows_.resize(static_cast<std::size_t>(kRankedCandidates) * d);
   corrections_.resize(static_cast<std::size_t>(kMostParents) * d);
   logits_.resize(static_cast<std::size_t>(kMostParents) * kRankedCandidates);

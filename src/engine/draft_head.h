@@ -44,6 +44,7 @@ class DraftHead {
   const Kernels& kernels_;
   ThreadPool& pool_;
   std::vector<Sequential> sequential_;  ///< one a step
+  AlignedBytes memory_;                 ///< of their matrices
 
   Activations state_input_, token_input_, inner_input_;
   std::vector<float> products_, corrections_, candidate_rows_, logits_;

@@ -213,6 +213,23 @@ std::span<const float> Pass::draft_source(int row, int step) const {
   return of.medusa() ? of.final_state(row) : of.hidden(row, of.draft_layer(step));
 }
 
+DraftChain Pass::draft_chain(int row, int steps, Token token_behind) const {
+  const Engine& of = engine();
+  DraftChain chain;
+  for (int step = 1; step <= steps; ++step) {
+    if (step == 1 || of.draft_layer(step) != of.draft_layer(step - 1)) {
+      const std::span<const float> source = draft_source(row, step);
+      chain.sources.emplace_back(source.begin(), source.end());
+    }
+    chain.rows.push_back({.sequence = of.rows_[row].sequence,
+                          .parent = step == 1 ? kContext : step - 2,
+                          .step = step,
+                          .source = chain.sources.back(),
+                          .token_behind = token_behind});
+  }
+  return chain;
+}
+
 std::span<const float> Pass::logits(std::span<const int> rows) const {
   engine().check_decoded(rows);
   return engine().logits(rows);

@@ -13,6 +13,10 @@ void add(std::span<const float> bias, float* x) {
   for (std::size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
 }
 
+bool have_same_inputs(const PassRow& a, const PassRow& b) {
+  return a.source_row == b.source_row && a.source == b.source && a.token_behind == b.token_behind;
+}
+
 }  // namespace
 
 ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kernels& kernels,
@@ -167,32 +171,55 @@ void ForwardPass::enter_rows(int layer, int thread) {
   }
   barrier(thread, Phase::kEmbedding);
 
-  // p_{i,j} = W_j h_i^{t_j} + T_j e_{i+1} + b_j, for all rows of a step that enters here.
+  // Neighbouring steps whose rows have the same inputs are made at once.
+  const auto end_of_step = [&](int row) {
+    const int step = rows_[row].step;
+    while (row < active && rows_[row].step == step) ++row;
+    return row;
+  };
   for (int first = std::max(before, token_rows_); first < active;) {
-    const int step = rows_[first].step;
-    int end = first;
-    while (end < active && rows_[end].step == step) ++end;
-    const PackedMap& map = maps_[step - 1];
-    if (thread == 0) {
-      map_input_.resize(end - first, map.weight.inputs());
-      for (int row = first; row < end; ++row) {
-        const PassRow& r = rows_[row];
-        std::copy_n(source(r), d_, map_input_.values(row - first));
-        if (map.reads_token(d_)) {
-          dequantize_row(model_.token_embedding(), r.token_behind,
-                         {map_input_.values(row - first) + d_, static_cast<std::size_t>(d_)});
-        }
-        std::ranges::copy(map.bias, residual(row));
-      }
+    const int anchors = end_of_step(first) - first;
+    const std::span<const PassRow> of_first = rows_.subspan(first, anchors);
+    int end = first + anchors;
+    while (end < active && end_of_step(end) == end + anchors &&
+           std::ranges::equal(of_first, rows_.subspan(end, anchors), have_same_inputs)) {
+      end += anchors;
     }
-    barrier(thread, Phase::kDraftMaps);
-    prepare(map_input_, map.weight, thread);
-    barrier(thread, Phase::kDraftMaps);
-    multiply({{&map.weight, residual(first), static_cast<std::size_t>(d_), /*add=*/true}},
-             map_input_, nullptr, thread);
-    barrier(thread, Phase::kDraftMaps);
+    make_rows(first, anchors, end, thread);
     first = end;
   }
+}
+
+/// p_{i,j} = W_j h_i^{t_j} + T_j e_{i+1} + b_j, for rows `first` .. `end`: steps of `anchors` rows,
+/// all of the same anchors. One product of all maps: small ones cost more in barriers than in
+/// bytes.
+void ForwardPass::make_rows(int first, int anchors, int end, int thread) {
+  const PackedMap& first_map = maps_[rows_[first].step - 1];
+  if (thread == 0) {
+    map_input_.resize(anchors, first_map.weight.inputs());
+    for (int anchor = 0; anchor < anchors; ++anchor) {
+      const PassRow& row = rows_[first + anchor];
+      float* const input = map_input_.values(anchor);
+      std::copy_n(source(row), d_, input);
+      if (first_map.reads_token(d_)) {
+        dequantize_row(model_.token_embedding(), row.token_behind,
+                       {input + d_, static_cast<std::size_t>(d_)});
+      }
+    }
+    map_products_.clear();
+    for (int row = first; row < end; ++row) {
+      const PackedMap& map = maps_[rows_[row].step - 1];
+      std::ranges::copy(map.bias, residual(row));
+      if ((row - first) % anchors > 0) continue;
+      map_products_.push_back(
+          {&map.weight, residual(row), static_cast<std::size_t>(d_), /*add=*/true});
+    }
+  }
+  barrier(thread, Phase::kDraftMaps);
+  prepare(map_input_, first_map.weight, thread);
+  barrier(thread, Phase::kDraftMaps);
+  multiply(map_products_, map_input_, nullptr, thread);
+  barrier(thread, Phase::kDraftMaps);
 }
 
 /// Until the next barrier, nothing may change the residual stream.
@@ -411,7 +438,7 @@ void ForwardPass::prepare(Activations& x, const PackedMatrix& reader, int thread
   }
 }
 
-void ForwardPass::multiply(std::initializer_list<Product> products, const Activations& x,
+void ForwardPass::multiply(std::span<const Product> products, const Activations& x,
                            const PackedMatrix* next, int thread) const {
   int blocks = 0;
   for (const Product& product : products) blocks += product.weight->blocks();

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <initializer_list>
 #include <span>
 #include <vector>
 
@@ -114,6 +115,7 @@ class ForwardPass {
   void run_thread(int thread);
   void embed(int thread);
   void enter_rows(int layer, int thread);
+  void make_rows(int first, int anchors, int end, int thread);
   void capture(int layer, int thread);
   void finish_rows(int thread);
   void adapt_rows(int layer, int thread);
@@ -129,8 +131,12 @@ class ForwardPass {
   };
   /// This thread's part of the outputs of all `products` of the same input rows. `next`: the matrix
   /// that it reads after them.
+  void multiply(std::span<const Product> products, const Activations& x, const PackedMatrix* next,
+                int thread) const;
   void multiply(std::initializer_list<Product> products, const Activations& x,
-                const PackedMatrix* next, int thread) const;
+                const PackedMatrix* next, int thread) const {
+    multiply(std::span(products.begin(), products.size()), x, next, thread);
+  }
   /// Where this thread's share of a matrix begins; nullptr for none.
   const std::byte* share_of(const PackedMatrix* matrix, int thread) const;
   /// Normalises this thread's share of the residual rows into `normed_`, in the forms that
@@ -184,6 +190,7 @@ class ForwardPass {
   std::vector<std::vector<std::int32_t>>
       slots_;  ///< [max_rows]: what a row's path is in the scratch
   std::vector<std::vector<AttentionHead>> heads_;  ///< of each thread
+  std::vector<Product> map_products_;              ///< of the steps whose rows are made together
 
   // The head's outputs are looked through in chunks of this many, as soon as they are made.
   static constexpr int kHeadChunk = 512;

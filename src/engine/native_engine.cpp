@@ -4,23 +4,32 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
 
 #include "base/error.h"
+#include "engine/context_vocabulary.h"
 #include "engine/draft_head.h"
 #include "engine/forward.h"
 
 namespace firp {
 namespace {
 
+/// Of a heads file's draft vocabulary, the most frequent tokens are read; rare ones come from the
+/// context (docs/training.md).
+constexpr std::size_t kReadVocabulary = 8192;
+
 /// Heads made ready for an engine.
 struct PackedHeads {
   HeadsMethod method;
+  AlignedBytes memory;  ///< of maps and adapters
   std::vector<PackedMap> maps;
   std::vector<PackedAdapter> adapters;
-  std::vector<std::int32_t> vocabulary;  ///< that pseudo rows draft from; empty: all tokens
+  /// That pseudo rows draft from, besides the context's own; empty: all tokens.
+  std::vector<std::int32_t> vocabulary;
+  std::vector<bool> in_vocabulary;  ///< [tokens]; empty where all are
   DraftWeights weights;
   std::shared_ptr<DraftHead> head;  ///< nullptr where none is sequential
 };
@@ -37,6 +46,12 @@ struct NativeEngine::State {
         cache(m.config(), o.cache_type),
         pass(m, weights, kernels, cache, pool, options.max_rows, options.context) {}
 
+  void add_context_tokens(int sequence, std::span<const Token> context,
+                          std::span<const int> indices, std::span<BestTokens> proposed);
+  void forget_context_tokens(int sequence) {
+    if (sequence < std::ssize(context_vocabularies)) context_vocabularies[sequence].clear();
+  }
+
   /// Where the rows are in the pass's order.
   std::vector<int> indices(std::span<const int> rows) const;
   std::span<const PackedMap> maps() const {
@@ -49,6 +64,7 @@ struct NativeEngine::State {
   ThreadPool pool;
   Weights weights;
   std::optional<PackedHeads> heads;
+  std::vector<ContextVocabulary> context_vocabularies;  ///< by sequence; made as they are needed
   KvCache cache;
   ForwardPass pass;
 
@@ -76,41 +92,53 @@ void NativeEngine::set_heads(const Heads& heads) {
   const bool rough = s.options.rough_drafts;
   const ggml_type map_type =
       rough && d % ggml_blck_size(kRoughMapType) == 0 ? kRoughMapType : GGML_TYPE_F16;
-  std::vector<PackedMap> maps;
-  for (const DraftMap& map : heads.steps) {
-    if (map.token.empty()) {
-      maps.push_back({map.layer, pack_values(map.weight, d, d, map_type), map.bias});
-      continue;
-    }
-    std::vector<float> both;  // W and T side by side: one product
-    for (std::size_t output = 0; output < size; ++output) {
+  std::vector<PackedMap> maps(heads.steps.size());
+  std::vector<PackedAdapter> adapters(heads.adapters.size());
+  std::vector<std::vector<float>> with_token(heads.steps.size());  // W and T side by side
+  std::vector<MatrixOfValues> matrices;
+  for (std::size_t i = 0; i < maps.size(); ++i) {
+    const DraftMap& map = heads.steps[i];
+    maps[i].layer = map.layer;
+    maps[i].bias = map.bias;
+    std::vector<float>& both = with_token[i];
+    for (std::size_t output = 0; !map.token.empty() && output < size; ++output) {
       both.insert(both.end(), &map.weight[output * size], &map.weight[output * size] + size);
       both.insert(both.end(), &map.token[output * size], &map.token[output * size] + size);
     }
-    maps.push_back({map.layer, pack_values(both, d, 2 * d, map_type), map.bias});
+    const std::vector<float>& values = map.token.empty() ? map.weight : both;
+    matrices.push_back(
+        {&maps[i].weight, values, d, static_cast<int>(values.size() / size), map_type});
   }
-  std::vector<PackedAdapter> adapters;
-  for (const Adapter& adapter : heads.adapters) {
-    adapters.push_back({adapter.layer, pack_values(adapter.down, adapter.rank, d, GGML_TYPE_F16),
-                        pack_values(adapter.up, d, adapter.rank, GGML_TYPE_F16)});
+  for (std::size_t i = 0; i < adapters.size(); ++i) {
+    const Adapter& adapter = heads.adapters[i];
+    adapters[i].layer = adapter.layer;
+    matrices.push_back({&adapters[i].down, adapter.down, adapter.rank, d, GGML_TYPE_F16});
+    matrices.push_back({&adapters[i].up, adapter.up, d, adapter.rank, GGML_TYPE_F16});
   }
+  AlignedBytes memory = pack_values(matrices);
   // Rows that may run beside tokens, or may not, must draft the same both ways: in exact layers.
   const int first_layer = heads.has_token_input()
                               ? std::ranges::min_element(maps, {}, &PackedMap::layer)->layer
                               : config().layers;
+  std::vector<std::int32_t> vocabulary = heads.draft_vocabulary;
+  vocabulary.resize(std::min(vocabulary.size(), kReadVocabulary));
+  std::vector<bool> in_vocabulary(vocabulary.empty() ? 0 : config().vocabulary_size);
+  for (const std::int32_t token : vocabulary) in_vocabulary[token] = true;
   std::shared_ptr<DraftHead> head;
   if (heads.has_sequential_head()) {
     head = std::make_shared<DraftHead>(s.model.token_embedding(), s.model.head(), heads, s.kernels,
                                        s.pool);
   }
-  s.heads.emplace(
-      PackedHeads{.method = heads.method,
-                  .maps = std::move(maps),
-                  .adapters = std::move(adapters),
-                  .vocabulary = heads.draft_vocabulary,
-                  .weights = DraftWeights(s.model, s.weights, first_layer, heads.draft_vocabulary,
-                                          rough, s.pool, s.options.packed_cache),
-                  .head = std::move(head)});
+  s.context_vocabularies.clear();
+  s.heads.emplace(PackedHeads{.method = heads.method,
+                              .memory = std::move(memory),
+                              .maps = std::move(maps),
+                              .adapters = std::move(adapters),
+                              .vocabulary = vocabulary,
+                              .in_vocabulary = std::move(in_vocabulary),
+                              .weights = DraftWeights(s.model, s.weights, first_layer, vocabulary,
+                                                      rough, s.pool, s.options.packed_cache),
+                              .head = std::move(head)});
 }
 
 int NativeEngine::draft_steps() const { return static_cast<int>(state_->maps().size()); }
@@ -123,9 +151,13 @@ bool NativeEngine::medusa() const {
 int NativeEngine::draft_layer(int step) const { return state_->heads->maps.at(step - 1).layer; }
 
 void NativeEngine::add_context(int sequence) { state_->cache.add_sequence(sequence); }
-void NativeEngine::remove_context(int sequence) { state_->cache.remove_sequence(sequence); }
+void NativeEngine::remove_context(int sequence) {
+  state_->cache.remove_sequence(sequence);
+  state_->forget_context_tokens(sequence);
+}
 void NativeEngine::truncate_context(int sequence, int length) {
   state_->cache.truncate(sequence, length);
+  state_->forget_context_tokens(sequence);
 }
 void NativeEngine::share_context(int from, int to, int length) {
   state_->cache.share(from, to, length);
@@ -211,6 +243,33 @@ std::span<const BestTokens> NativeEngine::best_tokens(std::span<const int> rows,
   return s.best;
 }
 
+/// Adds the sequence's own rare tokens to what rows of it propose.
+void NativeEngine::State::add_context_tokens(int sequence, std::span<const Token> context,
+                                             std::span<const int> indices,
+                                             std::span<BestTokens> proposed) {
+  context_vocabularies.resize(
+      std::max(context_vocabularies.size(), static_cast<std::size_t>(sequence) + 1));
+  ContextVocabulary& vocabulary = context_vocabularies[sequence];
+  vocabulary.follow(context, heads->in_vocabulary, model.head(), heads->weights.head.format().type);
+  if (vocabulary.tokens().empty()) return;
+  const PackedMatrix head = vocabulary.head();
+  std::vector<BestTokens> own(proposed.size());
+  pass.best_of_head(head, indices, kRankedCandidates, /*sums=*/true, own);
+  for (std::size_t i = 0; i < proposed.size(); ++i) {
+    BestTokens& row = proposed[i];
+    const float larger = std::max(row.log_sum, own[i].log_sum);
+    row.log_sum =
+        larger + std::log(std::exp(row.log_sum - larger) + std::exp(own[i].log_sum - larger));
+    const auto middle = std::ssize(row.tokens);
+    for (const TokenLogit& each : own[i].tokens) {
+      row.tokens.push_back({vocabulary.tokens()[each.token], each.logit});
+    }
+    std::ranges::inplace_merge(row.tokens, row.tokens.begin() + middle, std::greater(),
+                               &TokenLogit::logit);
+    row.tokens.resize(std::min<std::size_t>(row.tokens.size(), kRankedCandidates));
+  }
+}
+
 std::vector<Proposal> NativeEngine::propose(std::span<const std::vector<int>> anchors) {
   State& s = *state_;
   PackedHeads& heads = *s.heads;
@@ -223,6 +282,15 @@ std::vector<Proposal> NativeEngine::propose(std::span<const std::vector<int>> an
     for (BestTokens& row : best) {
       for (TokenLogit& each : row.tokens) each.token = heads.vocabulary[each.token];
     }
+  }
+  std::size_t done = 0;
+  for (const std::vector<int>& of_anchor : anchors) {
+    if (heads.vocabulary.empty() || of_anchor.empty()) continue;
+    const int sequence = rows()[of_anchor.front()].sequence;
+    s.add_context_tokens(sequence, contexts().tokens(sequence),
+                         std::span(indices).subspan(done, of_anchor.size()),
+                         std::span(best).subspan(done, of_anchor.size()));
+    done += of_anchor.size();
   }
   std::vector<Proposal> proposals;
   auto next = best.begin();

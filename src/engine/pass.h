@@ -10,6 +10,13 @@ namespace firp {
 
 class Engine;
 
+/// The pseudo rows of steps 1, 2, .. behind the last token of a committed context, and what they
+/// are made from. Steps that enter after the same layer share it: one product makes their rows.
+struct DraftChain {
+  std::vector<Row> rows;
+  std::vector<std::vector<float>> sources;
+};
+
 /// What a forward pass gave. It is over when the engine runs its next one: asked for anything after
 /// that, it throws a std::logic_error. Rows are numbered as in the batch.
 class Pass {
@@ -28,6 +35,8 @@ class Pass {
   /// What the pseudo row of `step` behind a row is made from, a Row::source: the captured h^{t_j},
   /// or Medusa's final state.
   std::span<const float> draft_source(int row, int step) const;
+  /// The rows that draft behind row `row` once it is committed; `token_behind` follows it.
+  DraftChain draft_chain(int row, int steps, Token token_behind) const;
 
   /// Logits of some rows: [rows.size() x vocabulary], valid until the engine is asked for others.
   std::span<const float> logits(std::span<const int> rows) const;

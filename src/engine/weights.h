@@ -58,7 +58,7 @@ struct Weights {
 inline constexpr double kMostRoughBits = 6;
 inline constexpr ggml_type kRoughLayerType = GGML_TYPE_Q4_1;
 inline constexpr ggml_type kRoughHeadType = GGML_TYPE_Q5_0;
-inline constexpr ggml_type kRoughMapType = GGML_TYPE_Q8_0;  ///< draft maps: F16 in their files
+inline constexpr ggml_type kRoughMapType = GGML_TYPE_Q4_1;  ///< draft maps: F16 in their files
 
 /// The type that a matrix is rounded to: `rough`; its own, where that is small enough, or where its
 /// rows do not divide into blocks of `rough`.

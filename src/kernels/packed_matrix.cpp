@@ -285,9 +285,11 @@ constexpr auto kPackBlocks = []<std::size_t... kFormats>(std::index_sequence<kFo
 
 AlignedBytes::AlignedBytes(std::size_t size) : size_(size) {
   // Two megabytes: what the system can map as one huge page, from an aligned address on.
+  // Worth it from a part of one on.
   constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  const bool huge = size >= kHugePage;
-  const std::size_t bytes = std::max<std::size_t>(size, 1) + (huge ? kHugePage : 0);
+  const bool huge = size >= kHugePage / 8;
+  const std::size_t pages = (size + kHugePage - 1) / kHugePage;
+  const std::size_t bytes = huge ? (pages + 1) * kHugePage : std::max<std::size_t>(size, 1);
   void* const memory =
       mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -368,21 +370,40 @@ void PackedMatrix::pack(const Tensor& tensor, int begin, int end) {
   }
 }
 
-PackedMatrix PackedMatrix::view() const {
-  PackedMatrix same;
-  same.format_ = format_;
-  same.outputs_ = outputs_;
-  same.inputs_ = inputs_;
-  same.block_bytes_ = block_bytes_;
-  same.bytes_ = bytes_;
-  return same;
+PackedMatrix PackedMatrix::first_outputs(int count) const {
+  PackedMatrix first;
+  first.format_ = format_;
+  first.outputs_ = count;
+  first.inputs_ = inputs_;
+  first.block_bytes_ = block_bytes_;
+  first.bytes_ = bytes_;
+  return first;
 }
 
-PackedMatrix pack_values(std::span<const float> values, int outputs, int inputs, ggml_type type) {
-  std::vector<std::byte> rounded(outputs * ggml_row_size(type, inputs));
-  ggml_quantize_chunk(type, values.data(), rounded.data(), 0, outputs, inputs, nullptr);
-  return PackedMatrix(
-      {.name = "values", .type = type, .shape = {inputs, outputs, 1, 1}, .data = rounded});
+AlignedBytes pack_values(std::span<const MatrixOfValues> matrices) {
+  std::vector<std::vector<std::byte>> rounded;
+  std::vector<Tensor> tensors;
+  std::size_t bytes = 0;
+  for (const MatrixOfValues& each : matrices) {
+    std::vector<std::byte>& data =
+        rounded.emplace_back(each.outputs * ggml_row_size(each.type, each.inputs));
+    ggml_quantize_chunk(each.type, each.values.data(), data.data(), 0, each.outputs, each.inputs,
+                        nullptr);
+    tensors.push_back({.name = "values",
+                       .type = each.type,
+                       .shape = {each.inputs, each.outputs, 1, 1},
+                       .data = data});
+    bytes += PackedMatrix::packed_bytes(tensors.back(), each.type);
+  }
+  AlignedBytes memory(bytes);
+  std::byte* at = memory.data();
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    PackedMatrix& packed = *matrices[i].packed;
+    packed = PackedMatrix(tensors[i], matrices[i].type, at);
+    packed.pack(tensors[i], 0, packed.blocks());
+    at += packed.bytes();
+  }
+  return memory;
 }
 
 }  // namespace firp

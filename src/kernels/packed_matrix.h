@@ -128,8 +128,9 @@ class PackedMatrix {
   std::size_t bytes() const { return blocks() * block_bytes_; }
   const std::byte* block(int index) const { return bytes_ + index * block_bytes_; }
 
-  /// The same matrix, in this one's memory, which must outlive it.
-  PackedMatrix view() const;
+  /// The same matrix, or its first outputs, in this one's memory, which must outlive it.
+  PackedMatrix view() const { return first_outputs(outputs_); }
+  PackedMatrix first_outputs(int count) const;
 
  private:
   PackedFormat format_{};
@@ -140,7 +141,18 @@ class PackedMatrix {
   AlignedBytes own_;
 };
 
-/// A matrix [outputs x inputs], rounded to a type whose blocks divide the inputs.
-PackedMatrix pack_values(std::span<const float> values, int outputs, int inputs, ggml_type type);
+/// A matrix to be packed: values [outputs x inputs], rounded to a type whose blocks divide the
+/// inputs.
+struct MatrixOfValues {
+  PackedMatrix* packed;
+  std::span<const float> values;
+  int outputs, inputs;
+  ggml_type type;
+};
+
+/// Packs matrices one behind the other into the memory that this gives, which must outlive them. In
+/// memory of its own each small one would lie in pages of 4 KiB, and a pass that comes to them with
+/// cold caches waits longer for the addresses of those pages than for the weights.
+[[nodiscard]] AlignedBytes pack_values(std::span<const MatrixOfValues> matrices);
 
 }  // namespace firp

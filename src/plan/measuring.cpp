@@ -77,29 +77,18 @@ class Drafting {
 
  private:
   Engine& engine_;
-  std::vector<std::vector<float>> sources_;
-  std::vector<Row> rows_;
+  DraftChain chain_;
 };
 
 Drafting::Drafting(Engine& engine, int sequence) : engine_(engine) {
   const Pass pass = engine.forward(chain(engine, sequence, 1), engine.draft_layers());
-  for (int step = 1; step <= engine.draft_steps(); ++step) {
-    const std::span<const float> h = pass.draft_source(0, step);
-    sources_.emplace_back(h.begin(), h.end());
-  }
+  chain_ = pass.draft_chain(0, engine.draft_steps(), /*token_behind=*/0);
   pass.commit(sequence, first_rows(1));
-  for (int step = 1; step <= engine.draft_steps(); ++step) {
-    rows_.push_back({.sequence = sequence,
-                     .parent = step == 1 ? kContext : step - 2,
-                     .step = step,
-                     .source = sources_[step - 1],
-                     .token_behind = 0});
-  }
 }
 
 double Drafting::measure(int steps) const {
   return seconds_of([&] {
-    const Pass pass = engine_.forward(std::span(rows_).first(steps));
+    const Pass pass = engine_.forward(std::span(chain_.rows).first(steps));
     const Proposal proposal = pass.propose(first_rows(steps));
     build_draft_tree(
         steps, kMostPlannedNodes, /*root=*/0,
