@@ -15,31 +15,31 @@ static_assert(std::atomic<bool>::is_always_lock_free);  // a signal handler may 
 
 namespace {
 
-// A byte for each caught signal. A flag alone would miss one that comes between a look at it and a
-// call that waits; and any thread may be the one that the signal interrupts.
-struct Wakeups {
-  int read = -1, write = -1;
-  Wakeups() {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return;  // then only EINTR ends a wait
-    read = ends[0];
-    write = ends[1];
-  }
-};
-const Wakeups wakeups;
+// A pipe that gets a byte for each caught signal. A flag alone would miss one that comes between a
+// look at it and a call that waits; and any thread may be the one that the signal interrupts.
+// Opened by the first catch_interrupts(): a closed standard output has been replaced by then.
+int wakeups_read = -1, wakeups_write = -1;
+
+void open_wakeups() {
+  int ends[2];
+  if (wakeups_read >= 0 || pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return;
+  wakeups_read = ends[0];
+  wakeups_write = ends[1];
+}
 
 void note_interrupt() {
   const int before = errno;  // what the signal interrupts may be about to look at it
   interrupted = true;
-  [[maybe_unused]] const ssize_t written = ::write(wakeups.write, "", 1);
+  [[maybe_unused]] const ssize_t written = ::write(wakeups_write, "", 1);
   errno = before;
 }
 
 }  // namespace
 
 void catch_interrupts(Patience patience) {
+  open_wakeups();
   interrupted = false;
-  for (char byte; ::read(wakeups.read, &byte, 1) == 1;) {
+  for (char byte; ::read(wakeups_read, &byte, 1) == 1;) {
   }
   alarm(0);
   struct sigaction late = {};
@@ -63,7 +63,7 @@ void catch_interrupts(Patience patience) {
 }
 
 bool wait_for_input(int file) {
-  std::array<pollfd, 2> awaited = {{{file, POLLIN, 0}, {wakeups.read, POLLIN, 0}}};
+  std::array<pollfd, 2> awaited = {{{file, POLLIN, 0}, {wakeups_read, POLLIN, 0}}};
   while (!interrupted && poll(awaited.data(), awaited.size(), -1) < 0) {
   }
   return !interrupted && awaited[1].revents == 0;
