@@ -1,6 +1,7 @@
 #include "cli/decode_flags.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <climits>
@@ -275,7 +276,9 @@ void DecodeFlags::add_engine_to(CLI::App& app) {
       ->capture_default_str();
   engines->add_option("--rpc", llama.rpc_servers, "Servers of firp rpc-server: HOST:PORT,...")
       ->delimiter(',')
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      // libllama writes to a server that may be gone: an error with a message, not the end of us.
+      ->each([](const std::string&) { signal(SIGPIPE, SIG_IGN); });
 }
 
 void DecodeFlags::add_draft_to(CLI::App& app) {

@@ -1,6 +1,7 @@
 #include "cli/terminal.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -38,6 +39,10 @@ std::string duration(double seconds) {
 
 void flush_output() {
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+    if (errno == EPIPE) {  // where --rpc has the signal ignored, too, a reader that has gone ends us
+      signal(SIGPIPE, SIG_DFL);
+      raise(SIGPIPE);
+    }
     throw Error(fmt::format("cannot write the output: {}", std::strerror(errno)));
   }
 }
