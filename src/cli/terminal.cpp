@@ -39,7 +39,8 @@ std::string duration(double seconds) {
 
 void flush_output() {
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
-    if (errno == EPIPE) {  // where --rpc has the signal ignored, too, a reader that has gone ends us
+    // A reader that has gone ends us without a word, where --rpc has the signal ignored, too.
+    if (errno == EPIPE) {
       signal(SIGPIPE, SIG_DFL);
       raise(SIGPIPE);
     }
