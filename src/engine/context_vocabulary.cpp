@@ -21,8 +21,13 @@ void ContextVocabulary::follow(std::span<const Token> context, const std::vector
   const std::size_t row_bytes = ggml_row_size(type, d);
   std::vector<float> values(d);
   for (std::size_t i = before; i < tokens_.size(); ++i) {
+    std::byte* const row = rows_.data() + i * row_bytes;
+    if (type == head.type) {
+      std::ranges::copy(head.data.subspan(tokens_[i] * row_bytes, row_bytes), row);
+      continue;
+    }
     dequantize_row(head, tokens_[i], values);
-    ggml_quantize_chunk(type, values.data(), rows_.data() + i * row_bytes, 0, 1, d, nullptr);
+    ggml_quantize_chunk(type, values.data(), row, 0, 1, d, nullptr);
   }
   const Tensor rows = {
       .name = head.name, .type = type, .shape = {d, packed_.outputs(), 1, 1}, .data = rows_};

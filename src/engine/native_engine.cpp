@@ -282,15 +282,15 @@ std::vector<Proposal> NativeEngine::propose(std::span<const std::vector<int>> an
     for (BestTokens& row : best) {
       for (TokenLogit& each : row.tokens) each.token = heads.vocabulary[each.token];
     }
-  }
-  std::size_t done = 0;
-  for (const std::vector<int>& of_anchor : anchors) {
-    if (heads.vocabulary.empty() || of_anchor.empty()) continue;
-    const int sequence = rows()[of_anchor.front()].sequence;
-    s.add_context_tokens(sequence, contexts().tokens(sequence),
-                         std::span(indices).subspan(done, of_anchor.size()),
-                         std::span(best).subspan(done, of_anchor.size()));
-    done += of_anchor.size();
+    std::size_t done = 0;
+    for (const std::vector<int>& of_anchor : anchors) {
+      if (of_anchor.empty()) continue;
+      const int sequence = rows()[of_anchor.front()].sequence;
+      s.add_context_tokens(sequence, contexts().tokens(sequence),
+                           std::span(indices).subspan(done, of_anchor.size()),
+                           std::span(best).subspan(done, of_anchor.size()));
+      done += of_anchor.size();
+    }
   }
   std::vector<Proposal> proposals;
   auto next = best.begin();
