@@ -50,7 +50,7 @@ std::vector<float> DraftHead::take_states(std::span<const std::span<const float>
   const int rank = sequential_.front().state.outputs();
   std::vector<float> inner(states.size() * static_cast<std::size_t>(rank));
   state_input_.resize(1, static_cast<int>(head_.columns()));
-  pool_.run([&](int thread) {
+  pool_.run_on_free_cores([&](int thread) {
     for (std::size_t i = 0; i < states.size(); ++i) {
       if (thread == 0) std::ranges::copy(states[i], state_input_.values(0));
       pool_.barrier(thread);
@@ -80,12 +80,12 @@ std::vector<std::vector<Candidate>> DraftHead::correct(int step, const BestToken
   inner_input_.resize(parents, rank);
   const auto dequantize_share = [&](const Tensor& matrix, int count, auto token_of, auto row_of,
                                     int thread) {
-    const auto [begin, end] = share(count, thread, pool_.size());
+    const auto [begin, end] = share(count, thread, pool_.running());
     for (int i = begin; i < end; ++i) {
       dequantize_row(matrix, token_of(i), {row_of(i), static_cast<std::size_t>(d)});
     }
   };
-  pool_.run([&](int thread) {
+  pool_.run_on_free_cores([&](int thread) {
     dequantize_share(
         token_embedding_, parents, [&](int i) { return previous[i]; },
         [&](int i) { return token_input_.values(i); }, thread);
@@ -95,7 +95,7 @@ std::vector<std::vector<Candidate>> DraftHead::correct(int step, const BestToken
     pool_.barrier(thread);
     multiply(head.token, token_input_, products_.data(), rank, thread);
     pool_.barrier(thread);
-    const auto [first, last] = share(parents, thread, pool_.size());
+    const auto [first, last] = share(parents, thread, pool_.running());
     const float* const of_state = inner.data() + std::size_t(step - 1) * rank;
     for (int i = first; i < last; ++i) {
       for (int k = 0; k < rank; ++k) {

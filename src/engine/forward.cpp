@@ -84,7 +84,7 @@ void ForwardPass::run(const ForwardTask& task) {
     captured_[i].resize(static_cast<std::size_t>(count) * d_);
   }
   extend_rope_table(std::ranges::max(rows, {}, &PassRow::position).position + 1);
-  pool_.run([this](int thread) { run_thread(thread); });
+  pool_.run_on_free_cores([this](int thread) { run_thread(thread); });
   if (ends_early_) throw Cancelled();
 }
 
@@ -110,7 +110,7 @@ void ForwardPass::finish_rows(int thread) {
   const int count = static_cast<int>(rows_.size());
   if (!medusa_) enter_rows(config_.layers, thread);
   capture(config_.layers, thread);
-  const auto [begin, end] = share(medusa_ ? token_rows_ : count, thread, pool_.size());
+  const auto [begin, end] = share(medusa_ ? token_rows_ : count, thread, pool_.running());
   for (int row = begin; row < end; ++row) {
     const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
     kernels_.scale(residual(row), inverse, weights_.output_norm.data(), d_, final_state(row));
@@ -119,7 +119,7 @@ void ForwardPass::finish_rows(int thread) {
   if (!medusa_ || token_rows_ == count) return;
 
   enter_rows(config_.layers, thread);
-  const auto [first, last] = share(count - token_rows_, thread, pool_.size());
+  const auto [first, last] = share(count - token_rows_, thread, pool_.running());
   for (int row = token_rows_ + first; row < token_rows_ + last; ++row) {
     kernels_.silu_multiply(residual(row), ones_.data(), d_, final_state(row));
     add({source(rows_[row]), static_cast<std::size_t>(d_)}, final_state(row));
@@ -133,7 +133,7 @@ const float* ForwardPass::source(const PassRow& row) {
 }
 
 void ForwardPass::embed(int thread) {
-  const auto [begin, end] = share(token_rows_, thread, pool_.size());
+  const auto [begin, end] = share(token_rows_, thread, pool_.running());
   for (int row = begin; row < end; ++row) {
     dequantize_row(model_.token_embedding(), rows_[row].token,
                    {residual(row), static_cast<std::size_t>(d_)});
@@ -226,7 +226,7 @@ void ForwardPass::make_rows(int first, int anchors, int end, int thread) {
 void ForwardPass::capture(int layer, int thread) {
   const auto at = std::ranges::find(capture_layers_, layer);
   if (at == capture_layers_.end()) return;
-  const auto [begin, end] = share(states_after(layer), thread, pool_.size());
+  const auto [begin, end] = share(states_after(layer), thread, pool_.running());
   std::copy(residual(begin), residual(end),
             captured_[at - capture_layers_.begin()].data() + static_cast<std::size_t>(begin) * d_);
 }
@@ -282,7 +282,7 @@ void ForwardPass::attention(int layer, int thread) {
 
   // Per row and KV head: its query heads, its key and its value get bias, norm and rotation; key
   // and value go to the row's scratch slot.
-  const auto [first_task, end_task] = share(active * config_.kv_heads, thread, pool_.size());
+  const auto [first_task, end_task] = share(active * config_.kv_heads, thread, pool_.running());
   for (int task = first_task; task < end_task; ++task) {
     const int row = task % active;  // keys of neighbouring rows share cache lines
     const int kv_head = task / active;
@@ -405,7 +405,7 @@ void ForwardPass::feed_forward(int layer, int thread) {
 void ForwardPass::normalize(const std::vector<float>& weight,
                             std::initializer_list<const PackedMatrix*> readers, int thread) {
   const int groups = normed_.group_count();
-  const auto [begin, end] = share(normed_.rows() * groups, thread, pool_.size());
+  const auto [begin, end] = share(normed_.rows() * groups, thread, pool_.running());
   for (int unit = begin; unit < end;) {
     const int row = unit / groups;
     const int first = unit % groups;
@@ -429,7 +429,7 @@ void ForwardPass::normalize(const std::vector<float>& weight,
 void ForwardPass::prepare(Activations& x, const PackedMatrix& reader, int thread) const {
   const ActivationForm form = kernels_.form(reader.format().kind);
   const int groups = x.group_count();
-  const auto [begin, end] = share(x.rows() * groups, thread, pool_.size());
+  const auto [begin, end] = share(x.rows() * groups, thread, pool_.running());
   for (int unit = begin; unit < end;) {
     const int first = unit % groups;
     const int last = std::min(groups, first + end - unit);
@@ -467,7 +467,7 @@ void ForwardPass::multiply(std::span<const Product> products, const Activations&
 
 const std::byte* ForwardPass::share_of(const PackedMatrix* matrix, int thread) const {
   if (matrix == nullptr) return nullptr;
-  return matrix->block(share(matrix->blocks(), thread, pool_.size()).begin);
+  return matrix->block(share(matrix->blocks(), thread, pool_.running()).begin);
 }
 
 const float* ForwardPass::captured(int row, int layer) const {
@@ -477,7 +477,7 @@ const float* ForwardPass::captured(int row, int layer) const {
 }
 
 void ForwardPass::prepare_head(const PackedMatrix& head, std::span<const int> rows, int thread) {
-  const auto [begin, end] = share(static_cast<int>(rows.size()), thread, pool_.size());
+  const auto [begin, end] = share(static_cast<int>(rows.size()), thread, pool_.running());
   for (int i = begin; i < end; ++i) {
     std::ranges::copy(final_state(rows[i]), head_input_.values(i));
     kernels_.prepare(head_input_, i, 0, head_input_.group_count(),
@@ -489,7 +489,7 @@ void ForwardPass::run_head(const PackedMatrix& head, std::span<const int> rows,
                            std::span<float> logits) {
   if (rows.empty()) return;
   head_input_.resize(static_cast<int>(rows.size()), d_);
-  pool_.run([&](int thread) {
+  pool_.run_on_free_cores([&](int thread) {
     begin_profile(thread);
     prepare_head(head, rows, thread);
     barrier(thread, Phase::kHead);
@@ -507,7 +507,7 @@ void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> ro
   constexpr int kChunkBlocks = kHeadChunk / kBlockOutputs;
   head_input_.resize(row_count, d_);
   chunk_sums_.resize(static_cast<std::size_t>(sums ? chunks * row_count : 0));
-  pool_.run([&](int thread) {
+  pool_.run_on_free_cores([&](int thread) {
     begin_profile(thread);
     prepare_head(head, rows, thread);
     std::vector<BestTokens>& own = thread_best_[thread];
@@ -549,8 +549,9 @@ void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> ro
   for (int row = 0; row < row_count; ++row) {
     std::vector<TokenLogit>& tokens = best[row].tokens;
     tokens.clear();
-    for (const std::vector<BestTokens>& own : thread_best_) {
-      tokens.insert(tokens.end(), own[row].tokens.begin(), own[row].tokens.end());
+    for (int thread = 0; thread < pool_.running(); ++thread) {
+      const std::vector<TokenLogit>& own = thread_best_[thread][row].tokens;
+      tokens.insert(tokens.end(), own.begin(), own.end());
     }
     std::ranges::sort(tokens, [](const TokenLogit& a, const TokenLogit& b) {
       return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);

@@ -118,5 +118,39 @@ TEST(ThreadPool, OthersDoWhatAHeldUpThreadHasLeft) {
   }
 }
 
+TEST(ThreadPool, PassesLeaveOutAThreadThatIsHeldUpAndTakeItBack) {
+  ThreadPool pool(3);
+  constexpr int kCount = 97;
+  constexpr auto kTooLong = std::chrono::seconds(120);  // on a machine that others use
+  const auto start = std::chrono::steady_clock::now();
+  bool fewer = false, more_again = false;
+  while (!more_again && std::chrono::steady_clock::now() - start < kTooLong) {
+    std::vector<std::atomic<int>> units(kCount);
+    std::atomic<int> ran{0}, wrong{0};
+    pool.run_on_free_cores([&](int thread) {
+      ++ran;
+      // A thread is held up as long as by another program's turn, or all take as long as a pass.
+      const bool held_up = !fewer && thread == 2;
+      std::this_thread::sleep_for(std::chrono::milliseconds(held_up ? 10 : 1));
+      pool.barrier(thread);
+      wrong += ran != pool.running();
+      pool.divide(thread, kCount, /*grain=*/4, [&](int begin, int end, bool) {
+        for (int unit = begin; unit < end; ++unit) ++units[unit];
+      });
+    });
+    EXPECT_EQ(wrong, 0);
+    for (const std::atomic<int>& times : units) ASSERT_EQ(times, 1);
+    more_again = fewer && pool.running() == 3;
+    if (!fewer) {
+      fewer = pool.running() < 3;
+      std::atomic<int> all{0};
+      pool.run([&](int) { ++all; });
+      EXPECT_EQ(all, 3) << "all threads, however many passes run on";
+    }
+  }
+  EXPECT_TRUE(fewer);
+  EXPECT_TRUE(more_again);
+}
+
 }  // namespace
 }  // namespace firp
