@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <thread>
 #include <vector>
 
@@ -11,6 +10,7 @@
 #include "bench/timing.h"
 #include "kernels/amx_shapes.h"
 #include "kernels/kernels.h"
+#include "model/last_level_cache.h"
 #include "model/usable_cores.h"
 
 #if defined(__x86_64__)
@@ -279,15 +279,6 @@ double measure_multiply_adds(ThreadPool& pool, double (*work)()) {
 }
 
 }  // namespace
-
-std::size_t last_level_cache_bytes() {
-  // Linux's own account: glibc's sysconf gives the sum of all caches of an AMD processor, even of
-  // those that a virtual machine does not have.
-  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
-  std::size_t kibibytes = 0;
-  file >> kibibytes;
-  return kibibytes > 0 ? kibibytes << 10 : std::size_t{32} << 20;
-}
 
 std::size_t out_of_cache_bytes() {
   return std::max(std::size_t{256} << 20, 4 * last_level_cache_bytes() + 1);

@@ -43,9 +43,6 @@ class MemoryReader {
   std::vector<AlignedBytes> memory_;  // a part for each thread
 };
 
-/// Bytes of the last-level cache; 32 MiB where the system does not tell.
-std::size_t last_level_cache_bytes();
-
 /// Memory that must be read in turn, at least, for each read to come from memory: more than 4 times
 /// the last-level cache.
 std::size_t out_of_cache_bytes();

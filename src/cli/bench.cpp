@@ -15,6 +15,7 @@
 #include "bench/random_weights.h"
 #include "bench/report.h"
 #include "bench/sessions_bench.h"
+#include "bench/simulation.h"
 #include "bench/synthetic_model.h"
 #include "cli/bench_methods.h"
 #include "cli/decode_flags.h"
@@ -24,6 +25,7 @@
 #include "decode/conversation.h"
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
+#include "model/ggml_log.h"
 
 namespace firp {
 namespace {
@@ -56,6 +58,8 @@ struct BenchFlags {
   bool load = false;
   std::vector<int> sessions;
   std::string synthetic;
+  std::filesystem::path record;
+  std::filesystem::path acceptance;
   int context = ForwardBenchOptions().context;
 };
 
@@ -276,6 +280,76 @@ int run_sessions(BenchFlags& flags) {
   return 0;
 }
 
+/// An acceptance file of the model.
+int run_record(BenchFlags& flags) {
+  require_writable(flags.record);
+  if (flags.prompts.empty()) flags.prompts = default_prompts();
+  const auto prompts = read_bench_prompts(flags.prompts, flags.limit, /*turns=*/1);
+  const int most = most_tokens(flags.tokens);
+  flags.decode.draft = "firp";
+  const int trees[] = {kMostPlannedNodes};
+  Decoder decoder(flags.decode, trees);
+  catch_interrupts();
+  StatusLine status;
+  const Acceptance acceptance = record_acceptance(
+      decoder.batch, decoder.vocabulary, decoder.options, prompts, most,
+      [&](int done, int total) { status.show(fmt::format("{} of {} prompts", done, total)); },
+      interrupted);
+  status.clear();
+  if (interrupted) return kExitInterrupted;
+  write_text(acceptance_text(acceptance), flags.record);
+  const auto passes = static_cast<double>(acceptance.passes.size());
+  double accepted = 0;
+  for (const VerifiedTree& pass : acceptance.passes) {
+    accepted += static_cast<double>(pass.accepted.size());
+  }
+  fmt::print("{} passes of {} prompts: {:.2f} tokens a pass with trees of {}\n", passes,
+             prompts.size(), 1 + accepted / passes, kMostPlannedNodes);
+  flush_output();
+  return 0;
+}
+
+int run_simulation(const BenchFlags& flags) {
+  require_at_least(flags.context, 1, "--context");
+  require_at_least(flags.tokens, 1, "-n");
+  if (!flags.json.empty()) require_writable(flags.json);
+  const Acceptance acceptance = read_acceptance(flags.acceptance);
+  const SyntheticModel synthetic(flags.synthetic);
+  const OtherLoad load;
+  NativeEngine engine(synthetic.model(),
+                      {.threads = flags.decode.thread_count(),
+                       .context = flags.context + flags.tokens + 2 * kMostPlannedNodes,
+                       .cache_type = flags.decode.cache_type(),
+                       .rough_drafts = flags.decode.draft_weights == "rounded"});
+  engine.set_heads(random_heads_of(engine.config()));
+  catch_interrupts();
+  StatusLine status;
+  const SimulationOptions options = {.context = flags.context,
+                                     .tokens = flags.tokens,
+                                     .rounds = std::max(3, flags.repeats),
+                                     .trees = flags.method.trees};
+  const SimulationResult result = simulate_drafts(
+      engine, acceptance, options,
+      [&](int done, int total) { status.show(fmt::format("{} of {} runs", done, total)); },
+      interrupted);
+  status.clear();
+  if (result.methods.empty()) return kExitInterrupted;
+  fmt::print(
+      "SIMULATED: passes of {} with random weights, {} threads ({}), context of {}; accepted "
+      "drafts\n"
+      "drawn from {} passes of {}\n{}",
+      engine.config().name, engine.options().threads, engine.isa(), flags.context,
+      acceptance.passes.size(), one_line(acceptance.model), simulation_table(result));
+  tell_of_other_load(load.cores());
+  flush_output();
+  if (!flags.json.empty()) {
+    nlohmann::ordered_json machine = bench_machine(engine, nullptr, {});
+    machine["other_load_cores"] = load.cores();
+    write_json(simulation_json(std::move(machine), result, acceptance), flags.json);
+  }
+  return 0;
+}
+
 int run_compare(const BenchFlags& flags) {
   fmt::print("{}", comparison_text(read_bench_report(flags.compare.front()),
                                    read_bench_report(flags.compare.back())));
@@ -359,8 +433,8 @@ int run_prompts(BenchFlags& flags) {
 }
 
 void require_what_the_mode_needs(const BenchFlags& flags) {
-  if (!flags.synthetic.empty() && !flags.forward && !flags.load) {
-    throw CLI::ValidationError("--synthetic", "needs --forward or --load");
+  if (!flags.synthetic.empty() && !flags.forward && !flags.load && flags.acceptance.empty()) {
+    throw CLI::ValidationError("--synthetic", "needs --forward, --load or --acceptance");
   }
   if (!flags.synthetic.empty() && flags.decode.packed_cache) {
     throw CLI::ValidationError("--packed-cache", "a synthetic model has no file that stays");
@@ -376,6 +450,8 @@ int run_bench_verb(BenchFlags& flags) {
   if (flags.kernels) return run_kernels(flags);
   if (flags.load) return run_load(flags);
   if (!flags.sessions.empty()) return run_sessions(flags);
+  if (!flags.record.empty()) return run_record(flags);
+  if (!flags.acceptance.empty()) return run_simulation(flags);
   return flags.forward ? run_forward(flags) : run_prompts(flags);
 }
 
@@ -416,6 +492,11 @@ With --sessions: what so many sessions come to that share their passes, as those
 T(n), a pass with a row of each on its own context; tokens/s of all together without drafts, over
 those of one session, and as a share of what T(n) allows; and with drafts (--repeats rounds, 3 at least).
 
+With --record and then --synthetic and --acceptance: what drafts would come to with a model that is
+not at hand. Its passes are run with random weights and take the time that they take; accepted is
+what was accepted of the trees of the recorded model, drawn at random. The planner (or --tree)
+chooses. It is a simulation: a larger model may well draft better or worse.
+
 docs/performance.md has more.
 
 Examples:
@@ -432,7 +513,9 @@ Examples:
   firp bench --forward model.gguf --rows 1,8,32 --peer llama.cpp
   firp bench --forward --synthetic llama-7b:q4_0 --peer llama.cpp -t 2
   firp bench --load model.gguf
-  firp bench model.gguf --sessions 1,2,4,8,16)");
+  firp bench model.gguf --sessions 1,2,4,8,16
+  firp bench model.gguf --prompts question.jsonl --record drafts.jsonl
+  firp bench --synthetic llama-7b:q4_1 --acceptance drafts.jsonl --tree 0,4,8)");
   flags->decode.add_model_to(*app);
   app->get_option("--model")->required(false);  // not for --kernels
   CLI::Option* const prompts = app->add_option("--prompts", flags->prompts,
@@ -514,16 +597,38 @@ Examples:
                    "llama-3b, llama-7b, llama-8b, smollm2-135m")
       ->excludes(prompts)
       ->excludes(app->get_option("--model"));
-  speed->add_option("--context", flags->context, "Tokens that stand before the rows of a pass")
-      ->needs(forward)
-      ->capture_default_str();
+  CLI::Option* const record =
+      speed->add_option("--record", flags->record,
+                        "Decode the prompts and write what is accepted of each draft tree to this "
+                        "file, for --acceptance");
+  CLI::Option* const acceptance =
+      speed
+          ->add_option(
+              "--acceptance", flags->acceptance,
+              "Simulate drafts: passes of the --synthetic model, of whose trees as much is "
+              "accepted as of those in this file")
+          ->needs(app->get_option("--synthetic"));
+  for (CLI::Option* const mode : {record, acceptance}) {
+    for (const char* const other : {"--report", "--compare", "--kernels", "--forward", "--load",
+                                    "--sessions", "--peer", "--methods", "--rivals"}) {
+      mode->excludes(app->get_option(other));
+    }
+  }
+  CLI::Option* const context =
+      speed->add_option("--context", flags->context, "Tokens that stand before the rows of a pass")
+          ->capture_default_str();
   speed->add_option("--rows", flags->rows, "Numbers of rows, for --kernels or --forward")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->excludes(prompts)
       ->default_str("1,2,4,8,16,32");
 
-  app->callback([flags] { require_what_the_mode_needs(*flags); });
+  app->callback([flags, context] {
+    if (!context->empty() && !flags->forward && flags->acceptance.empty()) {
+      throw CLI::ValidationError("--context", "needs --forward or --acceptance");
+    }
+    require_what_the_mode_needs(*flags);
+  });
   return {app, [flags] { return run_bench_verb(*flags); }};
 }
 

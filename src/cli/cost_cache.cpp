@@ -31,7 +31,7 @@ std::string stamp(const std::filesystem::path& path) {
 std::string key_of(const Engine& engine, const std::filesystem::path& model,
                    const std::filesystem::path& heads) {
   const EngineOptions& options = engine.options();
-  return fmt::format("9|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
+  return fmt::format("10|{}|{}|{} threads|cache {}|rough {}|{}|{}", cpu_name(), engine.isa(),
                      options.threads, static_cast<int>(options.cache_type), options.rough_drafts,
                      stamp(model), stamp(heads));
 }
@@ -70,7 +70,8 @@ std::optional<PassCosts> read(const std::filesystem::path& path, const std::stri
   try {
     if (json.at("key") != key) return std::nullopt;
     PassCosts costs{.draft_seconds = json.at("draft_seconds").get<std::vector<double>>(),
-                    .position_seconds = json.at("position_seconds")};
+                    .position_seconds = json.at("position_seconds"),
+                    .keeps_weights = json.at("keeps_weights")};
     for (const auto& [rows, seconds] : json.at("verify_seconds").items()) {
       costs.verify_seconds[std::stoi(rows)] = seconds;
     }
@@ -84,7 +85,8 @@ std::optional<PassCosts> read(const std::filesystem::path& path, const std::stri
 nlohmann::ordered_json json_of(const std::string& key, const PassCosts& costs) {
   nlohmann::ordered_json json = {{"key", key},
                                  {"draft_seconds", costs.draft_seconds},
-                                 {"position_seconds", costs.position_seconds}};
+                                 {"position_seconds", costs.position_seconds},
+                                 {"keeps_weights", costs.keeps_weights}};
   for (const auto& [rows, seconds] : costs.verify_seconds) {
     json["verify_seconds"][std::to_string(rows)] = seconds;
   }

@@ -20,9 +20,6 @@ namespace firp {
 
 inline const std::vector<std::string> kDraftNames = {"none", "firp", "ngram", "firp+ngram"};
 
-/// The size of a draft tree that stands for "as many nodes as pay": the planner chooses.
-inline constexpr int kPlannedTree = 0;
-
 /// A --seed that stands for another one each time.
 inline constexpr std::int64_t kRandomSeed = -1;
 /// What a --seed stands for: for a random one, where it is kRandomSeed.

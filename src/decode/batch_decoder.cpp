@@ -194,11 +194,7 @@ void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double 
     if (part.reads || part.is_undecided()) continue;
     Session& session = *part.session;
     session.stats_.expected_tokens += session.plan_->calibration.expected_tokens(part.tree);
-    std::vector<int> accepted;
-    for (std::size_t i = 1; i < part.path.size(); ++i) {
-      accepted.push_back(part.path[i] - part.first_row - 1);
-    }
-    verified.push_back({*session.plan_, part.tree, std::move(accepted), part.context});
+    verified.push_back({*session.plan_, part.tree, part.accepted_nodes(), part.context});
   }
   const double expected_seconds = planner_->observe_pass(verified, reading, before + seconds);
   for (const Part& part : parts) {

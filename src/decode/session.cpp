@@ -201,6 +201,12 @@ void Session::choose(Part& part, std::span<const float> logits) const {
 }
 
 /// Takes in what its part of the pass decoded.
+std::vector<int> Session::Part::accepted_nodes() const {
+  std::vector<int> nodes;
+  for (std::size_t i = 1; i < path.size(); ++i) nodes.push_back(path[i] - first_row - 1);
+  return nodes;
+}
+
 void Session::absorb(const Part& part) {
   for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
   alone_ = part.ends_at_tie;
@@ -210,6 +216,7 @@ void Session::absorb(const Part& part) {
   stats_.drafted += std::ssize(part.tree);
   stats_.tokens += std::ssize(part.decoded);
   decoded_ = part.decoded;
+  verified_ = {part.tree, part.accepted_nodes()};
 }
 
 /// Whether the source can draft behind the part's path, which ended.

@@ -43,6 +43,12 @@ struct DecodedToken {
   bool drafted;  ///< an accepted draft; false: the model's own token at the end of a path
 };
 
+/// A draft tree, and those of its nodes that the model would have written, root to leaf.
+struct VerifiedTree {
+  DraftTree tree;
+  std::vector<int> accepted;
+};
+
 /// Where sequences share passes, the seconds of a pass count for each of them.
 struct DecodeStats {
   long long tokens = 0;
@@ -93,6 +99,8 @@ class Session {
   const std::vector<Token>& tokens() const { return tokens_; }
   /// What the last pass decoded; nothing where it read, or the session was not in it.
   std::span<const DecodedToken> decoded() const { return decoded_; }
+  /// What the last pass that decoded verified.
+  const VerifiedTree& verified() const { return verified_; }
   /// Whether given tokens are to be run before the next one can be decoded.
   bool is_reading() const { return unseen() > 1; }
   int adopted() const { return adopted_; }  ///< tokens that other sequences had run
@@ -119,6 +127,7 @@ class Session {
     bool ends_at_tie = false;
 
     bool is_undecided() const { return !reads && path.empty(); }
+    std::vector<int> accepted_nodes() const;  ///< of the tree
   };
 
   int unseen() const { return static_cast<int>(tokens_.size()) - seen(); }
@@ -149,6 +158,7 @@ class Session {
   bool alone_ = false;  ///< the next pass has the last token's row and no other: it was near a tie
   NgramSource ngrams_;
   std::vector<DecodedToken> decoded_;
+  VerifiedTree verified_;
   int adopted_ = 0;
   int most_seen_ = 0;                 ///< before it gave up its place, perhaps
   double undecided_seconds_ = 0;      ///< of passes since the last one that decoded

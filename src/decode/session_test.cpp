@@ -179,6 +179,27 @@ TEST_F(Sessions, LookaheadFindsTextThatRepeats) {
   EXPECT_LT(drafted.stats.forwards, 100);
 }
 
+TEST_F(Sessions, SaysWhatWasVerifiedAndAccepted) {
+  Session session(decoder_, {.tree_nodes = 12});
+  session.append(kPrompt);
+  int accepted = 0;
+  for (int pass = 0; pass < 40; ++pass) {
+    const std::span<const DecodedToken> decoded = session.step();
+    const VerifiedTree& verified = session.verified();
+    ASSERT_EQ(verified.accepted.size() + 1, decoded.size());
+    EXPECT_EQ(verified.tree.size(), pass == 0 ? 0u : 12u);
+    int last = kRoot;
+    for (std::size_t i = 0; i < verified.accepted.size(); ++i) {
+      const DraftNode& node = verified.tree[verified.accepted[i]];
+      EXPECT_EQ(node.parent, last);
+      EXPECT_EQ(node.token, decoded[i].token);
+      last = verified.accepted[i];
+      ++accepted;
+    }
+  }
+  EXPECT_GT(accepted, 0);
+}
+
 TEST_F(Sessions, StopsWhereItIsTold) {
   const Text plain = run({.method = DraftMethod::kNone});
   for (const int max_tokens : {0, 1, 2, 3, 50}) {

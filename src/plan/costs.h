@@ -33,6 +33,9 @@ struct PassCosts {
   std::vector<double> draft_seconds;
   /// What a row adds for each position of its context: attention.
   double position_seconds = 0;
+  /// Whether the last-level cache may keep the model's weights from a pass to the next: then plain
+  /// passes take longer after others, until the weights are back.
+  bool keeps_weights = true;
 
   double verify(const PassSize& size) const;
   /// Of rows of one sequence.

@@ -25,12 +25,12 @@ void Drifts::observe(int rows, bool drafted, bool plain, double ratio) {
   undrafted_run_ = drafted ? 0 : undrafted_run_ + 1;
   until_plain_ = std::max(0, until_plain_ - 1);
   plain_unseen_ = std::min(plain_unseen_ + 1, kSoon);
-  if (undrafted_run_ <= kSettling) run_ratio_ = drifts_[false].ratio(rows);
-  if (!follow_ || (!drafted && undrafted_run_ <= kSettling)) return;
+  if (undrafted_run_ <= settling_) run_ratio_ = drifts_[false].ratio(rows);
+  if (!follow_ || (!drafted && undrafted_run_ <= settling_)) return;
   drifts_[drafted].observe(rows, ratio);
   if (drafted || !plain) return;
   plain_unseen_ = 0;
-  if (undrafted_run_ < kSettling + kSeen) return;
+  if (undrafted_run_ < settling_ + kSeen) return;
   const double change = drifts_[false].ratio(rows) / run_ratio_ - 1;
   const bool known = std::abs(change) < kExpectedShare || undrafted_run_ > kSoon;
   until_plain_ = known ? kLongestWithoutPlain : kSoon;

@@ -32,20 +32,22 @@ class Drift {
 
 /// The drifts of passes that pseudo rows did not draft for, and of those that they did.
 ///
-/// Passes of one kind disturb those of another: behind drafting, a plain pass of a small model on a
+/// Passes of one kind disturb those of another: after drafting, a plain pass of a small model on a
 /// Xeon takes 4.4 ms where it takes 3.3 among its like, and it is over ten passes until the weights
-/// are back in the cache. So only plain passes that have settled tell what plain ones take. It is
-/// the machine's last passes that matter, whichever sequences they were of.
+/// are back in the cache. So only plain passes that have settled tell what plain ones take. Where
+/// no cache holds the weights, all have. It is the machine's last passes that matter, whichever
+/// sequences they were of.
 class Drifts {
  public:
-  static constexpr int kSettling = 16;  ///< passes behind drafting that have not settled
+  /// Passes after drafting that have not settled.
+  static constexpr int settling(const PassCosts& costs) { return costs.keeps_weights ? 16 : 0; }
   /// Where nothing was seen of settled plain passes for long, they are made until so many were.
   static constexpr int kSeen = 4;
   /// How far times must differ from the expected ones to be another moment's, and no noise.
   static constexpr double kExpectedShare = 0.1;
 
   /// `follow`: whether the times that are seen count; not for a machine that is only imagined.
-  explicit Drifts(bool follow) : follow_(follow) {}
+  Drifts(const PassCosts& costs, bool follow) : settling_(settling(costs)), follow_(follow) {}
 
   double ratio(int rows, bool drafted) const { return drifts_[drafted].ratio(rows); }
   /// A pass took `ratio` of what was measured for its rows. `plain`: it verified no drafts.
@@ -65,6 +67,7 @@ class Drifts {
   static constexpr int kSoon = 64;
   static constexpr int kLongestWithoutPlain = 512;
 
+  int settling_;
   bool follow_;
   std::array<Drift, 2> drifts_;  ///< [drafted]
   int undrafted_run_ = 0;

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "draft/draft_tree.h"
 #include "engine/token_chain.h"
+#include "model/last_level_cache.h"
 
 namespace firp {
 namespace {
@@ -113,7 +114,7 @@ void make_ascending(std::vector<double>& seconds) {
 }  // namespace
 
 PassCosts measure_costs(Engine& engine) {
-  PassCosts costs;
+  PassCosts costs = {.keeps_weights = engine.weight_bytes() <= last_level_cache_bytes()};
   const int room = std::min(engine.options().context, engine.options().max_rows);
   const int sequence = engine.add_sequence();
   const auto extend_to = [&](int length) {

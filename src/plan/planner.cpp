@@ -19,7 +19,7 @@ constexpr double kFarWeight = 1.0 / 4;
 }  // namespace
 
 Planner::Planner(PassCosts costs, bool follow)
-    : costs_(std::move(costs)), drifts_(follow), follow_(follow) {
+    : costs_(std::move(costs)), drifts_(costs_, follow), follow_(follow) {
   joint_drafting_.fill(1);
   for (int company = 0; company < kCompanies; ++company) latest_[company].company_kind = company;
 }
@@ -58,6 +58,7 @@ PlainPasses Planner::plain_passes(const PassSize& size, int sequences) const {
           .drift = drifts_.ratio(sequences, false),
           .drift_is_old = drifts_.plain_is_unseen(),
           .run = drifts_.undrafted_run(),
+          .settling = Drifts::settling(costs_),
           .sequences = sequences};
 }
 

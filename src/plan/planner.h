@@ -12,6 +12,9 @@
 
 namespace firp {
 
+/// The size of a draft tree that stands for "as many nodes as pay": the planner chooses.
+inline constexpr int kPlannedTree = 0;
+
 /// What else is in the passes of a sequence: other sequences, and prompts that are read.
 struct Company {
   int sequences = 0;         ///< that decode

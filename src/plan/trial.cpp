@@ -10,7 +10,9 @@ namespace {
 constexpr int kTrialSteps = 3;
 constexpr double kTrialShare = 0.01;  // of the time, that trials lose
 constexpr int kLongestPause = 256;
-constexpr int kSettled = Drifts::kSettling + Drifts::kSeen;  // passes behind a trial
+
+/// Passes after a trial until enough were seen that have settled.
+int settled(const PlainPasses& plain) { return plain.settling + Drifts::kSeen; }
 
 }  // namespace
 
@@ -33,17 +35,17 @@ void Trial::observe_undrafted(bool settles, double ratio, const PlainPasses& pla
   ++undrafted_run_;
   if (pause_ == 0) return;
   // Where others drafted meanwhile, it is not this trial that plain passes have to settle from.
-  if (settles && undrafted_run_ <= std::min(Drifts::kSettling, plain.run)) {
+  if (settles && undrafted_run_ <= std::min(plain.settling, plain.run)) {
     settling_ratios_ += ratio;
     ++settling_passes_;
   }
   // Later passes are of another moment: they say nothing of how those took longer.
-  if (undrafted_run_ <= kSettled) pause_ = pause_for(plain);
+  if (undrafted_run_ <= settled(plain)) pause_ = pause_for(plain);
   // Held against a time that has turned out to be too short, the trial may have paid after all.
   // Where that time had been seen just before, most of such a change is noise.
   const double enough = was_blind_ ? 1 : 1 + Drifts::kExpectedShare;
   const bool paid =
-      undrafted_run_ >= kSettled && (1 + profit_) * plain.drift / plain_drift_ > enough;
+      undrafted_run_ >= settled(plain) && (1 + profit_) * plain.drift / plain_drift_ > enough;
   if (paid || undrafted_run_ >= pause_) pause_ = steps_ = 0;
 }
 
@@ -55,7 +57,7 @@ int Trial::pause_for(const PlainPasses& plain) const {
   // The share is that of the trials of all sequences.
   const double share = kTrialShare / plain.sequences;
   const double passes = lost / (share * plain.drift * plain.measured_seconds);
-  return static_cast<int>(std::clamp<double>(passes, kSettled, kLongestPause));
+  return static_cast<int>(std::clamp<double>(passes, settled(plain), kLongestPause));
 }
 
 }  // namespace firp

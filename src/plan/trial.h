@@ -8,6 +8,7 @@ struct PlainPasses {
   double drift;             ///< what it takes by now, over that
   bool drift_is_old;        ///< no such pass was seen lately
   int run;                  ///< of the passes up to now, those that nobody drafted for
+  int settling;             ///< of them, those that have not settled
   int sequences;            ///< that share the pass
 };
 
