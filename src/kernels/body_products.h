@@ -128,7 +128,8 @@ inline void store_tile(const TileTask& task, const F32x16 (&result)[kRows][kBloc
 template <int kBits>
 inline Codes load_plane(const std::byte* planes, int v, int to) {
   constexpr int kVectors = 8 / kBits;  // of a plane
-  return shifted(load_codes(planes + 64 * (v / kVectors)), to - kBits * (v % kVectors));
+  const Codes plane = in_register(load_codes(planes + 64 * (v / kVectors)));
+  return shifted(plane, to - kBits * (v % kVectors));
 }
 
 /// Code vector v of half a quarter: inputs 4 v .. 4 v + 3 of 16 outputs. `low`, `high`: where the

@@ -27,11 +27,10 @@
 //   if it defines FIRP_EXPAND_CODES: store_code_bytes(std::byte*, Codes): 64 bytes, aligned
 //   kTileRows: rows of a tile at most; kWideBlocks, kWideFloatBlocks: its blocks, as many as the
 //   registers allow; kRegisterSums: results, rows times blocks, that stay in registers between
-//   groups, where more wait in memory; kFewRows: with up to so many, a tile of codes has one block, also where it has
-//   fewer than kFewProducts inputs of all rows together; kFewFloatBlocks: blocks of a tile of
-//   floats that has all rows
-//   kAttentionHeads, kAttentionVectors: query heads times vectors of positions (or of a head's
-//   elements) at a time
+//   groups, where more wait in memory; kFewRows: with up to so many, a tile of codes has one block,
+//   also where it has fewer than kFewProducts inputs of all rows together; kFewFloatBlocks: blocks
+//   of a tile of floats that has all rows kAttentionHeads, kAttentionVectors: query heads times
+//   vectors of positions (or of a head's elements) at a time
 
 // Attention uses what stands before it, so the order matters.
 // clang-format off

@@ -162,6 +162,7 @@ inline Codes load_codes(const std::byte* p) {
   __builtin_memcpy(codes.byte, p, 64);
   return codes;
 }
+inline Codes in_register(Codes x) { return x; }
 inline Codes shifted(Codes x, int left) {
   for (std::uint8_t& byte : x.byte) {
     byte = static_cast<std::uint8_t>(left < 0 ? byte >> -left : byte << left);

@@ -119,6 +119,8 @@ inline void store_code_bytes(std::byte* p, Codes x) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(p), x.low);
   _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), x.high);
 }
+/// There are too few of them.
+inline Codes in_register(Codes x) { return x; }
 inline Codes shifted(Codes x, int left) {
   using Words = unsigned short [[gnu::vector_size(32)]];
   const auto half = [left](__m256i bytes) {

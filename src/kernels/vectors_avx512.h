@@ -73,6 +73,11 @@ inline int store_codes(std::int8_t* p, I32x16 x) {
 }
 
 inline Codes load_codes(const std::byte* p) { return _mm512_loadu_si512(p); }
+/// Loaded once for all uses: as an operand of each, it would wait for its cache line each time.
+inline Codes in_register(Codes x) {
+  asm("" : "+v"(x));
+  return x;
+}
 inline Codes shifted(Codes x, int left) {
   using Words = unsigned short [[gnu::vector_size(64)]];
   const auto words = reinterpret_cast<Words>(x);

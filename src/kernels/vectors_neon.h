@@ -146,6 +146,7 @@ inline Codes load_codes(const std::byte* p) {
   const auto* const at = reinterpret_cast<const std::uint8_t*>(p);
   return {{vld1q_u8(at), vld1q_u8(at + 16), vld1q_u8(at + 32), vld1q_u8(at + 48)}};
 }
+inline Codes in_register(Codes x) { return x; }
 inline Codes shifted(Codes x, int left) {
   return each<Codes>([=](uint8x16_t b) -> uint8x16_t { return left < 0 ? b >> -left : b << left; },
                      x);
