@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes a GGUF file's matrices as BF16 or F16: the same model, of a type that it was not quantised to.
+"""Writes a GGUF file's matrices in another type: the same model, but for what that rounds.
 
-usage: dequantise.py IN.gguf OUT.gguf bf16|f16 [NOISE]      (needs `pip install gguf`)
+usage: dequantise.py IN.gguf OUT.gguf TYPE [NOISE]      (needs `pip install gguf`)
 
-Of each weight its nearest BF16 or F16; what lies in the file as F32 stays. NOISE (0.05, say) moves every
+TYPE: bf16, f16, q8_0, q5_1, q5_0, q4_1 or q4_0. What lies in the file as F32 stays. NOISE (0.05, say) moves every
 weight at random by about that share of its matrix's RMS: a model of its own, whose weights do not lie on
 the grid of IN's type, so that to round them again loses what it would lose elsewhere.
 """
@@ -14,7 +14,7 @@ import numpy
 
 source, target, wanted, *noise = sys.argv[1:]
 random = numpy.random.default_rng(1)
-kind = {"bf16": gguf.GGMLQuantizationType.BF16, "f16": gguf.GGMLQuantizationType.F16}[wanted]
+kind = gguf.GGMLQuantizationType[wanted.upper()]
 reader = gguf.GGUFReader(source)
 writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
 for name, field in reader.fields.items():

@@ -182,8 +182,8 @@ void DecodeFlags::add_model_to(CLI::App& app) {
 
 void DecodeFlags::add_threads_to(CLI::App& app) {
   app.add_option("-t,--threads", threads,
-                 "Threads; 0: one per core that this program may use, by its affinity and its "
-                 "container's CPU quota (default)");
+                 "Threads at most; 0: one per core that this program may use, by its affinity and "
+                 "its container's CPU quota (default). While other programs take cores, fewer run");
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {

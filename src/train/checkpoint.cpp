@@ -21,6 +21,10 @@ std::string describe(const ModelIdentity& base) {
 
 }  // namespace
 
+std::filesystem::path checkpoint_path(const TrainOptions& options) {
+  return options.output.string() + ".checkpoint";
+}
+
 void write_checkpoint(const Checkpoint& checkpoint, const std::filesystem::path& path) {
   torch::serialize::OutputArchive archive;
   const auto put = [&](const std::string& key, c10::IValue value) { archive.write(key, value); };

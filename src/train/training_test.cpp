@@ -1,5 +1,3 @@
-#include "train/training.h"
-
 #include <gtest/gtest.h>
 
 #include <random>
@@ -9,8 +7,10 @@
 #include "model/full_disk.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
-#include "train/regression.h"
+#include "train/by_distillation.h"
+#include "train/by_regression.h"
 #include "train/training_log.h"
+#include "train/training_run.h"
 
 namespace firp {
 namespace {
@@ -58,13 +58,11 @@ class TrainingTest : public ::testing::Test {
     std::atomic<bool> stop{false};
     TrainOptions now = options(0);
     now.log = log_;
-    return train_on_texts(
-        model_, engine, checkpoint, now,
-        [&](const TrainProgress& progress) {
-          if (progress.phase != TrainPhase::kDistillation || progress.done == 0) return;
-          if (progress.done >= stop_after) stop = true;
-        },
-        stop);
+    const auto on_progress = [&](const TrainProgress& progress) {
+      if (progress.phase != TrainPhase::kDistillation || progress.done == 0) return;
+      if (progress.done >= stop_after) stop = true;
+    };
+    return train_by_distillation(model_, engine, TrainingRun(checkpoint, now, on_progress, stop));
   }
 
   Heads heads() const { return read_heads(directory_ / "heads.gguf", &model_.file()); }
@@ -261,14 +259,13 @@ TEST_F(TrainingTest, RegressionOnAnyEngineMakesHeads) {
   const auto train_with = [&](Engine& engine) {
     const std::atomic<bool> stop{false};
     first_loss = 0;
-    return train_by_regression(
-        *file, engine, checkpoint, options(0),
-        [&](const TrainProgress& progress) {
-          if (progress.phase != TrainPhase::kDistillation) return;
-          if (first_loss == 0) first_loss = progress.loss;
-          last_loss = progress.loss;
-        },
-        stop);
+    const auto on_progress = [&](const TrainProgress& progress) {
+      if (progress.phase != TrainPhase::kDistillation) return;
+      if (first_loss == 0) first_loss = progress.loss;
+      last_loss = progress.loss;
+    };
+    return train_by_regression(*file, engine,
+                               TrainingRun(checkpoint, options(0), on_progress, stop));
   };
   LlamaEngine llama(file, {.threads = 1, .context = 256, .positions = 512, .max_rows = 64}, {});
   const TrainReport report = train_with(llama);

@@ -1,4 +1,4 @@
-#include "train/regression.h"
+#include "train/by_regression.h"
 
 #include <fmt/format.h>
 #include <torch/torch.h>
@@ -12,10 +12,8 @@
 #include "decode/batch_decoder.h"
 #include "engine/token_chain.h"
 #include "train/distillation.h"
-#include "train/phase.h"
 #include "train/ridge.h"
 #include "train/teacher.h"
-#include "train/training.h"
 
 namespace firp {
 namespace {
@@ -171,8 +169,9 @@ struct LossHead {
 };
 
 SequentialHeads train_sequence(std::span<const RowStates> texts, const LossHead& head,
-                               const TokenMatrix& embedding, const TrainOptions& options,
-                               Phase& phase, const std::atomic<bool>& stop) {
+                               const TokenMatrix& embedding, TrainingRun& run) {
+  const TrainOptions& options = run.planned();
+  Phase phase = run.begin(TrainPhase::kDistillation);
   std::vector<torch::Tensor> states, before, targets, probabilities;
   for (const RowStates& text : texts) {
     states.push_back(text.states);
@@ -202,7 +201,8 @@ SequentialHeads train_sequence(std::span<const RowStates> texts, const LossHead&
   const std::int64_t rows = kAnchorsAnUpdate * steps;
   const torch::Tensor weights = torch::full({rows}, 1.0f / static_cast<float>(rows));
   double loss_sum = 0;
-  for (int update = 1; update <= updates && !stop; ++update) {
+  run.report.updates = run.report.planned_updates = updates;
+  for (int update = 1; update <= updates && !run.stopped(); ++update) {
     std::vector<std::int64_t> chosen(kAnchorsAnUpdate);
     for (std::int64_t& anchor : chosen) anchor = static_cast<std::int64_t>(generator() % anchors);
     const torch::Tensor at = torch::tensor(chosen);
@@ -229,8 +229,9 @@ SequentialHeads train_sequence(std::span<const RowStates> texts, const LossHead&
 }
 
 /// Decoding itself, behind the prompts of some held-out texts.
-TokensPerForward decode_texts(Engine& engine, std::span<const Text* const> texts, Phase& phase,
-                              const std::atomic<bool>& stop) {
+TokensPerForward decode_texts(Engine& engine, std::span<const Text* const> texts,
+                              TrainingRun& run) {
+  Phase phase = run.begin(TrainPhase::kEvaluation);
   TokensPerForward result;
   const std::pair<int, float*> trees[] = {
       {0, &result.chain}, {8, &result.tree8}, {16, &result.tree16}, {32, &result.tree32}};
@@ -245,7 +246,7 @@ TokensPerForward decode_texts(Engine& engine, std::span<const Text* const> texts
       session.append(std::span(text->tokens).first(text->answer_begin));
       stats += generate(
           session, kMeasuredTokens, [](Token) { return false; },
-          [&](const DecodedToken&) { return !stop; });
+          [&](const DecodedToken&) { return !run.stopped(); });
       phase.update(++done, std::ssize(trees) * std::ssize(texts));
     }
     *rate = static_cast<float>(stats.tokens) /
@@ -262,140 +263,125 @@ std::vector<float> shares(const std::vector<long long>& counts, long long of) {
   return result;
 }
 
+/// Ridge regression of hidden states alone.
+Maps fit_maps(Engine& engine, const TokenMatrix& embedding, std::span<const Text* const> texts,
+              TrainingRun& run) {
+  const TrainOptions& planned = run.planned();
+  const int layers[] = {run.report.layer};
+  Phase phase = run.begin(TrainPhase::kWarmStart);
+  std::optional<RidgeRegression> regression;
+  std::vector<torch::Tensor> states, behind;  // of the first texts
+  const auto begin_regression = [&] {
+    regression.emplace(
+        run.report.layer, planned.draft_steps, torch::cat(states),
+        planned.token_input ? std::optional(one_over_rms(torch::cat(behind))) : std::nullopt);
+    for (std::size_t i = 0; i < states.size(); ++i) regression->add(states[i], behind[i]);
+  };
+  for (const Text* const text : texts) {
+    if (run.stopped()) throw Cancelled();
+    torch::Tensor hidden = run_hidden(engine, *text, layers).front();
+    torch::Tensor embeddings = embedding.rows(tokens_behind(text->tokens, hidden.size(0)));
+    if (regression) {
+      regression->add(hidden, embeddings);
+    } else {
+      states.push_back(std::move(hidden));
+      behind.push_back(std::move(embeddings));
+      if (std::ssize(states) == kSampledTexts) begin_regression();
+    }
+    const long long anchors = regression ? regression->anchors() : 0;
+    phase.update(planned.draft_steps * std::min(anchors, kRidgeAnchors) / kRidgeAnchors,
+                 planned.draft_steps);
+    if (anchors >= kRidgeAnchors) break;
+  }
+  if (!regression) begin_regression();
+  return regression->solve();
+}
+
+/// The rows that the engine's maps make.
+struct MeasuredRows {
+  std::vector<RowStates> train;
+  std::vector<float> top1, top5;  ///< on held-out texts
+};
+
+MeasuredRows read_rows(Engine& engine, std::span<const Text* const> fitted,
+                       std::span<const Text* const> held_out, TrainingRun& run) {
+  const TrainOptions& planned = run.planned();
+  const int steps = planned.draft_steps;
+  Phase phase = run.begin(TrainPhase::kCapture);
+  StateReader reader(engine, steps);
+  std::vector<long long> top1(steps), top5(steps);
+  long long measured = 0;
+  for (const Text* const text : held_out) {
+    if (run.stopped()) throw Cancelled();
+    const RowStates states = reader.read(*text);
+    for (int step = 0; step < steps; ++step) {
+      top1[step] += states.top1[step];
+      top5[step] += states.top5[step];
+    }
+    measured += states.anchors;
+  }
+  MeasuredRows rows = {.train = {}, .top1 = shares(top1, measured), .top5 = shares(top5, measured)};
+  const std::size_t bytes_an_anchor =
+      sizeof(float) * steps * engine.config().hidden_size +
+      (sizeof(float) + sizeof(std::int64_t)) * steps * kTeacherTokens;
+  const auto most = static_cast<long long>(kStateBytes / bytes_an_anchor);
+  long long done = 0, total = 0, anchors = 0;
+  for (const Text* const text : fitted) total += std::ssize(text->tokens);
+  for (const Text* const text : fitted) {
+    if (run.stopped()) throw Cancelled();
+    RowStates states = reader.read(*text);
+    if (states.anchors == 0) continue;
+    anchors += states.anchors;
+    rows.train.push_back(std::move(states));
+    done += std::ssize(text->tokens);
+    phase.update(done, total);
+    if (planned.sequence_rank == 0 || anchors >= most) break;
+  }
+  if (rows.train.empty()) throw Error("there is too little training text");
+  run.report.rows = anchors * steps;
+  return rows;
+}
+
 }  // namespace
 
-TrainReport train_by_regression(const GgufFile& model, Engine& engine, Checkpoint checkpoint,
-                                const TrainOptions& options,
-                                const std::function<void(const TrainProgress&)>& on_progress,
-                                const std::atomic<bool>& stop) {
-  if (options.method == HeadsMethod::kMedusa) {
+TrainReport train_by_regression(const GgufFile& model, Engine& engine, TrainingRun run) try {
+  const TrainOptions& planned = run.planned();
+  if (planned.method == HeadsMethod::kMedusa) {
     throw Error("Medusa's heads are trained for the native engine's architectures only");
   }
-  const TrainOptions& planned = checkpoint.options;
-  const auto begin_phase = [&](TrainPhase phase) {
-    return Phase(phase, &checkpoint.phase_minutes[static_cast<int>(phase)], on_progress);
-  };
-  TrainReport report;
-  report.layer = planned.layer > 0 ? planned.layer : usual_layer(engine);
-  report.texts = std::ssize(checkpoint.texts);
+  run.report.layer = planned.layer > 0 ? planned.layer : usual_layer(engine);
   std::vector<const Text*> fitted, held_out;
-  for (const Text& text : checkpoint.texts) {
+  for (const Text& text : run.checkpoint.texts) {
     (text.held_out ? held_out : fitted).push_back(&text);
-    report.answer_tokens += text.answer_tokens();
   }
-  report.held_out_texts = std::ssize(held_out);
-  const auto stopped = [&] {
-    report.stopped = true;
-    std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
-    return report;
-  };
-
   const Tensor& token_embedding = model.get_tensor("token_embd.weight");
   const Tensor* const own_head = model.find_tensor("output.weight");
   const Tensor& head = own_head != nullptr ? *own_head : token_embedding;
   const TokenMatrix embedding(token_embedding);
-  const int layers[] = {report.layer};
-  std::optional<RidgeRegression> regression;
-  {
-    Phase phase = begin_phase(TrainPhase::kWarmStart);
-    std::vector<torch::Tensor> states, behind;  // of the first texts
-    const auto begin_regression = [&] {
-      regression.emplace(
-          report.layer, planned.draft_steps, torch::cat(states),
-          planned.token_input ? std::optional(one_over_rms(torch::cat(behind))) : std::nullopt);
-      for (std::size_t i = 0; i < states.size(); ++i) regression->add(states[i], behind[i]);
-    };
-    for (const Text* const text : fitted) {
-      if (stop) return stopped();
-      torch::Tensor hidden = run_hidden(engine, *text, layers).front();
-      torch::Tensor embeddings = embedding.rows(tokens_behind(text->tokens, hidden.size(0)));
-      if (regression) {
-        regression->add(hidden, embeddings);
-      } else {
-        states.push_back(std::move(hidden));
-        behind.push_back(std::move(embeddings));
-        if (std::ssize(states) == kSampledTexts) begin_regression();
-      }
-      const long long anchors = regression ? regression->anchors() : 0;
-      phase.update(planned.draft_steps * std::min(anchors, kRidgeAnchors) / kRidgeAnchors,
-                   planned.draft_steps);
-      if (anchors >= kRidgeAnchors) break;
-    }
-    if (!regression) begin_regression();
-  }
-  Maps maps = regression->solve();
-  Heads heads = to_heads(maps, checkpoint.base);
+
+  Maps maps = fit_maps(engine, embedding, fitted, run);
+  Heads heads = to_heads(maps, run.checkpoint.base);
   engine.set_heads(heads);
-
-  // The rows that the maps make, in the model.
-  std::vector<RowStates> train_states;
-  RowStates measured;
-  {
-    Phase phase = begin_phase(TrainPhase::kCapture);
-    StateReader reader(engine, planned.draft_steps);
-    const std::size_t bytes_an_anchor =
-        sizeof(float) * planned.draft_steps * engine.config().hidden_size +
-        (sizeof(float) + sizeof(std::int64_t)) * planned.draft_steps * kTeacherTokens;
-    const auto most = static_cast<long long>(kStateBytes / bytes_an_anchor);
-    measured.top1.assign(planned.draft_steps, 0);
-    measured.top5.assign(planned.draft_steps, 0);
-    for (const Text* const text : held_out) {
-      if (stop) return stopped();
-      const RowStates states = reader.read(*text);
-      for (int step = 0; step < planned.draft_steps; ++step) {
-        measured.top1[step] += states.top1[step];
-        measured.top5[step] += states.top5[step];
-      }
-      measured.anchors += states.anchors;
-    }
-    long long done = 0, total = 0;
-    for (const Text* const text : fitted) total += static_cast<long long>(text->tokens.size());
-    for (const Text* const text : fitted) {
-      if (stop) return stopped();
-      RowStates states = reader.read(*text);
-      if (states.anchors == 0) continue;
-      report.rows += states.anchors * planned.draft_steps;
-      train_states.push_back(std::move(states));
-      const long long anchors = report.rows / planned.draft_steps;
-      done += static_cast<long long>(text->tokens.size());
-      phase.update(done, total);
-      if (planned.sequence_rank == 0 || anchors >= most) break;
-    }
-  }
-  if (train_states.empty()) throw Error("there is too little training text");
-
-  const LossHead loss_head(head, train_states);
+  const MeasuredRows rows = read_rows(engine, fitted, held_out, run);
+  const LossHead loss_head(head, rows.train);
   if (planned.sequence_rank > 0) {
-    Phase phase = begin_phase(TrainPhase::kDistillation);
-    maps.sequence = train_sequence(train_states, loss_head, embedding, planned, phase, stop);
-    report.updates = report.planned_updates =
-        planned.updates > 0 ? planned.updates : kUpdatesOfSequence;
-    heads = to_heads(maps, checkpoint.base);
+    maps.sequence = train_sequence(rows.train, loss_head, embedding, run);
+    heads = to_heads(maps, run.checkpoint.base);
   }
   if (head.rows() > static_cast<std::int64_t>(kDraftVocabulary)) {
     const std::int64_t* const ranked = loss_head.ranked.data_ptr<std::int64_t>();
     heads.draft_vocabulary.assign(ranked, ranked + kDraftVocabulary);
   }
   engine.set_heads(heads);
-  report.evaluation.top1 = shares(measured.top1, measured.anchors);
-  report.evaluation.top5 = shares(measured.top5, measured.anchors);
-  {
-    Phase phase = begin_phase(TrainPhase::kEvaluation);
-    const auto some =
-        std::span(held_out).first(std::min<std::size_t>(held_out.size(), kMeasuredTexts));
-    TokensPerForward& decoded =
-        planned.sequence_rank > 0 ? report.evaluation.sequence : report.evaluation.maps;
-    decoded = decode_texts(engine, some, phase, stop);
-  }
-  std::ranges::copy(checkpoint.phase_minutes, report.phase_minutes);
-  heads.training = training_record(report, options);
-  write_heads(heads, options.output);
-  report.heads_written = true;
-  if (!stop) {
-    std::error_code ignored;
-    std::filesystem::remove(checkpoint_path(options), ignored);
-  }
-  return report;
+  Evaluation evaluation = {.top1 = rows.top1, .top5 = rows.top5};
+  TokensPerForward& decoded = planned.sequence_rank > 0 ? evaluation.sequence : evaluation.maps;
+  decoded = decode_texts(
+      engine, std::span(held_out).first(std::min<std::size_t>(held_out.size(), kMeasuredTexts)),
+      run);
+  run.report.stopped = run.stopped();
+  return run.end_with(std::move(heads), evaluation);
+} catch (const Cancelled&) {
+  return run.end_without_heads();
 }
 
 }  // namespace firp
