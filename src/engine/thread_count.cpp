@@ -29,11 +29,15 @@ void ThreadCount::observe(double seconds, double waited_seconds) {
   // lost for all. With a thread fewer, and a core for each, one thread's work is lost.
   const double lost_share = now_ > 1 ? waited_seconds_ / seconds_ / (now_ - 1) : 0;
   begin_window();
-  if (lost_share * now_ > 1) {
+  const bool loses = lost_share * now_ > 1;
+  // Once is nothing: as passes begin, Linux may have two threads on a core for some milliseconds.
+  const bool believed = tries_ || lost_before_;
+  lost_before_ = loses;
+  if (loses && believed) {
     pause_seconds_ =
         tries_ ? std::min(2 * pause_seconds_, kLongestPauseSeconds) : kShortestPauseSeconds;
     until_trial_seconds_ = pause_seconds_;
-    tries_ = false;
+    tries_ = lost_before_ = false;
     --now_;
   } else if (now_ < most_ && until_trial_seconds_ <= 0) {
     tries_ = true;

@@ -25,7 +25,8 @@ class ThreadCount {
   int passes_ = 0;
   double seconds_ = 0;
   double waited_seconds_ = 0;
-  bool tries_ = false;        ///< whether they try one thread more
+  bool lost_before_ = false;  ///< whether the passes before these were too slow
+  bool tries_ = false;        ///< whether these try one thread more
   double pause_seconds_ = 0;  ///< of passes, from a trial that failed to the next one
   double until_trial_seconds_ = 0;
 };

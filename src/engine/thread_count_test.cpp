@@ -49,6 +49,15 @@ TEST(ThreadCount, ShortWaitsChangeNothing) {
   }
 }
 
+TEST(ThreadCount, OneSlowPassChangesNothing) {
+  ThreadCount count(2);
+  count.observe(0.060, 0.055);  // the first, while both threads share a core
+  for (int i = 0; i < 100; ++i) {
+    count.observe(0.002, 0);
+    ASSERT_EQ(count.now(), 2);
+  }
+}
+
 TEST(ThreadCount, LeavesTakenCoresToOtherPrograms) {
   for (const int taken : {1, 3}) {
     const Machine busy{.cores = 4, .taken = taken};
