@@ -9,6 +9,7 @@ both sides. A round runs every program once, one after the other; the table has 
 """
 import argparse
 import json
+import pathlib
 import shlex
 import statistics
 import subprocess
@@ -25,11 +26,12 @@ def run(command):
 
 def ours(args):
     """Seconds of a pass by the number of sequences."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "sessions.json")
         run([args.firp, "bench", args.model, "--sessions", args.sessions, "-t", str(args.threads),
-             "-n", str(args.tokens), "--json", file.name])
+             "-n", str(args.tokens), "--json", str(path)])
         return {each["sessions"]: each["sessions"] / each["plain_tokens_per_second"]
-                for each in json.load(file)["results"]}
+                for each in json.loads(path.read_text())["results"]}
 
 
 def peer(program, args):

@@ -59,6 +59,11 @@ refuses 1 '--min-p must be between' generate "${prompt[@]}" --min-p 1.5
 refuses 2 'gpu-layers' generate "${prompt[@]}" -ngl many
 refuses 1 '--tree must be at least 1' generate "${prompt[@]}" --tree -1
 refuses 2 'engine' generate "${prompt[@]}" --engine gpu
+refuses 1 '--logit-bias needs TOKEN' generate "${prompt[@]}" --logit-bias 5
+refuses 1 '--logit-bias needs TOKEN' generate "${prompt[@]}" --logit-bias 49152+1
+refuses 1 '--logit-bias needs TOKEN' generate "${prompt[@]}" --logit-bias 5+x
+refuses 1 '--typical must be between 0 and 1' generate "${prompt[@]}" --typical 2
+refuses 1 '--xtc-probability must be between' generate "${prompt[@]}" --xtc-probability -1
 refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --temp 1
 refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --repeat-penalty 1.1
 refuses 1 'there is no CUDA7 \(there are: none, ' generate "${prompt[@]}" --device CUDA7

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <charconv>
 #include <climits>
 #include <cmath>
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include "cli/cost_cache.h"
 #include "cli/interrupt.h"
 #include "engine/native_engine.h"
+#include "model/ggml_log.h"
 #include "model/message.h"
 #include "model/usable_cores.h"
 
@@ -67,7 +69,7 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
     throw Error(fmt::format("--tree must be at most {}", kLargestTree));
   }
   if (flags.exact && tokens_to_sample_from(flags.sampling) != 1) {
-    throw Error("--exact is for greedy decoding: it goes without --temp and --repeat-penalty");
+    throw Error("--exact is for greedy decoding: it goes without --temp and penalties");
   }
   SamplingOptions sampling = flags.sampling;
   constexpr float kAnyPositive = 1e30f;
@@ -76,11 +78,51 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   require_between(sampling.min_p, -kAnyPositive, 1, "--min-p");
   require_between(sampling.repeat_penalty, 1e-3f, kAnyPositive, "--repeat-penalty");
   require_at_least(sampling.repeat_last_n, -1, "--repeat-last-n");
+  require_between(sampling.presence_penalty, -kAnyPositive, kAnyPositive, "--presence-penalty");
+  require_between(sampling.frequency_penalty, -kAnyPositive, kAnyPositive, "--frequency-penalty");
+  require_between(sampling.typical_p, 0, 1, "--typical");
+  require_between(sampling.top_n_sigma, -kAnyPositive, kAnyPositive, "--top-nsigma");
+  require_between(sampling.xtc_probability, 0, 1, "--xtc-probability");
+  require_between(sampling.xtc_threshold, 0, 1, "--xtc-threshold");
+  require_between(sampling.dynatemp_range, 0, kAnyPositive, "--dynatemp-range");
+  require_between(sampling.dynatemp_exponent, 0, kAnyPositive, "--dynatemp-exp");
   sampling.seed = seed_of(flags.seed.value_or(kRandomSeed));
   return {.sampling = sampling,
           .drafting = flags.drafting == "in-pass" ? Drafting::kInPass : Drafting::kDeferred,
           .tree_nodes = largest_tree,
           .chain = flags.chain};
+}
+
+/// TOKEN+BIAS or TOKEN-BIAS.
+TokenLogit parse_logit_bias(const std::string& text, int vocabulary) {
+  const std::size_t sign = text.find_first_of("+-");
+  const std::string bias = sign == std::string::npos ? "" : text.substr(sign);
+  int token = -1;
+  float value = NAN;
+  const auto [token_end, token_error] =
+      std::from_chars(text.data(), text.data() + text.size() - bias.size(), token);
+  const std::size_t skipped = bias.starts_with('+') ? 1 : 0;  // from_chars knows no plus
+  const auto [bias_end, bias_error] =
+      std::from_chars(bias.data() + skipped, bias.data() + bias.size(), value);
+  const bool whole = token_error == std::errc() && bias_error == std::errc() &&
+                     token_end == text.data() + text.size() - bias.size() &&
+                     bias_end == bias.data() + bias.size();
+  if (!whole || token < 0 || token >= vocabulary || std::isnan(value) || value == INFINITY) {
+    throw Error(fmt::format("--logit-bias needs TOKEN+BIAS or TOKEN-BIAS, TOKEN 0 to {}, not '{}'",
+                            vocabulary - 1, one_line(text)));
+  }
+  return {token, value};
+}
+
+std::vector<TokenLogit> logit_bias_of(const DecodeFlags& flags, const Vocabulary& vocabulary) {
+  std::vector<TokenLogit> biases;
+  for (const std::string& text : flags.logit_bias) {
+    biases.push_back(parse_logit_bias(text, vocabulary.size()));
+  }
+  if (flags.ignore_eos) {
+    for (const Token token : vocabulary.end_tokens()) biases.push_back({token, -INFINITY});
+  }
+  return biases;
 }
 
 /// Room for a chunk of the prompt, and for a tree with the pseudo rows of every node.
@@ -215,6 +257,40 @@ void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help
       ->add_option("--repeat-last-n", sampling.repeat_last_n,
                    "Tokens that count as repeated; 0: none, -1: the whole context")
       ->capture_default_str();
+  sampled
+      ->add_option("--presence-penalty", sampling.presence_penalty,
+                   "Taken from the logit of a token that has occurred; 0: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--frequency-penalty", sampling.frequency_penalty,
+                   "The same, as often as it has; 0: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--typical,--typical-p", sampling.typical_p,
+                   "Only the tokens that surprise as much as is to be expected and sum to P; 1: "
+                   "off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--top-nsigma,--top-n-sigma", sampling.top_n_sigma,
+                   "No logit more than N standard deviations below the greatest; -1: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--xtc-probability", sampling.xtc_probability,
+                   "How often to leave out all likely tokens but the least likely of them; 0: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--xtc-threshold", sampling.xtc_threshold,
+                   "From what probability on a token is likely, for that; above 0.5: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--dynatemp-range", sampling.dynatemp_range,
+                   "By how much the temperature follows how many tokens are likely; 0: off")
+      ->capture_default_str();
+  sampled->add_option("--dynatemp-exp", sampling.dynatemp_exponent, "And with which exponent")
+      ->capture_default_str();
+  sampled->add_option("-l,--logit-bias", logit_bias,
+                      "TOKEN+BIAS or TOKEN-BIAS: added to the logit of a token, by its number");
+  sampled->add_flag("--ignore-eos", ignore_eos, "Never end before -n tokens");
   sampled->add_option("-s,--seed", seed, "Seed; -1: another one each time (default)");
 
   CLI::App* drafted = app.add_option_group("Drafting");
@@ -361,6 +437,7 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
         return std::make_unique<Planner>(cached_costs(engine, flags.model, heads_path));
       }()),
       batch(engine, planner.get()) {
+  options.sampling.logit_bias = logit_bias_of(flags, vocabulary);
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
   options.ngrams = drafts_ngrams(flags);
   if (flags.exact && !loaded.model) {

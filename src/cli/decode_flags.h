@@ -49,6 +49,8 @@ struct DecodeFlags {
   std::string cache_type_k = "f16", cache_type_v = "f16";
   std::optional<std::int64_t> seed;
   SamplingOptions sampling;
+  std::vector<std::string> logit_bias;  ///< TOKEN+BIAS or TOKEN-BIAS
+  bool ignore_eos = false;
   std::string colour = "auto";
 
   std::string engine = "auto";  ///< or native, llama

@@ -40,7 +40,10 @@ std::vector<BatchDecoder::Part> BatchDecoder::schedule(std::span<Session* const>
   rows_.clear();
   ++passes_;
   std::vector<Session*> order(sessions.begin(), sessions.end());
-  for (Session* const session : order) session->decoded_.clear();
+  for (Session* const session : order) {
+    session->decoded_.clear();
+    session->probabilities_.clear();
+  }
   for (Session* const session : order) session->begin_pass();
   std::ranges::stable_sort(order, {}, &Session::last_pass_);
   if (order.front()->alone_) {
@@ -125,7 +128,8 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   const auto add_rows = [&rows](const Part& part) {
     for (int row = 0; row < part.token_rows; ++row) rows.push_back(part.first_row + row);
   };
-  int most = 1;  // tokens that any of them chooses from
+  int most = 1;  // tokens that any of them chooses from, or tells of
+  bool sums = false;
   const auto by_best = [](const Part& part) {
     return !part.reads && tokens_to_sample_from(part.session->options_.sampling) > 0;
   };
@@ -133,10 +137,12 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
     if (!by_best(part)) continue;
     add_rows(part);
     const int enough = tokens_to_sample_from(part.session->options_.sampling);
-    most = std::max({most, enough, part.session->ties_matter(pass) ? 2 : 1});
+    const int likeliest = part.session->options_.likeliest;
+    most = std::max({most, enough, likeliest, part.session->ties_matter(pass) ? 2 : 1});
+    sums = sums || likeliest >= 0;
   }
   if (!rows.empty()) {
-    std::span<const BestTokens> best = pass.best_tokens(rows, most);
+    std::span<const BestTokens> best = pass.best_tokens(rows, most, sums);
     for (Part& part : parts) {
       if (!by_best(part)) continue;
       part.session->choose(part, pass, best.first(part.token_rows));

@@ -89,6 +89,129 @@ TEST(Sampler, RepetitionPenaltyOfMinusOneHitsTheWholeContext) {
   EXPECT_EQ(sample_token(kLogits, history, 0, options), 1);
 }
 
+TEST(Sampler, PresenceCountsOnceAndFrequencyEachTime) {
+  const std::vector<float> logits = {5.0f, 4.0f, 3.5f};
+  const std::vector<Token> history = {0, 0, 0, 1};
+  SamplingOptions options;
+  options.presence_penalty = 1.2f;
+  EXPECT_EQ(sample_token(logits, history, 0, options), 0);  // 3.8, 2.8, 3.5
+  options.presence_penalty = 0;
+  options.frequency_penalty = 0.45f;
+  EXPECT_EQ(sample_token(logits, history, 0, options), 0);  // 3.65, 3.55, 3.5
+  options.frequency_penalty = 0.51f;
+  EXPECT_EQ(sample_token(logits, history, 0, options), 2);  // 3.47, 3.49, 3.5
+  options.repeat_last_n = 1;
+  EXPECT_EQ(sample_token(logits, history, 0, options), 0);
+  options.repeat_last_n = 0;
+  options.frequency_penalty = 100;
+  EXPECT_EQ(sample_token(logits, history, 0, options), 0);
+}
+
+TEST(Sampler, BiasesAreAddedAndInfinityForbids) {
+  SamplingOptions options;
+  options.logit_bias = {{4, 4.5f}};
+  EXPECT_EQ(sample_token(kLogits, {}, 0, options), 4);
+  options.logit_bias = {{1, -std::numeric_limits<float>::infinity()}};
+  EXPECT_EQ(sample_token(kLogits, {}, 0, options), 3);
+  SamplingOptions drawn = plain_sampling();
+  drawn.temperature = 5;
+  drawn.logit_bias = {{1, -std::numeric_limits<float>::infinity()}, {2, -1e9f}};
+  for (const int top_k : {0, 4}) {
+    drawn.top_k = top_k;
+    const std::map<Token, int> counts = histogram(drawn, 2000);
+    EXPECT_EQ(counts.count(1), 0u);
+    EXPECT_EQ(counts.count(2), 0u);
+    EXPECT_GT(counts.at(3), 0);
+  }
+}
+
+TEST(Sampler, TopNSigmaKeepsWhatIsNearTheGreatest) {
+  SamplingOptions options = plain_sampling();
+  options.temperature = 10;
+  options.top_n_sigma = 1;  // the deviation of kLogits is 1.49
+  EXPECT_EQ(histogram(options, 4000).size(), 3u);
+  options.top_n_sigma = 2;
+  EXPECT_EQ(histogram(options, 4000).size(), 4u);
+  options.top_n_sigma = 3;
+  EXPECT_EQ(histogram(options, 4000).size(), 6u);
+}
+
+TEST(Sampler, TypicalTokensAreThoseOfExpectedSurprise) {
+  // Probabilities of 0.4, 0.2, 0.2, 0.2: an entropy of 1.33, nearer to the three's 1.61 than to the
+  // first one's 0.92.
+  const std::vector<float> logits = {std::log(0.4f), std::log(0.2f), std::log(0.2f),
+                                     std::log(0.2f)};
+  SamplingOptions options = plain_sampling();
+  options.typical_p = 0.5f;
+  std::map<Token, int> counts;
+  for (int position = 0; position < 2000; ++position) {
+    ++counts[sample_token(logits, {}, position, options)];
+  }
+  EXPECT_EQ(counts.count(0), 0u);
+  EXPECT_EQ(counts.size(), 3u);
+}
+
+TEST(Sampler, XtcLeavesOutAllLikelyTokensButOneNowAndThen) {
+  SamplingOptions options = plain_sampling();
+  options.xtc_threshold = 0.1f;  // the threes have 0.37 each, the two 0.14
+  options.xtc_probability = 1;
+  const std::map<Token, int> always = histogram(options, 2000);
+  EXPECT_EQ(always.count(1) + always.count(3), 0u);
+  EXPECT_GT(always.at(2), 1000);
+  options.xtc_probability = 0.5f;
+  const double share = histogram(options, 4000)[1] / 4000.0;
+  EXPECT_NEAR(share, 0.5 * 0.37, 0.04);
+  options.xtc_threshold = 0.3f;  // the threes alone: one of them stays
+  options.xtc_probability = 1;
+  EXPECT_EQ(histogram(options, 2000).count(1), 0u);
+  EXPECT_GT(histogram(options, 2000).at(3), 0);
+  options.xtc_threshold = 0.6f;
+  EXPECT_EQ(histogram(options, 2000), histogram(plain_sampling(), 2000));
+  // A greedy answer loses its best tokens, too.
+  options.xtc_threshold = 0.1f;
+  options.temperature = 0;
+  EXPECT_EQ(tokens_to_sample_from(options), 0);
+  EXPECT_EQ(sample_token(kLogits, {}, 0, options), 2);
+}
+
+TEST(Sampler, TheDynamicTemperatureFollowsHowEvenTheTokensAre) {
+  SamplingOptions options = plain_sampling();
+  options.dynatemp_range = 1;  // between 0 and 2
+  const std::vector<float> sure = {20, 0, 0, 0}, even = {1, 1, 1, 1.5f};
+  int others = 0, firsts = 0;
+  for (int position = 0; position < 2000; ++position) {
+    others += sample_token(sure, {}, position, options) != 0;
+    firsts += sample_token(even, {}, position, options) == 3;
+  }
+  EXPECT_EQ(others, 0);
+  const double hot = std::exp(0.25) / (3 + std::exp(0.25));  // at a temperature of nearly 2
+  EXPECT_NEAR(firsts / 2000.0, hot, 0.04);
+}
+
+/// What a sampler leaves out does not depend on whether it saw all logits or the best alone.
+TEST(Sampler, TheBestTokensAndAllLogitsGiveTheSame) {
+  std::mt19937 generator(3);
+  std::normal_distribution<float> normal(0, 3);
+  std::vector<float> logits(500);
+  for (float& logit : logits) logit = normal(generator);
+  std::vector<TokenLogit> best;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    best.push_back({static_cast<Token>(i), logits[i]});
+  }
+  std::ranges::stable_sort(best, std::greater{}, &TokenLogit::logit);
+  best.resize(40);
+  for (const SamplingOptions& options :
+       {SamplingOptions{.temperature = 1, .typical_p = 0.8f},
+        SamplingOptions{.temperature = 1, .xtc_probability = 0.5f},
+        SamplingOptions{.temperature = 0, .xtc_probability = 0.5f},
+        SamplingOptions{.temperature = 0.7f, .dynatemp_range = 0.5f, .dynatemp_exponent = 2}}) {
+    EXPECT_EQ(tokens_to_sample_from(options), 40);
+    for (int position = 0; position < 200; ++position) {
+      ASSERT_EQ(sample_token(logits, {}, position, options), sample_token(best, position, options));
+    }
+  }
+}
+
 TEST(Sampler, ANegativeTopKIsAllTokensAndANegativeTemperatureGreedy) {
   SamplingOptions options = plain_sampling();
   SamplingOptions negative = options;

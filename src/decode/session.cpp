@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/error.h"
@@ -28,6 +29,34 @@ std::unique_ptr<DraftSource> make_source(Engine& engine, const DecodeOptions& op
       return std::make_unique<DraftModelSource>(engine, *options.draft_model);
   }
   return nullptr;
+}
+
+/// `best` holds the token, and as many of the likeliest as there are to be.
+TokenProbability probability_of(Token token, const BestTokens& best, int likeliest) {
+  TokenProbability probability;
+  const auto at = std::ranges::find(best.tokens, token, &TokenLogit::token);
+  probability.log_probability = at->logit - best.log_sum;
+  for (const TokenLogit& each :
+       std::span(best.tokens).first(std::min<std::size_t>(best.tokens.size(), likeliest))) {
+    probability.likeliest.push_back({each.token, each.logit - best.log_sum});
+  }
+  return probability;
+}
+
+TokenProbability probability_of(Token token, std::span<const float> logits, int likeliest) {
+  const float greatest = std::ranges::max(logits);
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(double{logit} - greatest);
+  BestTokens best = {.tokens = {}, .log_sum = static_cast<float>(greatest + std::log(sum))};
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    best.tokens.push_back({static_cast<Token>(i), logits[i]});
+  }
+  const auto better = [](const TokenLogit& a, const TokenLogit& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+  };
+  const auto end = best.tokens.begin() + std::min<std::ptrdiff_t>(likeliest, std::ssize(logits));
+  std::ranges::partial_sort(best.tokens, end, better);
+  return probability_of(token, best, likeliest);
 }
 
 }  // namespace
@@ -184,7 +213,12 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
     const std::span<const TokenLogit> of_row = best[row].tokens;
     if (ties && of_row[0].logit - of_row[1].logit < options_.tie_margin) return std::nullopt;
     const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
-    return sample_token(of_row.first(std::min(enough, of_row.size())), position, options_.sampling);
+    const Token token =
+        sample_token(of_row.first(std::min(enough, of_row.size())), position, options_.sampling);
+    if (options_.likeliest >= 0) {
+      part.probabilities.push_back(probability_of(token, best[row], options_.likeliest));
+    }
+    return token;
   });
 }
 
@@ -193,9 +227,13 @@ void Session::choose(Part& part, std::span<const float> logits) const {
   const std::size_t vocabulary = engine_.config().vocabulary_size;
   std::vector<Token> history = tokens_;
   walk(part, [&](int row) -> std::optional<Token> {
-    const Token token = sample_token(logits.subspan(row * vocabulary, vocabulary), history,
-                                     static_cast<int>(history.size()), options_.sampling);
+    const std::span<const float> of_row = logits.subspan(row * vocabulary, vocabulary);
+    const Token token =
+        sample_token(of_row, history, static_cast<int>(history.size()), options_.sampling);
     history.push_back(token);
+    if (options_.likeliest >= 0) {
+      part.probabilities.push_back(probability_of(token, of_row, options_.likeliest));
+    }
     return token;
   });
 }
@@ -216,6 +254,7 @@ void Session::absorb(const Part& part) {
   stats_.drafted += std::ssize(part.tree);
   stats_.tokens += std::ssize(part.decoded);
   decoded_ = part.decoded;
+  probabilities_ = part.probabilities;
   verified_ = {part.tree, part.accepted_nodes()};
 }
 

@@ -33,6 +33,9 @@ struct DecodeOptions {
   /// next by less than this beside other rows is decided by a pass of its row alone. 0: never.
   /// Only where decoding is greedy and nothing is penalised.
   float tie_margin = 0;
+  /// Of each token that is decoded its probability, and so many of the likeliest tokens in its
+  /// place (Session::probabilities); -1: not asked for.
+  int likeliest = -1;
   /// Whether what other sequences hold of its tokens is taken from them; not where reading is to be
   /// measured.
   bool adopts = true;
@@ -41,6 +44,12 @@ struct DecodeOptions {
 struct DecodedToken {
   Token token;
   bool drafted;  ///< an accepted draft; false: the model's own token at the end of a path
+};
+
+/// What the model itself says of a token that was decoded, whatever sampling made of it.
+struct TokenProbability {
+  float log_probability = 0;
+  std::vector<TokenLogit> likeliest = {};  ///< in its place, best first: log probabilities
 };
 
 /// A draft tree, and those of its nodes that the model would have written, root to leaf.
@@ -99,6 +108,8 @@ class Session {
   const std::vector<Token>& tokens() const { return tokens_; }
   /// What the last pass decoded; nothing where it read, or the session was not in it.
   std::span<const DecodedToken> decoded() const { return decoded_; }
+  /// Of each token of decoded(), where DecodeOptions::likeliest asks for it.
+  std::span<const TokenProbability> probabilities() const { return probabilities_; }
   /// What the last pass that decoded verified.
   const VerifiedTree& verified() const { return verified_; }
   /// Whether given tokens are to be run before the next one can be decoded.
@@ -124,6 +135,7 @@ class Session {
     // What comes of it:
     std::vector<int> path;  ///< rows to commit; none where the root is too near a tie
     std::vector<DecodedToken> decoded;
+    std::vector<TokenProbability> probabilities;
     bool ends_at_tie = false;
 
     bool is_undecided() const { return !reads && path.empty(); }
@@ -158,6 +170,7 @@ class Session {
   bool alone_ = false;  ///< the next pass has the last token's row and no other: it was near a tie
   NgramSource ngrams_;
   std::vector<DecodedToken> decoded_;
+  std::vector<TokenProbability> probabilities_;
   VerifiedTree verified_;
   int adopted_ = 0;
   int most_seen_ = 0;                 ///< before it gave up its place, perhaps

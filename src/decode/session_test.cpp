@@ -57,7 +57,17 @@ std::vector<SamplingOptions> samplings() {
           {.temperature = 0.8f, .seed = 1},
           {.temperature = 1.5f, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 2},
           {.repeat_penalty = 1.3f},
-          {.temperature = 1.0f, .repeat_penalty = 1.2f, .repeat_last_n = 8, .seed = 3}};
+          {.temperature = 1.0f, .repeat_penalty = 1.2f, .repeat_last_n = 8, .seed = 3},
+          {.temperature = 1.0f,
+           .dynatemp_range = 0.5f,
+           .logit_bias = {{3, 1.0f}},
+           .top_k = 6,
+           .typical_p = 0.9f,
+           .xtc_probability = 0.5f,
+           .frequency_penalty = 0.3f,
+           .presence_penalty = 0.3f,
+           .seed = 4},
+          {.top_n_sigma = 1.5f, .xtc_probability = 0.4f, .seed = 5}};
 }
 
 TEST_F(Sessions, TheTextIsTheSameWithAndWithoutDrafts) {
@@ -177,6 +187,49 @@ TEST_F(Sessions, LookaheadFindsTextThatRepeats) {
   const Text drafted = run({.method = DraftMethod::kLookahead}, 140);
   EXPECT_EQ(drafted.tokens, plain.tokens);
   EXPECT_LT(drafted.stats.forwards, 100);
+}
+
+/// With drafts and without, and whether the best tokens are looked at or all logits.
+TEST_F(Sessions, ProbabilitiesAreThoseOfTheModel) {
+  const auto all = [&](DecodeOptions options) {
+    options.likeliest = 3;
+    Session session(decoder_, options);
+    session.append(kPrompt);
+    std::vector<TokenProbability> probabilities;
+    while (probabilities.size() < 60) {
+      const std::span<const DecodedToken> decoded = session.step();
+      EXPECT_EQ(session.probabilities().size(), decoded.size());
+      for (const TokenProbability& each : session.probabilities()) probabilities.push_back(each);
+    }
+    probabilities.resize(60);
+    return probabilities;
+  };
+  const auto expect_equal = [](const std::vector<TokenProbability>& a,
+                               const std::vector<TokenProbability>& b, float error) {
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      ASSERT_NEAR(a[i].log_probability, b[i].log_probability, error) << i;
+      ASSERT_EQ(a[i].likeliest.size(), 3u);
+      for (std::size_t k = 0; k < 3; ++k) {
+        EXPECT_EQ(a[i].likeliest[k].token, b[i].likeliest[k].token);
+        EXPECT_NEAR(a[i].likeliest[k].logit, b[i].likeliest[k].logit, error);
+      }
+    }
+  };
+  for (const SamplingOptions& sampling :
+       {SamplingOptions{}, SamplingOptions{.temperature = 1, .seed = 2},
+        SamplingOptions{.temperature = 1, .top_k = 0, .seed = 2}}) {
+    const auto plain = all({.sampling = sampling, .method = DraftMethod::kNone});
+    expect_equal(all({.sampling = sampling, .tree_nodes = 12}), plain, 0);
+    for (const TokenProbability& each : plain) {
+      EXPECT_LE(each.log_probability, each.likeliest[0].logit);
+      EXPECT_GE(each.likeliest[0].logit, std::log(1.0f / kVocabulary));
+    }
+  }
+  // Top-k of the whole vocabulary is no top-k.
+  expect_equal(
+      all({.sampling =
+               {.temperature = 1, .top_k = kVocabulary, .top_p = 1, .min_p = 0, .seed = 4}}),
+      all({.sampling = {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 4}}), 1e-5f);
 }
 
 TEST_F(Sessions, SaysWhatWasVerifiedAndAccepted) {

@@ -288,6 +288,14 @@ bool Vocabulary::is_end_of_generation(Token token) const {
   return llama_vocab_is_eog(handle_->vocabulary, token);
 }
 
+std::vector<Token> Vocabulary::end_tokens() const {
+  std::vector<Token> tokens;
+  for (Token token = 0; token < size(); ++token) {
+    if (is_end_of_generation(token)) tokens.push_back(token);
+  }
+  return tokens;
+}
+
 bool Vocabulary::has_chat_template() const {
   return llama_model_chat_template(handle_->model.get(), nullptr) != nullptr;
 }

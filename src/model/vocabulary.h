@@ -53,6 +53,7 @@ class Vocabulary {
   std::string piece(Token token, bool show_special = false) const;
   std::string text(std::span<const Token> tokens) const;
   bool is_end_of_generation(Token token) const;
+  std::vector<Token> end_tokens() const;  ///< all of those
 
   bool has_chat_template() const;
   /// Whether it has one, and libllama knows that.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <climits>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <random>
 
@@ -212,7 +213,6 @@ const NotDone kNotDone[] = {
     {"custom_token_bans"},
     {"documents"},
     {"dry_multiplier"},
-    {"dynatemp_range"},
     {"echo"},
     {"enable_thinking"},
     {"format"},
@@ -227,16 +227,13 @@ const NotDone kNotDone[] = {
     {"guided_json"},
     {"guided_regex"},
     {"guided_whitespace_pattern"},
-    {"ignore_eos"},
     {"image_data"},
     {"images"},
     {"include_reasoning", true},
     {"include_stop_str_in_output"},
     {"json_schema"},
     {"length_penalty", 1},
-    {"logit_bias"},
     {"logits_processors"},
-    {"logprobs"},
     {"lora"},
     {"max_new_tokens"},
     {"min_keep", 1},
@@ -283,28 +280,17 @@ const NotDone kNotDone[] = {
     {"tool_choice", "none"},
     {"tools"},
     {"top_a"},
-    {"top_logprobs"},
-    {"top_n_sigma", -1},
     {"truncate_prompt_tokens", -1},
-    {"typ_p", 1},
-    {"typical_p", 1},
     {"use_beam_search"},
     {"verbosity"},
     {"vllm_xargs"},
     {"web_search_options"},
-    {"xtc_probability"},
 };
 
 void refuse_what_is_not_done(const Body& body) {
   for (const char* const name : {"n", "best_of"}) {
     if (integer(body, name, 1).value_or(1) != 1) {
       refuse(name, fmt::format("'{}' must be 1: one answer a request", name), kUnsupported);
-    }
-  }
-  for (const char* const name : {"presence_penalty", "frequency_penalty"}) {
-    if (number(body, name, -2, 2).value_or(0) != 0) {
-      refuse(name, fmt::format("'{}' is not supported; there is 'repeat_penalty'", name),
-             kUnsupported);
     }
   }
   for (const auto& [name, neutral] : kNotDone) {
@@ -316,11 +302,9 @@ void refuse_what_is_not_done(const Body& body) {
     if (*value == "auto" && (neutral == "none")) continue;
     refuse_unsupported(name);
   }
-  // A number asks for those of the chosen token, 0 for no others besides.
-  for (const char* const name : {"logprobs", "prompt_logprobs"}) {
-    const Body* const value = find(body, name);
-    if (value != nullptr && value->is_number()) refuse_unsupported(name);
-  }
+  // A number asks for those of the token itself, 0 for no others besides.
+  const Body* const of_prompt = find(body, "prompt_logprobs");
+  if (of_prompt != nullptr && of_prompt->is_number()) refuse_unsupported("prompt_logprobs");
   // llama.cpp's own order is the one here, where what is between them is off.
   if (const Body* const samplers = find(body, "samplers"); samplers != nullptr) {
     static const Body kOrders = {
@@ -344,7 +328,46 @@ void refuse_what_is_not_done(const Body& body) {
   }
 }
 
-SamplingOptions sampling_of(const Body& body, SamplingOptions sampling) {
+/// llama.cpp's and OpenAI's forms: a list of [token, bias], or an object of "token": bias. A bias
+/// of false: never.
+std::vector<TokenLogit> logit_bias_of(const Body& body, int vocabulary) {
+  const char* const name = "logit_bias";
+  const Body* const biases = find(body, name);
+  std::vector<TokenLogit> list;
+  if (biases == nullptr) return list;
+  const auto add = [&](const Body& token, const Body& bias) {
+    if (!token.is_number_integer() || token < 0 || token >= vocabulary) {
+      refuse(name,
+             fmt::format("'{}' names tokens by their numbers, 0 to {}", name, vocabulary - 1));
+    }
+    const bool never = bias.is_boolean() && !bias.get<bool>();
+    if (!never && !bias.is_number()) {
+      refuse(name, fmt::format("a bias of '{}' is a number, or false", name));
+    }
+    const float value = never ? -std::numeric_limits<float>::infinity() : bias.get<float>();
+    if (std::isnan(value) || value == std::numeric_limits<float>::infinity()) {
+      refuse(name, fmt::format("a bias of '{}' is a number, or false", name));
+    }
+    list.push_back({token.get<Token>(), value});
+  };
+  if (biases->is_object()) {
+    for (const auto& [key, bias] : biases->items()) {
+      add(Body::parse(key, nullptr, /*allow_exceptions=*/false), bias);
+    }
+  } else if (biases->is_array()) {
+    for (const Body& pair : *biases) {
+      if (!pair.is_array() || pair.size() != 2) {
+        refuse(name, fmt::format("'{}' is a list of [token, bias]", name));
+      }
+      add(pair[0], pair[1]);
+    }
+  } else {
+    refuse(name, fmt::format("'{}' is a list of [token, bias], or an object", name));
+  }
+  return list;
+}
+
+SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int vocabulary) {
   const auto real = [&](const char* name, float& to, double least, double most = 1e30) {
     to = static_cast<float>(number(body, name, least, most).value_or(to));
   };
@@ -356,12 +379,44 @@ SamplingOptions sampling_of(const Body& body, SamplingOptions sampling) {
   real("top_p", sampling.top_p, 0, 1);
   real("min_p", sampling.min_p, 0, 1);
   real("repeat_penalty", sampling.repeat_penalty, 1e-3);
+  real("presence_penalty", sampling.presence_penalty, -2, 2);
+  real("frequency_penalty", sampling.frequency_penalty, -2, 2);
+  real("top_n_sigma", sampling.top_n_sigma, -1e30);
+  real("typ_p", sampling.typical_p, 0, 1);
+  real("typical_p", sampling.typical_p, 0, 1);
+  real("xtc_probability", sampling.xtc_probability, 0, 1);
+  real("xtc_threshold", sampling.xtc_threshold, 0, 1);
+  real("dynatemp_range", sampling.dynatemp_range, 0);
+  real("dynatemp_exponent", sampling.dynatemp_exponent, 0);
+  if (find(body, "logit_bias") != nullptr) {
+    sampling.logit_bias = logit_bias_of(body, vocabulary);
+  }
   whole("top_k", sampling.top_k, INT_MIN);
   whole("repeat_last_n", sampling.repeat_last_n, -1);
   // As in llama.cpp, a negative seed, like none, is another one each time.
   const std::int64_t seed = integer(body, "seed", INT64_MIN, INT64_MAX).value_or(-1);
   sampling.seed = seed >= 0 ? static_cast<std::uint64_t>(seed) : std::random_device()();
   return sampling;
+}
+
+/// OpenAI's two forms: of chats a flag and a number, of texts a number. -1: not asked for.
+int likeliest_of(const Body& body, CompletionKind kind) {
+  if (kind == CompletionKind::kChat) {
+    const bool wanted = boolean(body, "logprobs").value_or(false);
+    const auto count = integer(body, "top_logprobs", 0);
+    if (count.value_or(0) > 0 && !wanted) refuse("top_logprobs", "'top_logprobs' needs 'logprobs'");
+    if (count.value_or(0) > kMostLikeliest) {
+      refuse("top_logprobs", fmt::format("'top_logprobs' must be at most {}", kMostLikeliest));
+    }
+    return wanted ? static_cast<int>(count.value_or(0)) : -1;
+  }
+  const Body* const value = find(body, "logprobs");
+  if (value == nullptr || (value->is_boolean() && !value->get<bool>())) return -1;
+  const auto count = integer(body, "logprobs", 0);
+  if (*count > kMostLikeliest) {
+    refuse("logprobs", fmt::format("'logprobs' must be at most {}", kMostLikeliest));
+  }
+  return static_cast<int>(*count);
 }
 
 Json usage_of(const Usage& usage) {
@@ -393,6 +448,46 @@ const char* name_of(FinishReason finish) {
   return finish == FinishReason::kStop ? "stop" : "length";
 }
 
+/// With what OpenAI's clients expect: text, and the bytes, since a token may be a part of a
+/// character.
+Json token_member(const ReplyToken& token) {
+  Json bytes = Json::array();
+  for (const char byte : token.bytes) bytes.push_back(static_cast<unsigned char>(byte));
+  return {{"token", token.bytes}, {"logprob", token.log_probability}, {"bytes", std::move(bytes)}};
+}
+
+/// Null where they were not asked for.
+Json logprobs_of(const ReplyHead& head, const std::vector<WrittenToken>& tokens) {
+  if (!head.tells_tokens) return nullptr;
+  if (head.kind == CompletionKind::kChat) {
+    Json content = Json::array();
+    for (const WrittenToken& each : tokens) {
+      Json member = token_member(each.token);
+      member["top_logprobs"] = Json::array();
+      for (const ReplyToken& other : each.likeliest) {
+        member["top_logprobs"].push_back(token_member(other));
+      }
+      content.push_back(std::move(member));
+    }
+    return {{"content", std::move(content)}, {"refusal", nullptr}};
+  }
+  Json texts = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
+  for (const WrittenToken& each : tokens) {
+    texts.push_back(each.token.bytes);
+    values.push_back(each.token.log_probability);
+    offsets.push_back(each.offset);
+    Json top = Json::object();
+    for (const ReplyToken& other : each.likeliest) {
+      if (!top.contains(other.bytes)) top[other.bytes] = other.log_probability;
+    }
+    tops.push_back(std::move(top));
+  }
+  return {{"tokens", std::move(texts)},
+          {"token_logprobs", std::move(values)},
+          {"top_logprobs", std::move(tops)},
+          {"text_offset", std::move(offsets)}};
+}
+
 Json reply(const ReplyHead& head, bool chunk, Json choices) {
   const char* const object = head.kind == CompletionKind::kText ? "text_completion"
                              : chunk                            ? "chat.completion.chunk"
@@ -404,8 +499,10 @@ Json reply(const ReplyHead& head, bool chunk, Json choices) {
           {"choices", std::move(choices)}};
 }
 
-Json chunk(const ReplyHead& head, Json delta, const std::string& text, Json finish) {
+Json chunk(const ReplyHead& head, Json delta, const std::string& text, Json finish,
+           const std::vector<WrittenToken>& tokens = {}) {
   Json choice = {{"index", 0}, {"finish_reason", std::move(finish)}};
+  if (!tokens.empty()) choice["logprobs"] = logprobs_of(head, tokens);
   if (head.kind == CompletionKind::kChat) {
     choice["delta"] = std::move(delta);
   } else {
@@ -417,12 +514,14 @@ Json chunk(const ReplyHead& head, Json delta, const std::string& text, Json fini
 }  // namespace
 
 CompletionRequest parse_request(std::string_view body, CompletionKind kind,
-                                const SamplingOptions& defaults, int max_tokens) {
+                                const SamplingOptions& defaults, int max_tokens, int vocabulary) {
   const Body parsed = parse_body(body);
   if (!parsed.is_object()) throw RequestError(kInvalidValue, "the body must be a JSON object");
   refuse_what_is_not_done(parsed);
   CompletionRequest request = {.kind = kind,
-                               .sampling = sampling_of(parsed, defaults),
+                               .sampling = sampling_of(parsed, defaults, vocabulary),
+                               .likeliest = likeliest_of(parsed, kind),
+                               .ignore_eos = boolean(parsed, "ignore_eos").value_or(false),
                                .max_tokens = max_tokens,
                                .stops = stops_of(parsed),
                                .stream = boolean(parsed, "stream").value_or(false)};
@@ -444,13 +543,15 @@ CompletionRequest parse_request(std::string_view body, CompletionKind kind,
   return request;
 }
 
-Json whole_reply(const ReplyHead& head, const std::string& text, FinishReason finish,
+Json whole_reply(const ReplyHead& head, const ReplyPart& answer, FinishReason finish,
                  const Usage& usage) {
-  Json choice = {{"index", 0}, {"finish_reason", name_of(finish)}};
+  Json choice = {{"index", 0},
+                 {"finish_reason", name_of(finish)},
+                 {"logprobs", logprobs_of(head, answer.tokens)}};
   if (head.kind == CompletionKind::kChat) {
-    choice["message"] = {{"role", "assistant"}, {"content", text}};
+    choice["message"] = {{"role", "assistant"}, {"content", answer.text}};
   } else {
-    choice["text"] = text;
+    choice["text"] = answer.text;
   }
   Json whole = reply(head, /*chunk=*/false, Json::array({std::move(choice)}));
   whole["usage"] = usage_of(usage);
@@ -462,8 +563,8 @@ Json first_chunk(const ReplyHead& head) {
   return chunk(head, {{"role", "assistant"}, {"content", ""}}, "", nullptr);
 }
 
-Json text_chunk(const ReplyHead& head, const std::string& text) {
-  return chunk(head, {{"content", text}}, text, nullptr);
+Json text_chunk(const ReplyHead& head, const ReplyPart& part) {
+  return chunk(head, {{"content", part.text}}, part.text, nullptr, part.tokens);
 }
 
 Json last_chunk(const ReplyHead& head, FinishReason finish, const Usage& usage) {

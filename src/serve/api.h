@@ -63,6 +63,7 @@ inline constexpr std::size_t kMostValues = 100000;  ///< objects, lists, and wha
 inline constexpr std::size_t kMostMessages = 10000;
 inline constexpr std::size_t kMostStops = 64;
 inline constexpr std::size_t kMostStopBytes = 1024;  ///< of each
+inline constexpr int kMostLikeliest = 20;            ///< tokens beside each that is written
 
 enum class CompletionKind { kChat, kText };
 
@@ -71,20 +72,40 @@ struct CompletionRequest {
   std::vector<ChatMessage> messages;  ///< of a chat
   std::string prompt;                 ///< of a text
   SamplingOptions sampling;
-  int max_tokens;  ///< at least 1
+  int likeliest = -1;       ///< so many tokens beside each with their probabilities; -1: none
+  bool ignore_eos = false;  ///< no end token is ever chosen
+  int max_tokens;           ///< at least 1
   std::vector<std::string> stops;
   bool stream = false;
   bool stream_usage = false;  ///< a last chunk with the usage
 };
 
-/// `defaults`, `max_tokens`: where the request says nothing. Throws a RequestError for what is no
-/// JSON, has a field of the wrong type or more of something than is allowed, or asks for what would
-/// change the answer and is not done here. Fields that it does not know are let pass, as clients
-/// send many.
+/// `defaults`, `max_tokens`: where the request says nothing. `vocabulary`: tokens of it. Throws a
+/// RequestError for what is no JSON, has a field of the wrong type or more of something than is
+/// allowed, or asks for what would change the answer and is not done here. Fields that it does not
+/// know are let pass, as clients send many.
 CompletionRequest parse_request(std::string_view body, CompletionKind kind,
-                                const SamplingOptions& defaults, int max_tokens);
+                                const SamplingOptions& defaults, int max_tokens, int vocabulary);
 
 enum class FinishReason { kStop, kLength };
+
+/// A token as the reply tells it.
+struct ReplyToken {
+  std::string bytes;
+  float log_probability;
+};
+struct WrittenToken {
+  ReplyToken token;
+  std::vector<ReplyToken> likeliest;  ///< in its place, best first
+  int offset;                         ///< characters of the answer before it
+};
+
+/// A part of an answer. The text of the last tokens may be in the next part, while it is not known
+/// whether it begins a stop string.
+struct ReplyPart {
+  std::string text;
+  std::vector<WrittenToken> tokens;  ///< where they were asked for
+};
 
 /// What an answer took.
 struct Usage {
@@ -100,15 +121,16 @@ struct ReplyHead {
   std::int64_t created_seconds;  ///< since 1970
   std::string model;
   CompletionKind kind;
+  bool tells_tokens = false;  ///< with their probabilities
 };
 
-Json whole_reply(const ReplyHead& head, const std::string& text, FinishReason finish,
+Json whole_reply(const ReplyHead& head, const ReplyPart& answer, FinishReason finish,
                  const Usage& usage);
 
 /// Chunks of a stream: the first (a chat's begins with the role), those with text, the last, and
 /// where it was asked for, one more with the usage.
 Json first_chunk(const ReplyHead& head);
-Json text_chunk(const ReplyHead& head, const std::string& text);
+Json text_chunk(const ReplyHead& head, const ReplyPart& part);
 Json last_chunk(const ReplyHead& head, FinishReason finish, const Usage& usage);
 Json usage_chunk(const ReplyHead& head, const Usage& usage);
 

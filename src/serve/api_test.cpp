@@ -11,8 +11,10 @@ namespace {
 
 using testing::HasSubstr;
 
+constexpr int kVocabulary = 100;
+
 CompletionRequest parse(const std::string& body, CompletionKind kind = CompletionKind::kChat) {
-  return parse_request(body, kind, {}, INT_MAX);
+  return parse_request(body, kind, {}, INT_MAX, kVocabulary);
 }
 
 const std::string kHi = R"("messages": [{"role": "user", "content": "Hi"}])";
@@ -57,7 +59,8 @@ TEST(Api, TakesTheServersDefaults) {
   defaults.temperature = 0.7f;
   defaults.min_p = 0.2f;
   const auto with = [&](const std::string& fields) {
-    return parse_request("{" + kHi + fields + "}", CompletionKind::kChat, defaults, 100);
+    return parse_request("{" + kHi + fields + "}", CompletionKind::kChat, defaults, 100,
+                         kVocabulary);
   };
   EXPECT_EQ(with("").sampling.temperature, 0.7f);
   EXPECT_EQ(with(R"(, "temperature": null)").sampling.temperature, 0.7f);
@@ -93,9 +96,25 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("stream": "yes")", "'stream' must be true or false"},
       {R"("stream_options": 1)", "'stream_options'"},
       {R"("n": 2)", "'n' must be 1"},
-      {R"("presence_penalty": 0.5)", "'presence_penalty' is not supported"},
+      {R"("presence_penalty": 2.5)", "'presence_penalty' must be between -2 and 2"},
+      {R"("xtc_probability": 1.5)", "'xtc_probability' must be between 0 and 1"},
+      {R"("dynatemp_range": -1)", "'dynatemp_range' must be at least 0"},
+      {R"("ignore_eos": 1)", "'ignore_eos' must be true or false"},
+      {R"("logit_bias": 3)", "a list of [token, bias]"},
+      {R"("logit_bias": [3])", "a list of [token, bias]"},
+      {R"("logit_bias": [[3]])", "a list of [token, bias]"},
+      {R"("logit_bias": [[100, 1]])", "0 to 99"},
+      {R"("logit_bias": [[-1, 1]])", "0 to 99"},
+      {R"("logit_bias": [["the", 1]])", "0 to 99"},
+      {R"("logit_bias": {"x": 1})", "0 to 99"},
+      {R"("logit_bias": {"1.5": 1})", "0 to 99"},
+      {R"("logit_bias": {"5": true})", "a number, or false"},
+      {R"("logit_bias": {"5": null})", "a number, or false"},
       {R"("tools": [{}])", "'tools' is not supported"},
-      {R"("logprobs": true)", "'logprobs' is not supported"},
+      {R"("logprobs": 3)", "'logprobs' must be true or false"},
+      {R"("top_logprobs": 3)", "'top_logprobs' needs 'logprobs'"},
+      {R"("logprobs": true, "top_logprobs": 21)", "'top_logprobs' must be at most 20"},
+      {R"("logprobs": true, "top_logprobs": -1)", "'top_logprobs' must be at least 0"},
       {R"("response_format": {"type": "json_object"})", "'response_format'"},
   };
   for (const auto& [field, message] : fields) {
@@ -104,6 +123,8 @@ TEST(Api, RefusesWhatIsWrong) {
   EXPECT_THAT(refusal("{}", CompletionKind::kText), HasSubstr("'prompt' is missing"));
   EXPECT_THAT(refusal(R"({"prompt": ""})", CompletionKind::kText), HasSubstr("empty"));
   EXPECT_THAT(refusal(R"({"prompt": ["a", "b"]})", CompletionKind::kText), HasSubstr("one string"));
+  EXPECT_THAT(refusal(R"({"prompt": "a", "logprobs": 21})", CompletionKind::kText),
+              HasSubstr("'logprobs' must be at most 20"));
 }
 
 /// Whatever type a field has, the request is taken or refused: nothing else is thrown.
@@ -177,27 +198,14 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
 }
 
 TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
-  for (const char* const field : {R"("chat_template_kwargs": {"enable_thinking": false})",
-                                  R"("guided_json": {"a": 1})",
-                                  R"("min_tokens": 3)",
-                                  R"("ignore_eos": true)",
-                                  R"("mirostat": 2)",
-                                  R"("typical_p": 0.5)",
-                                  R"("stop_token_ids": [1])",
-                                  R"("tool_choice": "required")",
-                                  R"("reasoning_effort": "low")",
-                                  R"("add_generation_prompt": false)",
-                                  R"("repetition_penalty": 1.2)",
-                                  R"("n_probs": 3)",
-                                  R"("xtc_probability": 0.1)",
-                                  R"("format": "json")",
-                                  R"("options": {"temperature": 1})",
-                                  R"("max_new_tokens": 5)",
-                                  R"("logprobs": 0)",
-                                  R"("samplers": "kt")",
-                                  R"("add_special_tokens": false)",
-                                  R"("think": true)",
-                                  R"("modalities": ["text", "audio"])"}) {
+  for (const char* const field :
+       {R"("chat_template_kwargs": {"enable_thinking": false})", R"("guided_json": {"a": 1})",
+        R"("min_tokens": 3)", R"("mirostat": 2)", R"("stop_token_ids": [1])",
+        R"("tool_choice": "required")", R"("reasoning_effort": "low")",
+        R"("add_generation_prompt": false)", R"("repetition_penalty": 1.2)", R"("n_probs": 3)",
+        R"("format": "json")", R"("options": {"temperature": 1})", R"("max_new_tokens": 5)",
+        R"("samplers": "kt")", R"("add_special_tokens": false)", R"("think": true)",
+        R"("modalities": ["text", "audio"])"}) {
     const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
     EXPECT_THAT(refusal("{" + kHi + ", " + field + "}"), HasSubstr("'" + name + "'")) << field;
   }
@@ -214,6 +222,31 @@ TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
       {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]})"),
               HasSubstr("'tool_calls'"));
   EXPECT_THAT(refusal(R"({"messages": [{"role": "user"}]})"), HasSubstr("no 'content'"));
+}
+
+TEST(Api, ReadsEverySampler) {
+  const CompletionRequest request = parse("{" + kHi +
+                                          R"(, "presence_penalty": 0.5, "frequency_penalty": -1,
+      "top_n_sigma": 1.5, "typical_p": 0.9, "xtc_probability": 0.25, "xtc_threshold": 0.2,
+      "dynatemp_range": 0.3, "dynatemp_exponent": 2, "ignore_eos": true,
+      "logit_bias": [[7, -1.5], [8, false]]})");
+  const SamplingOptions& sampling = request.sampling;
+  EXPECT_EQ(sampling.presence_penalty, 0.5f);
+  EXPECT_EQ(sampling.frequency_penalty, -1.0f);
+  EXPECT_EQ(sampling.top_n_sigma, 1.5f);
+  EXPECT_EQ(sampling.typical_p, 0.9f);
+  EXPECT_EQ(sampling.xtc_probability, 0.25f);
+  EXPECT_EQ(sampling.xtc_threshold, 0.2f);
+  EXPECT_EQ(sampling.dynatemp_range, 0.3f);
+  EXPECT_EQ(sampling.dynatemp_exponent, 2.0f);
+  EXPECT_TRUE(request.ignore_eos);
+  ASSERT_EQ(sampling.logit_bias.size(), 2u);
+  EXPECT_EQ(sampling.logit_bias[0].token, 7);
+  EXPECT_EQ(sampling.logit_bias[0].logit, -1.5f);
+  EXPECT_EQ(sampling.logit_bias[1].token, 8);
+  EXPECT_TRUE(std::isinf(sampling.logit_bias[1].logit));
+  EXPECT_EQ(parse("{" + kHi + R"(, "typ_p": 0.8})").sampling.typical_p, 0.8f);
+  EXPECT_EQ(parse("{" + kHi + R"(, "logit_bias": {"99": 100}})").sampling.logit_bias[0].token, 99);
 }
 
 TEST(Api, TakesLlamaCppsMinusOne) {
@@ -274,12 +307,57 @@ TEST(Api, WithoutASeedEachRequestHasAnother) {
   EXPECT_EQ(seed(R"(, "seed": 0)"), 0u);
 }
 
+TEST(Api, ReadsHowManyProbabilitiesAreWanted) {
+  const auto of_chat = [](const std::string& fields) {
+    return parse("{" + kHi + fields + "}").likeliest;
+  };
+  EXPECT_EQ(of_chat(""), -1);
+  EXPECT_EQ(of_chat(R"(, "logprobs": false, "top_logprobs": 0)"), -1);
+  EXPECT_EQ(of_chat(R"(, "logprobs": true)"), 0);
+  EXPECT_EQ(of_chat(R"(, "logprobs": true, "top_logprobs": 20)"), 20);
+  const auto of_text = [](const std::string& fields) {
+    return parse(R"({"prompt": "a")" + fields + "}", CompletionKind::kText).likeliest;
+  };
+  EXPECT_EQ(of_text(""), -1);
+  EXPECT_EQ(of_text(R"(, "logprobs": null)"), -1);
+  EXPECT_EQ(of_text(R"(, "logprobs": 0)"), 0);
+  EXPECT_EQ(of_text(R"(, "logprobs": 5)"), 5);
+}
+
+TEST(Api, WritesProbabilitiesInBothForms) {
+  const std::vector<WrittenToken> tokens = {
+      {.token = {"a", -0.5f}, .likeliest = {{"b", -0.25f}, {"a", -0.5f}}, .offset = 0},
+      {.token = {"\xff", -1.0f}, .likeliest = {}, .offset = 1}};
+  ReplyHead head = {"1", 12, "m", CompletionKind::kChat, /*tells_tokens=*/true};
+  const auto logprobs = [&] {
+    return whole_reply(head, {"a", tokens}, FinishReason::kStop, {})["choices"][0]["logprobs"];
+  };
+  const Json chat = logprobs()["content"];
+  ASSERT_EQ(chat.size(), 2u);
+  EXPECT_EQ(chat[0]["token"], "a");
+  EXPECT_EQ(chat[0]["logprob"], -0.5);
+  EXPECT_EQ(chat[0]["top_logprobs"][0]["token"], "b");
+  EXPECT_EQ(chat[1]["bytes"], Json::array({255}));
+  EXPECT_THAT(to_bytes(chat), HasSubstr("\xef\xbf\xbd"));
+  EXPECT_EQ(text_chunk(head, {"a", tokens})["choices"][0]["logprobs"]["content"], chat);
+  EXPECT_FALSE(first_chunk(head)["choices"][0].contains("logprobs"));
+
+  head.kind = CompletionKind::kText;
+  const Json text = logprobs();
+  EXPECT_EQ(text["tokens"][0], "a");
+  EXPECT_EQ(text["token_logprobs"], Json::array({-0.5, -1}));
+  EXPECT_EQ(text["top_logprobs"][0], Json({{"b", -0.25}, {"a", -0.5}}));
+  EXPECT_EQ(text["text_offset"], Json::array({0, 1}));
+  head.tells_tokens = false;
+  EXPECT_TRUE(logprobs().is_null());
+}
+
 TEST(Api, WritesReplies) {
   const ReplyHead head = {"chatcmpl-1", 12, "m", CompletionKind::kChat};
   Usage usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 6};
   usage.stats.forwards = 3;
   usage.stats.tokens = 6;
-  const Json whole = whole_reply(head, "text", FinishReason::kLength, usage);
+  const Json whole = whole_reply(head, {.text = "text"}, FinishReason::kLength, usage);
   EXPECT_EQ(whole["object"], "chat.completion");
   EXPECT_EQ(whole["choices"][0]["message"]["content"], "text");
   EXPECT_EQ(whole["choices"][0]["finish_reason"], "length");
@@ -289,14 +367,15 @@ TEST(Api, WritesReplies) {
   EXPECT_EQ(whole["timings"]["draft_n_accepted"], 3);
   EXPECT_EQ(whole["timings"]["tokens_per_forward_pass"], 2.0);
   EXPECT_EQ(first_chunk(head)["choices"][0]["delta"]["role"], "assistant");
-  EXPECT_EQ(text_chunk(head, "x")["choices"][0]["delta"]["content"], "x");
-  EXPECT_TRUE(text_chunk(head, "x")["choices"][0]["finish_reason"].is_null());
+  EXPECT_EQ(text_chunk(head, {.text = "x"})["choices"][0]["delta"]["content"], "x");
+  EXPECT_TRUE(text_chunk(head, {.text = "x"})["choices"][0]["finish_reason"].is_null());
   EXPECT_EQ(last_chunk(head, FinishReason::kStop, usage)["choices"][0]["finish_reason"], "stop");
   EXPECT_TRUE(usage_chunk(head, usage)["choices"].empty());
 
   const ReplyHead text = {"cmpl-1", 12, "m", CompletionKind::kText};
-  EXPECT_EQ(whole_reply(text, "t", FinishReason::kStop, usage)["choices"][0]["text"], "t");
-  EXPECT_EQ(text_chunk(text, "x")["choices"][0]["text"], "x");
+  EXPECT_EQ(whole_reply(text, {.text = "t"}, FinishReason::kStop, usage)["choices"][0]["text"],
+            "t");
+  EXPECT_EQ(text_chunk(text, {.text = "x"})["choices"][0]["text"], "x");
   EXPECT_EQ(to_bytes(Json("a\xff")), "\"a\xef\xbf\xbd\"") << "no byte of the model's is an error";
 }
 

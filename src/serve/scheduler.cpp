@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -14,6 +15,8 @@ namespace {
 
 /// How often who waits looks whether its client still does.
 constexpr std::chrono::milliseconds kGlance{50};
+
+bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
 
 }  // namespace
 
@@ -28,11 +31,12 @@ struct Scheduler::Job {
   OutgoingText text{request.stops};
   std::unique_ptr<Session> session;  ///< while it runs
   int written = 0;                   ///< tokens
+  int characters = 0;                ///< of them
   bool stopped = false;              ///< the text came to its end
 
   // Shared, under the scheduler's mutex.
   std::condition_variable changed;  ///< there is text, or it is done
-  std::string ready;                ///< text that nobody has taken yet
+  ReplyPart ready;                  ///< that nobody has taken yet
   bool unwanted = false;
   bool done = false;
   std::exception_ptr error;
@@ -56,7 +60,7 @@ void Scheduler::refuse_if_full() { refuse_if_full(std::unique_lock(mutex_)); }
 
 Scheduler::Answer Scheduler::complete(std::span<const Token> prompt,
                                       const CompletionRequest& request,
-                                      const std::function<void(std::string_view text)>& on_text,
+                                      const std::function<void(const ReplyPart& part)>& on_part,
                                       const std::function<bool()>& is_unwanted) {
   const auto job = std::make_shared<Job>(prompt, request);
   std::unique_lock lock(mutex_);
@@ -64,12 +68,13 @@ Scheduler::Answer Scheduler::complete(std::span<const Token> prompt,
   waiting_.push_back(job);
   work_.notify_all();
   while (true) {
-    job->changed.wait_for(lock, kGlance, [&] { return job->done || !job->ready.empty(); });
-    const std::string text = std::exchange(job->ready, {});
+    job->changed.wait_for(lock, kGlance, [&] { return job->done || !job->ready.text.empty(); });
     const bool done = job->done;
+    ReplyPart part;
+    if (done || !job->ready.text.empty()) part = std::exchange(job->ready, {});
     lock.unlock();
     try {
-      if (!text.empty()) on_text(text);
+      if (!part.text.empty() || !part.tokens.empty()) on_part(part);
       if (!done && is_unwanted()) throw Cancelled();
     } catch (...) {
       lock.lock();
@@ -116,6 +121,7 @@ void Scheduler::begin(Job& job) {
   try {
     DecodeOptions options = options_;
     options.sampling = job.request.sampling;
+    options.likeliest = job.request.likeliest;
     job.session = std::make_unique<Session>(decoder_, options);
     job.session->append(job.prompt);
     if (job.request.max_tokens < 1 || std::ssize(job.prompt) >= job.session->context()) finish(job);
@@ -175,28 +181,44 @@ void Scheduler::step(std::span<Job* const> jobs) {
   }
 }
 
+WrittenToken Scheduler::written(const TokenProbability& probability, const std::string& piece,
+                                int offset) const {
+  WrittenToken token = {
+      .token = {piece, probability.log_probability}, .likeliest = {}, .offset = offset};
+  for (const TokenLogit& other : probability.likeliest) {
+    token.likeliest.push_back({vocabulary_.piece(other.token), other.logit});
+  }
+  return token;
+}
+
 void Scheduler::take_tokens(Job& job) {
   if (!job.session) return;
   Session& session = *job.session;
   const std::span<const DecodedToken> decoded = session.decoded();
   if (decoded.empty()) return;
   const auto length = static_cast<int>(session.tokens().size() - decoded.size());
-  std::string text;
+  ReplyPart part;
   std::size_t used = 0;
   for (; used < decoded.size() && job.written < job.request.max_tokens && !job.stopped; ++used) {
     if (vocabulary_.is_end_of_generation(decoded[used].token)) {
       job.stopped = true;
       break;
     }
-    text += job.text.add(vocabulary_.piece(decoded[used].token));
+    const std::string piece = vocabulary_.piece(decoded[used].token);
+    if (job.request.likeliest >= 0) {
+      part.tokens.push_back(written(session.probabilities()[used], piece, job.characters));
+    }
+    part.text += job.text.add(piece);
+    job.characters += static_cast<int>(std::ranges::count_if(piece, begins_character));
     ++job.written;
     job.stopped = job.text.stopped();
   }
   session.truncate(length + static_cast<int>(used));
-  if (!text.empty()) {
+  {
     const std::lock_guard lock(mutex_);
-    job.ready += text;
-    job.changed.notify_all();
+    job.ready.text += part.text;
+    std::ranges::move(part.tokens, std::back_inserter(job.ready.tokens));
+    if (!part.text.empty()) job.changed.notify_all();
   }
   const bool full = std::ssize(session.tokens()) >= session.context();
   if (job.stopped || job.written >= job.request.max_tokens || full) finish(job);
@@ -216,7 +238,7 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
   }
   const std::string rest = error ? "" : job.text.finish();
   const std::lock_guard lock(mutex_);
-  job.ready += rest;
+  job.ready.text += rest;
   job.answer = answer;
   job.error = std::move(error);
   job.done = true;

@@ -7,7 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
-#include <string_view>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -41,12 +41,12 @@ class Scheduler {
     Usage usage;
   };
 
-  /// Continues `prompt`; waits until fewer than `most_running` do. `on_text` gets the text as it
+  /// Continues `prompt`; waits until fewer than `most_running` do. `on_part` gets the answer as it
   /// comes. Looks every now and then whether the answer `is_unwanted`, and then throws Cancelled;
   /// the answer ends with the running pass. The text is a function of prompt and request alone. A
   /// RequestError where too many wait. Threads may call it at once.
   Answer complete(std::span<const Token> prompt, const CompletionRequest& request,
-                  const std::function<void(std::string_view text)>& on_text,
+                  const std::function<void(const ReplyPart& part)>& on_part,
                   const std::function<bool()>& is_unwanted);
 
  private:
@@ -64,6 +64,8 @@ class Scheduler {
   std::vector<Job*> with_room();
   void step(std::span<Job* const> jobs);
   void take_tokens(Job& job);
+  WrittenToken written(const TokenProbability& probability, const std::string& piece,
+                       int offset) const;
   void finish(Job& job, std::exception_ptr error = nullptr);
 
   BatchDecoder& decoder_;

@@ -34,7 +34,7 @@ class SchedulerTest : public testing::Test {
   static std::string answer(Scheduler& scheduler, std::span<const Token> tokens, int max_tokens) {
     std::string text;
     scheduler.complete(
-        tokens, request(max_tokens), [&](std::string_view part) { text += part; }, kWanted);
+        tokens, request(max_tokens), [&](const ReplyPart& part) { text += part.text; }, kWanted);
     return text;
   }
   static LlamaEngine llama_engine(int positions) {
@@ -108,7 +108,7 @@ TEST_F(SchedulerTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
     for (int i = 0; i < kAnswers; ++i) {
       together.push_back(std::async(std::launch::async, [&, i] {
         return scheduler.complete(
-            prompt(i, 8), request(kTokens), [&](std::string_view part) { texts[i] += part; },
+            prompt(i, 8), request(kTokens), [&](const ReplyPart& part) { texts[i] += part.text; },
             kWanted);
       }));
     }
@@ -133,7 +133,7 @@ TEST_F(SchedulerTest, AnswersEndWithTheContextHoweverTheyAreDrafted) {
     for (const DecodeOptions& options : {plain_, ngrams}) {
       Scheduler scheduler(*loaded.decoder, loaded.vocabulary, options, 1);
       const Scheduler::Answer all = scheduler.complete(
-          tokens, request(INT_MAX), [](std::string_view) {}, kWanted);
+          tokens, request(INT_MAX), [](const ReplyPart&) {}, kWanted);
       EXPECT_LE(all.usage.prompt_tokens + all.usage.completion_tokens, 512) << length;
     }
   }
@@ -154,7 +154,7 @@ TEST_F(SchedulerTest, ALoneAnswerMayHaveAllThereIs) {
   const std::vector<Token> tokens = prompt(9, 100);
   ASSERT_GT(tokens.size(), 400u);
   const Scheduler::Answer all = scheduler.complete(
-      tokens, request(INT_MAX), [](std::string_view) {}, kWanted);
+      tokens, request(INT_MAX), [](const ReplyPart&) {}, kWanted);
   if (all.finish == FinishReason::kLength) {
     EXPECT_EQ(all.usage.prompt_tokens + all.usage.completion_tokens, 512);
   }
@@ -168,7 +168,7 @@ TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   for (const int last_look : {0, 1, 2}) {
     int looks = 0;
     EXPECT_THROW(scheduler.complete(
-                     prompt(last_look, 100), request(INT_MAX), [](std::string_view) {},
+                     prompt(last_look, 100), request(INT_MAX), [](const ReplyPart&) {},
                      [&] { return looks++ == last_look; }),
                  Cancelled);
     EXPECT_EQ(looks, last_look + 1);
@@ -177,7 +177,7 @@ TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   std::atomic<int> waits = 0;
   auto running = std::async(std::launch::async, [&] {
     EXPECT_THROW(scheduler.complete(
-                     prompt(1, 10), request(INT_MAX), [&](std::string_view) { begun = true; },
+                     prompt(1, 10), request(INT_MAX), [&](const ReplyPart&) { begun = true; },
                      [&] { return leave.load(); }),
                  Cancelled);
   });
@@ -185,7 +185,7 @@ TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   auto queued = std::async(std::launch::async, [&] {
     EXPECT_THROW(
         scheduler.complete(
-            prompt(2, 10), request(1), [](std::string_view) {}, [&] { return ++waits >= 3; }),
+            prompt(2, 10), request(1), [](const ReplyPart&) {}, [&] { return ++waits >= 3; }),
         Cancelled);
   });
   queued.wait();
@@ -208,7 +208,7 @@ TEST_F(SchedulerTest, TooManyThatWaitAreRefused) {
     threads.emplace_back([&] {
       try {
         scheduler.complete(
-            prompt(1, 10), request(INT_MAX), [](std::string_view) {}, [&] { return leave.load(); });
+            prompt(1, 10), request(INT_MAX), [](const ReplyPart&) {}, [&] { return leave.load(); });
       } catch (const RequestError& error) {
         EXPECT_EQ(error.kind.status, 503);
         ++refused;

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <random>
 #include <utility>
@@ -333,18 +334,29 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
                              httplib::Response& response, const httplib::ContentReader& read) {
   CompletionRequest request = [&] {
     const BodyBytes body(body_bytes, http_request, response, read);
-    return parse_request(body.text(), kind, decoding.sampling, options.max_tokens);
+    return parse_request(body.text(), kind, decoding.sampling, options.max_tokens,
+                         vocabulary.size());
   }();
+  if (request.ignore_eos) {
+    for (const Token token : vocabulary.end_tokens()) {
+      request.sampling.logit_bias.push_back({token, -std::numeric_limits<float>::infinity()});
+    }
+  }
   std::vector<Token> prompt = prompt_of(request);
-  const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind};
+  const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind,
+                          /*tells_tokens=*/request.likeliest >= 0};
   const std::string path = http_request.path;
   if (!request.stream) {
-    std::string text;
+    ReplyPart whole;
     const Scheduler::Answer answer = scheduler.complete(
-        prompt, request, [&](std::string_view part) { text += part; },
+        prompt, request,
+        [&](const ReplyPart& part) {
+          whole.text += part.text;
+          whole.tokens.insert(whole.tokens.end(), part.tokens.begin(), part.tokens.end());
+        },
         [this] { return is_unwanted(); });
     log(path, answer.usage);
-    return reply(response, whole_reply(head, text, answer.finish, answer.usage));
+    return reply(response, whole_reply(head, whole, answer.finish, answer.usage));
   }
   scheduler.refuse_if_full();  // while the status can still say so
   const auto stream = [this, request = std::move(request), prompt = std::move(prompt), head,
@@ -354,8 +366,7 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
     try {
       if (request.kind == CompletionKind::kChat) send(first_chunk(head));
       const Scheduler::Answer answer = scheduler.complete(
-          prompt, request,
-          [&](std::string_view part) { send(text_chunk(head, std::string(part))); },
+          prompt, request, [&](const ReplyPart& part) { send(text_chunk(head, part)); },
           [&] { return !listening || is_unwanted(); });
       log(path, answer.usage);
       send(last_chunk(head, answer.finish, answer.usage));

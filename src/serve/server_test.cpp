@@ -119,6 +119,41 @@ TEST_F(ServerTest, StreamsTheSameTextInEvents) {
   EXPECT_EQ(usages, 1);
 }
 
+TEST_F(ServerTest, TellsTheProbabilitiesOfWhatItWrites) {
+  start();
+  const Json fields = {{"max_tokens", 24}, {"logprobs", true}, {"top_logprobs", 3}};
+  const Json reply = chat(kQuestion, fields);
+  std::string text;
+  for (const Json& token : reply["choices"][0]["logprobs"]["content"]) {
+    text += token["token"].get<std::string>();
+    ASSERT_EQ(token["top_logprobs"].size(), 3u);
+    EXPECT_EQ(token["top_logprobs"][0]["token"], token["token"]) << "greedy";
+    EXPECT_EQ(token["top_logprobs"][0]["logprob"], token["logprob"]);
+    EXPECT_LE(token["top_logprobs"][1]["logprob"], token["logprob"]);
+    EXPECT_LE(token["logprob"], 0);
+  }
+  EXPECT_EQ(text, text_of(reply));
+  EXPECT_EQ(reply["choices"][0]["logprobs"]["content"].size(), 24u);
+
+  // A stream tells the same.
+  Json body = {{"messages", Json::array({{{"role", "user"}, {"content", kQuestion}}})},
+               {"stream", true}};
+  body.update(fields);
+  const httplib::Result result = post("/v1/chat/completions", body);
+  ASSERT_TRUE(result);
+  Json all = Json::array();
+  for (std::size_t at = 0, end; (end = result->body.find("\n\n", at)) != std::string::npos;
+       at = end + 2) {
+    const std::string event = result->body.substr(at + 6, end - at - 6);
+    if (event == "[DONE]") continue;
+    const Json choice = Json::parse(event)["choices"][0];
+    if (choice.contains("logprobs")) {
+      for (const Json& token : choice["logprobs"]["content"]) all.push_back(token);
+    }
+  }
+  EXPECT_EQ(all, reply["choices"][0]["logprobs"]["content"]);
+}
+
 /// The law, for requests: an answer does not depend on what else is answered, nor on what was.
 TEST_F(ServerTest, AnswersSeveralAtOnceAsIfEachWereAlone) {
   start({.parallel = 2});
