@@ -14,6 +14,7 @@
 //   turn_neighbours(x, cosines, sines): (a c - b s, a s + b c) of 8 pairs (a, b) of neighbours
 //   store_codes(std::int8_t*, I32x16): as bytes; returns their sum
 //   Codes, load_codes(const std::byte*): 64 bytes
+//     in_register(Codes): the same, which several operations read
 //     shifted(Codes, left): by so many bits, or to the right if negative; what that moves into a
 //     byte from the one beside it is not defined
 //     masked(Codes, bits): these bits of each byte; or_masked(a, b, bits) = a | masked(b, bits)
@@ -29,7 +30,7 @@
 //   registers allow; kRegisterSums: results, rows times blocks, that stay in registers between
 //   groups, where more wait in memory; kFewRows: with up to so many, a tile of codes has one block,
 //   also where it has fewer than kFewProducts inputs of all rows together; kFewFloatBlocks: blocks
-//   of a tile of floats that has all rows kAttentionHeads, kAttentionVectors: query heads times
+//   of a tile of floats that has all rows; kAttentionHeads, kAttentionVectors: query heads times
 //   vectors of positions (or of a head's elements) at a time
 
 // Attention uses what stands before it, so the order matters.
