@@ -7,7 +7,7 @@ export GPU
 BUILD := build$(if $(GPU),-$(GPU))
 MODEL := $(FIRP_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: help setup build test demo format clean
+.PHONY: help setup configure build test demo format clean
 
 help:
 	@echo 'make demo    a real model answers with FIRP and without, side by side'
@@ -19,15 +19,19 @@ help:
 setup:
 	@scripts/setup.sh $(SETUP_FOR)
 
-build: setup
+configure: setup
 	@cmake --preset release -B '$(BUILD)' -DFIRP_CACHE='$(FIRP_CACHE)' -DFIRP_GPU='$(GPU)'
+
+build: configure
 	@cmake --build '$(BUILD)'
 
 test: SETUP_FOR := tests
 test: build
 	@ctest --test-dir '$(BUILD)' --output-on-failure --no-tests=error -j "$$(nproc)"
 
-demo: build
+# Without the tests and the trainer.
+demo: configure
+	@cmake --build '$(BUILD)' --target firp
 	@$(BUILD)/firp demo -m '$(MODEL)'
 
 format:

@@ -43,7 +43,7 @@ refuses 2 'model' bench
 
 # Flags that make no sense.
 refuses 1 '-t must be at most' generate "${prompt[@]}" -t 100000
-refuses 1 'no layer to choose|built without training' train -m "$model" --method medusa --layer 9 \
+refuses 1 'no layer to choose|firp-train is not beside' train -m "$model" --method medusa --layer 9 \
   -o "$scratch/x.firp.gguf"
 refuses 1 '-n must be at least 0, or -1: no limit' generate "${prompt[@]}" -n -3
 refuses 1 '-n must be at least 1, or -1: no limit' chat -m "$model" -n 0

@@ -153,9 +153,11 @@ int run_study(StudyFlags& flags, char** arguments) {
   if (!kHasTrain && (flags.wants("layer") || flags.wants("agreement"))) {
     execv((program_directory() / "firp-train").c_str(), arguments);
     if (flags.name == "layer") {
-      throw Error("this firp was built without training: it needs LibTorch (Debian: libtorch-dev)");
+      throw Error(
+          "firp-train is not beside this program: `make build` makes it, with LibTorch (Debian: "
+          "libtorch-dev)");
     }
-    say("firp: built without training, so there is no ridge regression\n");
+    say("firp: firp-train is not beside this program, so there is no ridge regression\n");
   }
   require_gnuplot();
   std::error_code error;

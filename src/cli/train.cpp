@@ -137,7 +137,9 @@ int run_train(TrainFlags& flags, char** arguments) {
 #else
   // LibTorch takes half a second to load: the other verbs do without it, in a program of their own.
   execv((program_directory() / "firp-train").c_str(), arguments);
-  throw Error("this firp was built without training: it needs LibTorch (Debian: libtorch-dev)");
+  throw Error(
+      "firp-train is not beside this program: `make build` makes it, with LibTorch (Debian: "
+      "libtorch-dev)");
 #endif
 }
 
