@@ -543,6 +543,45 @@ CompletionRequest parse_request(std::string_view body, CompletionKind kind,
   return request;
 }
 
+TokenizeRequest parse_tokenize_request(std::string_view body) {
+  const Body parsed = parse_body(body);
+  if (!parsed.is_object()) throw RequestError(kInvalidValue, "the body must be a JSON object");
+  const Body* const content = find(parsed, "content");
+  if (content == nullptr) refuse("content", "'content' is missing", kMissing);
+  return {.content = text_of(*content, "content"),
+          .add_special = boolean(parsed, "add_special").value_or(false),
+          .parse_special = boolean(parsed, "parse_special").value_or(true),
+          .with_pieces = boolean(parsed, "with_pieces").value_or(false)};
+}
+
+std::vector<Token> parse_detokenize_request(std::string_view body, int vocabulary) {
+  const Body parsed = parse_body(body);
+  if (!parsed.is_object()) throw RequestError(kInvalidValue, "the body must be a JSON object");
+  const Body* const list = find(parsed, "tokens");
+  if (list == nullptr) refuse("tokens", "'tokens' is missing", kMissing);
+  if (!list->is_array()) refuse("tokens", "'tokens' must be a list of numbers");
+  std::vector<Token> tokens;
+  for (const Body& token : *list) {
+    if (!token.is_number_integer() || token < 0 || token >= vocabulary) {
+      refuse("tokens", fmt::format("'tokens' holds numbers of 0 to {}", vocabulary - 1));
+    }
+    tokens.push_back(token.get<Token>());
+  }
+  return tokens;
+}
+
+Json token_with_piece(Token token, const std::string& piece) {
+  Json member = {{"id", token}};
+  try {
+    require_utf8(piece, "a piece");
+    member["piece"] = piece;
+  } catch (const Error&) {
+    member["piece"] = Json::array();
+    for (const char byte : piece) member["piece"].push_back(static_cast<unsigned char>(byte));
+  }
+  return member;
+}
+
 Json whole_reply(const ReplyHead& head, const ReplyPart& answer, FinishReason finish,
                  const Usage& usage) {
   Json choice = {{"index", 0},

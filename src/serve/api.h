@@ -87,6 +87,20 @@ struct CompletionRequest {
 CompletionRequest parse_request(std::string_view body, CompletionKind kind,
                                 const SamplingOptions& defaults, int max_tokens, int vocabulary);
 
+/// llama.cpp's /tokenize.
+struct TokenizeRequest {
+  std::string content;
+  bool add_special = false;   ///< the vocabulary's BOS in front, where the file asks for it
+  bool parse_special = true;  ///< what reads as a control token is one
+  bool with_pieces = false;
+};
+TokenizeRequest parse_tokenize_request(std::string_view body);
+/// The tokens of llama.cpp's /detokenize.
+std::vector<Token> parse_detokenize_request(std::string_view body, int vocabulary);
+
+/// A token as /tokenize tells it with its piece: a text, or the bytes of what is none.
+Json token_with_piece(Token token, const std::string& piece);
+
 enum class FinishReason { kStop, kLength };
 
 /// A token as the reply tells it.

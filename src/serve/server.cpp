@@ -133,6 +133,8 @@ struct Route {
 constexpr Route kRoutes[] = {{"/", "GET"},
                              {"/health", "GET"},
                              {"/v1/models", "GET"},
+                             {"/tokenize", "POST"},
+                             {"/detokenize", "POST"},
                              {"/v1/chat/completions", "POST"},
                              {"/v1/completions", "POST"}};
 
@@ -182,6 +184,7 @@ struct Server::State {
   void admit(const httplib::Request& request, httplib::Response& response) const;
   void complete(CompletionKind kind, const httplib::Request& request, httplib::Response& response,
                 const httplib::ContentReader& read);
+  Json tokenize(const TokenizeRequest& request) const;
   std::vector<Token> prompt_of(const CompletionRequest& request) const;
   RequestError error_of(const std::exception_ptr& thrown) const;
   bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
@@ -270,6 +273,26 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
                              request.get_header_value("X-API-Key"))) {
     throw RequestError(kInvalidKey, "the API key is missing or wrong (Authorization: Bearer KEY)");
   }
+}
+
+Json Server::State::tokenize(const TokenizeRequest& request) const {
+  const int context = engine.options().context;
+  PromptText text = {request.content};
+  if (!request.parse_special) text.literal.push_back({0, request.content.size()});
+  std::vector<Token> tokens;
+  try {
+    vocabulary.require_fits(request.content.size(), context);  // before it takes its time
+    tokens = vocabulary.tokenize(text, request.add_special);
+  } catch (const Error& error) {
+    throw RequestError(kInvalidValue, error.what(), "content");
+  }
+  Json list = Json::array();
+  for (const Token token : tokens) {
+    list.push_back(request.with_pieces
+                       ? token_with_piece(token, vocabulary.piece(token, /*show_special=*/true))
+                       : Json(token));
+  }
+  return {{"tokens", std::move(list)}};
 }
 
 std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
@@ -413,6 +436,20 @@ void Server::State::route() {
                         {"n_embd", engine.config().hidden_size}}}};
   http.Get("/v1/models", [model](const httplib::Request&, httplib::Response& response) {
     reply(response, {{"object", "list"}, {"data", Json::array({model})}});
+  });
+  http.Post("/tokenize", [this](const httplib::Request& request, httplib::Response& response,
+                                const httplib::ContentReader& read) {
+    const BodyBytes body(body_bytes, request, response, read);
+    reply(response, tokenize(parse_tokenize_request(body.text())));
+  });
+  http.Post("/detokenize", [this](const httplib::Request& request, httplib::Response& response,
+                                  const httplib::ContentReader& read) {
+    const BodyBytes body(body_bytes, request, response, read);
+    std::string text;
+    for (const Token token : parse_detokenize_request(body.text(), vocabulary.size())) {
+      text += vocabulary.piece(token, /*show_special=*/true);
+    }
+    reply(response, {{"content", text}});
   });
   http.Post("/v1/chat/completions",
             [this](const httplib::Request& request, httplib::Response& response,

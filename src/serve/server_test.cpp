@@ -119,6 +119,32 @@ TEST_F(ServerTest, StreamsTheSameTextInEvents) {
   EXPECT_EQ(usages, 1);
 }
 
+TEST_F(ServerTest, TellsTokensAndTextsOfThem) {
+  start();
+  const auto tokens_of = [&](const Json& body) {
+    return Json::parse(post("/tokenize", body)->body)["tokens"];
+  };
+  const std::string text = "A lighthouse \u2014 at sea.";
+  const Json tokens = tokens_of({{"content", text}});
+  EXPECT_GT(tokens.size(), 4u);
+  EXPECT_EQ(Json::parse(post("/detokenize", {{"tokens", tokens}})->body)["content"], text);
+  const Json pieces = tokens_of({{"content", text}, {"with_pieces", true}});
+  EXPECT_EQ(pieces[0]["id"], tokens[0]);
+  EXPECT_EQ(pieces[0]["piece"], "A");
+  EXPECT_EQ(tokens_of({{"content", "<|im_end|>"}}).size(), 1u);
+  EXPECT_GT(tokens_of({{"content", "<|im_end|>"}, {"parse_special", false}}).size(), 1u);
+  EXPECT_EQ(tokens_of({{"content", ""}}), Json::array());
+  for (const auto& [path, body] : {std::pair{"/tokenize", Json::object()},
+                                   {"/tokenize", Json({{"content", 3}})},
+                                   {"/tokenize", Json({{"content", std::string(4 << 20, 'a')}})},
+                                   {"/detokenize", Json::object()},
+                                   {"/detokenize", Json({{"tokens", "a"}})},
+                                   {"/detokenize", Json({{"tokens", {1000000}}})},
+                                   {"/detokenize", Json({{"tokens", {-1}}})}}) {
+    EXPECT_EQ(post(path, body)->status, 400) << path;
+  }
+}
+
 TEST_F(ServerTest, TellsTheProbabilitiesOfWhatItWrites) {
   start();
   const Json fields = {{"max_tokens", 24}, {"logprobs", true}, {"top_logprobs", 3}};
