@@ -48,11 +48,10 @@ VerifiedTree first_nodes(VerifiedTree tree, int nodes) {
 /// Decodes on the sequence's context, again and again.
 class Simulation {
  public:
-  Simulation(Engine& engine, const Acceptance& acceptance, std::uint32_t seed)
+  Simulation(Engine& engine, const Acceptance& acceptance)
       : engine_(engine),
         acceptance_(acceptance),
         source_(engine, Drafting::kDeferred),
-        random_(seed),
         sequence_(engine.add_sequence()) {}
   ~Simulation() { engine_.remove_sequence(sequence_); }
   Simulation(const Simulation&) = delete;
@@ -150,7 +149,7 @@ class Simulation {
   Engine& engine_;
   const Acceptance& acceptance_;
   FirpSource source_;
-  std::mt19937 random_;
+  std::mt19937 random_{1};
   const int sequence_;
   std::vector<Token> tokens_;
 };
@@ -322,7 +321,7 @@ SimulationResult simulate_drafts(Engine& engine, const Acceptance& acceptance,
     planners.push_back(planned ? std::make_unique<Planner>(result.costs) : nullptr);
     result.methods.push_back({.name = planned ? "firp" : fmt::format("firp, tree of {}", tree)});
   }
-  Simulation simulation(engine, acceptance, options.seed);
+  Simulation simulation(engine, acceptance);
   simulation.read(options.context);
   const int total = options.rounds * static_cast<int>(trees.size());
   for (int run = 0; run < total; ++run) {

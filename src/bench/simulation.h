@@ -43,7 +43,6 @@ struct SimulationOptions {
   int tokens = 128;   ///< of each run
   int rounds = 3;     ///< in turn; sums count
   std::vector<int> trees = {kPlannedTree};
-  std::uint32_t seed = 1;
 };
 
 /// One way to decode.

@@ -114,17 +114,6 @@ TokenLogit parse_logit_bias(const std::string& text, int vocabulary) {
   return {token, value};
 }
 
-std::vector<TokenLogit> logit_bias_of(const DecodeFlags& flags, const Vocabulary& vocabulary) {
-  std::vector<TokenLogit> biases;
-  for (const std::string& text : flags.logit_bias) {
-    biases.push_back(parse_logit_bias(text, vocabulary.size()));
-  }
-  if (flags.ignore_eos) {
-    for (const Token token : vocabulary.end_tokens()) biases.push_back({token, -INFINITY});
-  }
-  return biases;
-}
-
 /// Room for a chunk of the prompt, and for a tree with the pseudo rows of every node.
 int rows_a_pass(const DecodeFlags& flags, int largest_tree, int draft_steps) {
   const int branches = flags.drafting == "in-pass" ? 1 + draft_steps : 1;
@@ -437,7 +426,10 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
         return std::make_unique<Planner>(cached_costs(engine, flags.model, heads_path));
       }()),
       batch(engine, planner.get()) {
-  options.sampling.logit_bias = logit_bias_of(flags, vocabulary);
+  for (const std::string& text : flags.logit_bias) {
+    options.sampling.logit_bias.push_back(parse_logit_bias(text, vocabulary.size()));
+  }
+  if (flags.ignore_eos) forbid(options.sampling, vocabulary.end_tokens());
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
   options.ngrams = drafts_ngrams(flags);
   if (flags.exact && !loaded.model) {

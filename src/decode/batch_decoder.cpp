@@ -200,7 +200,7 @@ void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double 
     if (part.reads || part.is_undecided()) continue;
     Session& session = *part.session;
     session.stats_.expected_tokens += session.plan_->calibration.expected_tokens(part.tree);
-    verified.push_back({*session.plan_, part.tree, part.accepted_nodes(), part.context});
+    verified.push_back({*session.plan_, part.tree, session.verified_.accepted, part.context});
   }
   const double expected_seconds = planner_->observe_pass(verified, reading, before + seconds);
   for (const Part& part : parts) {

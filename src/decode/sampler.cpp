@@ -32,12 +32,17 @@ bool crosses_out(const SamplingOptions& options) {
   return options.xtc_probability > 0 && options.xtc_threshold <= 0.5f;
 }
 
-bool has_own_temperature(const SamplingOptions& options) {
-  return options.temperature > 0 && options.dynatemp_range > 0;
+bool is_greedy(const SamplingOptions& options) {
+  return options.temperature <= 0 && !crosses_out(options);
 }
 
-bool likelier(const TokenLogit& a, const TokenLogit& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+/// Before any token is left out.
+bool changes_logits(const SamplingOptions& options) {
+  return penalizes(options) || !options.logit_bias.empty() || options.top_n_sigma > 0;
+}
+
+bool has_own_temperature(const SamplingOptions& options) {
+  return options.temperature > 0 && options.dynatemp_range > 0;
 }
 
 double weight(float logit, float greatest, double temperature) {
@@ -234,18 +239,23 @@ Token draw_from_all(std::span<const float> logits, int position, const SamplingO
 
 }  // namespace
 
+void forbid(SamplingOptions& options, std::span<const Token> tokens) {
+  for (const Token token : tokens) {
+    options.logit_bias.push_back({token, -std::numeric_limits<float>::infinity()});
+  }
+}
+
 int tokens_to_sample_from(const SamplingOptions& options) {
-  if (penalizes(options) || !options.logit_bias.empty() || options.top_n_sigma > 0) return 0;
-  return options.temperature <= 0 && !crosses_out(options) ? 1 : std::max(options.top_k, 0);
+  if (changes_logits(options)) return 0;
+  return is_greedy(options) ? 1 : std::max(options.top_k, 0);
 }
 
 Token sample_token(std::span<const float> logits, std::span<const Token> history, int position,
                    const SamplingOptions& options) {
-  const bool changes = penalizes(options) || !options.logit_bias.empty() || options.top_n_sigma > 0;
   const auto is_nan = [](float logit) { return std::isnan(logit); };
   const bool damaged = std::ranges::any_of(logits, is_nan);
   std::vector<float> changed;
-  if (damaged || changes) {
+  if (damaged || changes_logits(options)) {
     changed.assign(logits.begin(), logits.end());
     // What is no number is never chosen.
     std::ranges::replace_if(changed, is_nan, -std::numeric_limits<float>::infinity());
@@ -254,8 +264,8 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
     logits = changed;
   }
   if (!std::isfinite(std::ranges::max(logits))) refuse_logits();
-  const bool greedy = options.temperature <= 0 && !crosses_out(options);
-  if (greedy) return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
+  if (is_greedy(options))
+    return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
 
   const bool ranks = options.typical_p < 1 || crosses_out(options) || has_own_temperature(options);
   if (options.top_k <= 0 && !ranks) return draw_from_all(logits, position, options);
@@ -270,7 +280,7 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
 
 Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options) {
   if (best.empty() || !std::isfinite(best.front().logit)) refuse_logits();
-  if (options.temperature <= 0 && !crosses_out(options)) return best.front().token;
+  if (is_greedy(options)) return best.front().token;
   while (std::isinf(best.back().logit)) best = best.first(best.size() - 1);  // never chosen
   std::vector<TokenLogit> kept_as_typical;
   if (options.typical_p < 1) {
@@ -279,13 +289,10 @@ Token sample_token(std::span<const TokenLogit> best, int position, const Samplin
   }
   const float greatest = best.front().logit;
   if (options.top_p < 1.0f) {
-    double total = 0;
-    for (const TokenLogit& token : best) total += weight(token.logit, greatest, 1.0);
+    const std::vector<double> shares = probabilities(best);
     double sum = 0;
     std::size_t kept = 0;
-    while (kept < best.size() && (kept == 0 || sum < options.top_p)) {
-      sum += weight(best[kept++].logit, greatest, 1.0) / total;
-    }
+    while (kept < best.size() && (kept == 0 || sum < options.top_p)) sum += shares[kept++];
     best = best.first(kept);
   }
   if (options.min_p > 0.0f) {

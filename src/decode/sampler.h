@@ -31,6 +31,9 @@ struct SamplingOptions {
   int stream = 0;  ///< of random numbers: sequences with the same one and the same seed draw alike
 };
 
+/// None of the tokens is ever chosen.
+void forbid(SamplingOptions& options, std::span<const Token> tokens);
+
 /// How many of a row's best tokens decide what is sampled: 1 where it is greedy, else top-k. 0: all
 /// logits are needed.
 int tokens_to_sample_from(const SamplingOptions& options);

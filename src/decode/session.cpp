@@ -51,11 +51,8 @@ TokenProbability probability_of(Token token, std::span<const float> logits, int 
   for (std::size_t i = 0; i < logits.size(); ++i) {
     best.tokens.push_back({static_cast<Token>(i), logits[i]});
   }
-  const auto better = [](const TokenLogit& a, const TokenLogit& b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-  };
   const auto end = best.tokens.begin() + std::min<std::ptrdiff_t>(likeliest, std::ssize(logits));
-  std::ranges::partial_sort(best.tokens, end, better);
+  std::ranges::partial_sort(best.tokens, end, likelier);
   return probability_of(token, best, likeliest);
 }
 
@@ -239,12 +236,6 @@ void Session::choose(Part& part, std::span<const float> logits) const {
 }
 
 /// Takes in what its part of the pass decoded.
-std::vector<int> Session::Part::accepted_nodes() const {
-  std::vector<int> nodes;
-  for (std::size_t i = 1; i < path.size(); ++i) nodes.push_back(path[i] - first_row - 1);
-  return nodes;
-}
-
 void Session::absorb(const Part& part) {
   for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
   alone_ = part.ends_at_tie;
@@ -255,7 +246,10 @@ void Session::absorb(const Part& part) {
   stats_.tokens += std::ssize(part.decoded);
   decoded_ = part.decoded;
   probabilities_ = part.probabilities;
-  verified_ = {part.tree, part.accepted_nodes()};
+  verified_ = {part.tree, {}};
+  for (std::size_t i = 1; i < part.path.size(); ++i) {
+    verified_.accepted.push_back(part.path[i] - part.first_row - 1);
+  }
 }
 
 /// Whether the source can draft behind the part's path, which ended.

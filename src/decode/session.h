@@ -139,7 +139,6 @@ class Session {
     bool ends_at_tie = false;
 
     bool is_undecided() const { return !reads && path.empty(); }
-    std::vector<int> accepted_nodes() const;  ///< of the tree
   };
 
   int unseen() const { return static_cast<int>(tokens_.size()) - seen(); }

@@ -553,9 +553,7 @@ void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> ro
       const std::vector<TokenLogit>& own = thread_best_[thread][row].tokens;
       tokens.insert(tokens.end(), own.begin(), own.end());
     }
-    std::ranges::sort(tokens, [](const TokenLogit& a, const TokenLogit& b) {
-      return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-    });
+    std::ranges::sort(tokens, likelier);
     tokens.resize(std::min<std::size_t>(tokens.size(), count));
     best[row].log_sum = 0;
     if (!sums || tokens.empty()) continue;

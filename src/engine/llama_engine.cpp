@@ -135,9 +135,6 @@ std::string_view refusal(const llama_model* model) {
 BestTokens best_of(std::span<const float> logits, std::span<const std::int32_t> vocabulary,
                    int count, bool log_sum) {
   BestTokens best;
-  const auto better = [](const TokenLogit& a, const TokenLogit& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-  };
   std::vector<TokenLogit>& kept = best.tokens;
   const std::size_t tokens = vocabulary.empty() ? logits.size() : vocabulary.size();
   for (std::size_t i = 0; i < tokens; ++i) {
@@ -145,9 +142,9 @@ BestTokens best_of(std::span<const float> logits, std::span<const std::int32_t> 
     const TokenLogit each{token, logits[token]};
     if (std::isnan(each.logit)) continue;
     const bool full = static_cast<int>(kept.size()) == count;
-    if (full && !better(each, kept.back())) continue;
+    if (full && !likelier(each, kept.back())) continue;
     if (full) kept.pop_back();
-    kept.insert(std::ranges::upper_bound(kept, each, better), each);
+    kept.insert(std::ranges::upper_bound(kept, each, likelier), each);
   }
   if (log_sum && !kept.empty()) {
     const float largest = kept.front().logit;

@@ -39,6 +39,11 @@ struct Row {
 /// Steps between a row and its parent that the row does not see.
 int steps_left_out(const Row& row, const Row* parent);
 
+/// The order of a row's best tokens: of equal ones the smaller number first.
+inline bool likelier(const TokenLogit& a, const TokenLogit& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
 /// The most probable tokens of a row, best first.
 struct BestTokens {
   std::vector<TokenLogit> tokens;

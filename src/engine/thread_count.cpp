@@ -42,7 +42,7 @@ void ThreadCount::observe(double seconds, double waited_seconds) {
   } else if (now_ < most_ && until_trial_seconds_ <= 0) {
     tries_ = true;
     ++now_;
-  } else if (tries_) {
+  } else {
     tries_ = false;
   }
 }

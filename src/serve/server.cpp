@@ -13,7 +13,6 @@
 #include <cstring>
 #include <exception>
 #include <functional>
-#include <limits>
 #include <mutex>
 #include <random>
 #include <utility>
@@ -360,11 +359,7 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
     return parse_request(body.text(), kind, decoding.sampling, options.max_tokens,
                          vocabulary.size());
   }();
-  if (request.ignore_eos) {
-    for (const Token token : vocabulary.end_tokens()) {
-      request.sampling.logit_bias.push_back({token, -std::numeric_limits<float>::infinity()});
-    }
-  }
+  if (request.ignore_eos) forbid(request.sampling, vocabulary.end_tokens());
   std::vector<Token> prompt = prompt_of(request);
   const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind,
                           /*tells_tokens=*/request.likeliest >= 0};
