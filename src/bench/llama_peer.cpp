@@ -137,6 +137,7 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
   NgramSource source;
   std::vector<std::int8_t> all_logits(1 + NgramSource::kMostTokens, 1);
   std::vector<Token> tokens;  // the last one is always still to be decoded
+  SamplerState state(sampling);
   for (const std::string& turn : prompt.turns) {
     // As Session does: the prompt but for its last token is prefill.
     const std::size_t done = tokens.empty() ? 0 : tokens.size() - 1;
@@ -163,7 +164,8 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
         const std::span<const float> logits(
             llama_get_logits_ith(context, static_cast<std::int32_t>(row)),
             static_cast<std::size_t>(vocabulary.size()));
-        const Token token = sample_token(logits, tokens, static_cast<int>(tokens.size()), sampling);
+        const Token token =
+            sample_token(logits, tokens, static_cast<int>(tokens.size()), sampling, state);
         result.decoded += 1;
         left -= 1;
         ended = vocabulary.is_end_of_generation(token);

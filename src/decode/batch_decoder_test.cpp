@@ -87,7 +87,13 @@ std::vector<Request> requests(int count) {
                                        {.repeat_penalty = 1.3f},
                                        {.temperature = 1.5f, .top_k = 0, .top_p = 1, .seed = 2},
                                        {.temperature = 0.8f, .seed = 1, .stream = 7},
-                                       {.temperature = 1, .top_k = 3, .repeat_penalty = 1.2f}};
+                                       {.temperature = 1, .top_k = 3, .repeat_penalty = 1.2f},
+                                       {.dry = {.multiplier = 2}},
+                                       {.temperature = 1, .mirostat = {.version = 1, .tau = 1.5f}},
+                                       {.temperature = 1, .mirostat = {.version = 2, .tau = 1}},
+                                       {.temperature = 1,
+                                        .adaptive = {.target = 0.3f},
+                                        .samplers = {Sampler::kTopK, Sampler::kAdaptiveP}}};
   std::vector<Request> all;
   for (int i = 0; i < count; ++i) {
     Text prompt = some_tokens(i % 3, 40);
@@ -661,7 +667,7 @@ TEST(BatchDecoder, AnyOrderOfEventsGivesEachItsText) {
             all[below(static_cast<int>(all.size()))].options;
         DecodeOptions of_session = options[below(static_cast<int>(options.size()))];
         // Where rows round, only ties that are decided alone keep texts the same.
-        if (!rounds) of_session.sampling = requests(6)[below(6)].options.sampling;
+        if (!rounds) of_session.sampling = requests(10)[below(10)].options.sampling;
         of_session.tie_margin = rounds ? 1.01f * kRounding : 0;
         of_session.adopts = below(4) > 0;
         Pair& pair = pairs.emplace_back(

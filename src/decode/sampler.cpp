@@ -1,13 +1,27 @@
 #include "decode/sampler.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <unordered_map>
 
+#include "base/error.h"
+#include "decode/candidates.h"
+#include "model/ggml_log.h"
+
 namespace firp {
 namespace {
+
+/// What a token is chosen by, besides the logits.
+struct Place {
+  std::span<const Token> history;
+  int position;
+  const SamplingOptions& options;
+};
 
 /// Uniform in [0, 1): a hash of its arguments (the finaliser of SplitMix64 after each of them).
 double uniform(std::uint64_t seed, int stream, int position) {
@@ -22,84 +36,6 @@ double uniform(std::uint64_t seed, int stream, int position) {
   return static_cast<double>(x >> 11) * 0x1.0p-53;
 }
 
-bool penalizes(const SamplingOptions& options) {
-  return options.repeat_last_n != 0 &&
-         (options.repeat_penalty != 1.0f || options.frequency_penalty != 0 ||
-          options.presence_penalty != 0);
-}
-
-bool crosses_out(const SamplingOptions& options) {
-  return options.xtc_probability > 0 && options.xtc_threshold <= 0.5f;
-}
-
-bool is_greedy(const SamplingOptions& options) {
-  return options.temperature <= 0 && !crosses_out(options);
-}
-
-/// Before any token is left out.
-bool changes_logits(const SamplingOptions& options) {
-  return penalizes(options) || !options.logit_bias.empty() || options.top_n_sigma > 0;
-}
-
-bool has_own_temperature(const SamplingOptions& options) {
-  return options.temperature > 0 && options.dynatemp_range > 0;
-}
-
-double weight(float logit, float greatest, double temperature) {
-  return std::exp((double(logit) - greatest) / temperature);
-}
-
-/// All tokens with logits of `least` or more, likeliest first; found and sorted no further than
-/// they are asked for, which as a rule is a few of them.
-class Ranking {
- public:
-  Ranking(std::span<const float> logits, float greatest, float least)
-      : logits_(logits), greatest_(greatest), least_(least) {}
-
-  bool has(std::size_t rank) {
-    while (rank >= ranked_.size() && !complete_) extend();
-    return rank < ranked_.size();
-  }
-  const TokenLogit& operator[](std::size_t rank) const { return ranked_[rank]; }
-  std::span<const TokenLogit> found() const { return ranked_; }
-
- private:
-  void extend() {
-    const float above = reached_;
-    reached_ = std::max(greatest_ - depth_, least_);
-    depth_ *= 2;
-    const auto begin = static_cast<std::ptrdiff_t>(ranked_.size());
-    for (std::size_t i = 0; i < logits_.size(); ++i) {
-      if (logits_[i] >= reached_ && !(logits_[i] >= above)) {
-        ranked_.push_back({static_cast<Token>(i), logits_[i]});
-      }
-    }
-    std::sort(ranked_.begin() + begin, ranked_.end(), likelier);
-    complete_ = !(reached_ > least_);
-  }
-
-  const std::span<const float> logits_;
-  const float greatest_;
-  const float least_;
-  float depth_ = 4;  ///< below the greatest logit: few tokens are nearer
-  /// Ranked are all logits from here on: none at first.
-  float reached_ = std::numeric_limits<float>::quiet_NaN();
-  bool complete_ = false;
-  std::vector<TokenLogit> ranked_;
-};
-
-/// Of tokens, likeliest first.
-std::vector<double> probabilities(std::span<const TokenLogit> tokens) {
-  std::vector<double> shares;
-  double total = 0;
-  for (const TokenLogit& token : tokens) {
-    shares.push_back(weight(token.logit, tokens.front().logit, 1.0));
-    total += shares.back();
-  }
-  for (double& share : shares) share /= total;
-  return shares;
-}
-
 double entropy_of(std::span<const double> shares) {
   double entropy = 0;
   for (const double share : shares) {
@@ -108,136 +44,346 @@ double entropy_of(std::span<const double> shares) {
   return entropy;
 }
 
+std::size_t least_kept(const SamplingOptions& options) { return std::max(1, options.min_keep); }
+
+bool penalizes(const SamplingOptions& options) {
+  return options.repeat_last_n != 0 &&
+         (options.repeat_penalty != 1.0f || options.frequency_penalty != 0 ||
+          options.presence_penalty != 0);
+}
+
+void penalize(Candidates& candidates, const Place& place) {
+  const SamplingOptions& options = place.options;
+  const std::size_t all = place.history.size();
+  const std::size_t last =
+      options.repeat_last_n < 0 ? all : std::min<std::size_t>(all, options.repeat_last_n);
+  std::unordered_map<Token, int> counts;
+  for (const Token token : place.history.last(last)) ++counts[token];
+  candidates.change_logits([&](const auto& find) {
+    for (const auto& [token, count] : counts) {
+      float* const logit = find(token);
+      if (logit == nullptr) continue;
+      *logit = *logit > 0 ? *logit / options.repeat_penalty : *logit * options.repeat_penalty;
+      *logit -= static_cast<float>(count) * options.frequency_penalty + options.presence_penalty;
+    }
+  });
+}
+
+void apply_dry(Candidates& candidates, const Place& place) {
+  const std::vector<TokenLogit> penalties = dry_penalties(place.history, place.options.dry);
+  if (penalties.empty()) return;
+  candidates.change_logits([&](const auto& find) {
+    for (const TokenLogit& penalty : penalties) {
+      if (float* const logit = find(penalty.token)) *logit -= penalty.logit;
+    }
+  });
+}
+
+void apply_top_n_sigma(Candidates& candidates, const Place& place) {
+  const auto number = static_cast<double>(candidates.size());
+  double sum = 0, squares = 0;
+  for (const TokenLogit& each : candidates.tokens()) sum += each.logit;
+  const double mean = sum / number;
+  for (const TokenLogit& each : candidates.tokens()) {
+    squares += (each.logit - mean) * (each.logit - mean);
+  }
+  const double deviation = std::sqrt(squares / number);
+  candidates.keep_from(candidates.greatest_logit() - place.options.top_n_sigma * deviation);
+}
+
+void apply_top_k(Candidates& candidates, const Place& place) {
+  candidates.keep(place.options.top_k);
+}
+
 /// Locally typical sampling (arXiv 2202.00666): the tokens whose information is nearest to what is
 /// to be expected, until they sum to typical_p.
-std::vector<TokenLogit> typical(std::span<const TokenLogit> tokens, float typical_p) {
-  const std::vector<double> shares = probabilities(tokens);
+void apply_typical_p(Candidates& candidates, const Place& place) {
+  candidates.rank_all();
+  const std::vector<double> shares = candidates.probabilities();
   const double entropy = entropy_of(shares);
-  std::vector<std::size_t> order(tokens.size());
+  std::vector<std::size_t> order(candidates.size());
   std::iota(order.begin(), order.end(), 0);
   std::ranges::stable_sort(order, {},
                            [&](std::size_t i) { return std::abs(-std::log(shares[i]) - entropy); });
   std::vector<TokenLogit> kept;
   double sum = 0;
-  for (std::size_t i = 0; i < order.size() && !(sum > typical_p); ++i) {
-    kept.push_back(tokens[order[i]]);
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    if (i >= least_kept(place.options) && sum > place.options.typical_p) break;
+    kept.push_back(candidates[order[i]]);
     sum += shares[order[i]];
   }
-  std::ranges::sort(kept, likelier);
-  return kept;
+  candidates.keep_only(std::move(kept));
 }
 
-/// Of tokens, likeliest first, those without all that are above the threshold but the last of them
-/// ("exclude top choices").
-std::span<const TokenLogit> crossed_out(std::span<const TokenLogit> tokens, int position,
-                                        const SamplingOptions& options) {
+void apply_top_p(Candidates& candidates, const Place& place) {
+  const double total = candidates.total_weight();
+  const std::size_t least = least_kept(place.options);
+  double sum = 0;
+  std::size_t kept = 0;
+  while (candidates.has(kept) && (kept < least || sum < place.options.top_p)) {
+    sum += candidates.weight(candidates[kept++]) / total;
+  }
+  candidates.keep(kept);
+}
+
+void apply_min_p(Candidates& candidates, const Place& place) {
+  const auto least_logit =
+      static_cast<float>(candidates.greatest_logit() +
+                         candidates.temperature() * double{std::log(place.options.min_p)});
+  std::size_t kept = least_kept(place.options);
+  while (candidates.has(kept) && candidates[kept].logit >= least_logit) ++kept;
+  candidates.keep(kept);
+}
+
+bool crosses_out(const SamplingOptions& options) {
+  return options.xtc_probability > 0 && options.xtc_threshold <= 0.5f;
+}
+
+/// Leaves out all tokens that are above the threshold but the last of them ("exclude top choices").
+void apply_xtc(Candidates& candidates, const Place& place) {
+  const SamplingOptions& options = place.options;
   // Another number than the draw's: of a stream that no sequence has.
   constexpr int kStreams = 1 << 30;
-  const double chance = uniform(options.seed, options.stream + kStreams, position);
-  if (chance > options.xtc_probability) return tokens;
-  const std::vector<double> shares = probabilities(tokens);
-  const auto above =
-      std::ranges::count_if(shares, [&](double share) { return share >= options.xtc_threshold; });
-  return above < 2 ? tokens : tokens.subspan(above - 1);
+  const double chance = uniform(options.seed, options.stream + kStreams, place.position);
+  if (chance > options.xtc_probability) return;
+  const double total = candidates.total_weight();
+  std::size_t above = 0;
+  while (candidates.has(above) &&
+         candidates.weight(candidates[above]) / total >= options.xtc_threshold) {
+    ++above;
+  }
+  if (above < 2 || candidates.size() - (above - 1) < least_kept(options)) return;
+  candidates.drop_likeliest(above - 1);
 }
 
-/// By how even the tokens' probabilities are.
-double temperature_of(std::span<const TokenLogit> tokens, const SamplingOptions& options) {
-  if (!has_own_temperature(options) || tokens.size() < 2) return options.temperature;
+bool has_own_temperature(const SamplingOptions& options) {
+  return options.mirostat.version == 0 && options.temperature > 0 && options.dynatemp_range > 0;
+}
+
+/// By how even the tokens' probabilities are, if it is dynamic.
+double temperature_of(const Candidates& candidates, const SamplingOptions& options) {
+  if (!has_own_temperature(options) || candidates.size() < 2) return options.temperature;
   const double least = std::max(0.0f, options.temperature - options.dynatemp_range);
   const double most = options.temperature + options.dynatemp_range;
-  const double evenness = entropy_of(probabilities(tokens)) / std::log(tokens.size());
+  const double evenness = entropy_of(candidates.probabilities()) / std::log(candidates.size());
   return least + (most - least) * std::pow(evenness, options.dynatemp_exponent);
 }
 
-/// Of tokens that are all kept, likeliest first.
-Token draw(std::span<const TokenLogit> kept, int position, const SamplingOptions& options) {
-  const double temperature = temperature_of(kept, options);
-  if (temperature <= 0) return kept.front().token;
-  std::vector<double> weights(kept.size());
+void apply_temperature(Candidates& candidates, const Place& place) {
+  const double temperature = temperature_of(candidates, place.options);
+  if (temperature <= 0) {
+    candidates.keep(1);
+  } else {
+    candidates.multiply_temperature(temperature);
+  }
+}
+
+struct Stage {
+  Sampler sampler;
+  char letter;
+  std::string_view name;
+  std::string_view other_name;
+  bool (*is_on)(const SamplingOptions&);
+  void (*apply)(Candidates&, const Place&);
+};
+constexpr Stage kStages[] = {
+    {Sampler::kPenalties, 'e', "penalties", "", penalizes, penalize},
+    {Sampler::kDry, 'd', "dry", "", [](const SamplingOptions& o) { return o.dry.is_on(); },
+     apply_dry},
+    {Sampler::kTopNSigma, 's', "top_n_sigma", "",
+     [](const SamplingOptions& o) { return o.top_n_sigma > 0; }, apply_top_n_sigma},
+    {Sampler::kTopK, 'k', "top_k", "", [](const SamplingOptions& o) { return o.top_k > 0; },
+     apply_top_k},
+    {Sampler::kTypicalP, 'y', "typ_p", "typ",
+     [](const SamplingOptions& o) { return o.typical_p < 1; }, apply_typical_p},
+    {Sampler::kTopP, 'p', "top_p", "nucleus", [](const SamplingOptions& o) { return o.top_p < 1; },
+     apply_top_p},
+    {Sampler::kMinP, 'm', "min_p", "", [](const SamplingOptions& o) { return o.min_p > 0; },
+     apply_min_p},
+    {Sampler::kXtc, 'x', "xtc", "", crosses_out, apply_xtc},
+    {Sampler::kTemperature, 't', "temperature", "temp", [](const SamplingOptions&) { return true; },
+     apply_temperature},
+    // It has its say when the token is drawn.
+    {Sampler::kAdaptiveP, 'a', "adaptive_p", "", [](const SamplingOptions&) { return false; },
+     nullptr},
+};
+
+const Stage& stage_of(Sampler sampler) {
+  return *std::ranges::find(kStages, sampler, &Stage::sampler);
+}
+
+bool changes_logits(Sampler sampler) {
+  return sampler == Sampler::kPenalties || sampler == Sampler::kDry;
+}
+
+/// The stages that have a say.
+std::vector<Sampler> chain_of(const SamplingOptions& options) {
+  if (options.mirostat.version != 0) return {Sampler::kTemperature};
+  std::vector<Sampler> chain;
+  for (const Sampler sampler : options.samplers) {
+    if (stage_of(sampler).is_on(options)) chain.push_back(sampler);
+  }
+  const auto greedy = std::ranges::find(chain, Sampler::kTemperature);
+  if (greedy == chain.end() || options.temperature > 0) return chain;
+  chain.erase(greedy + 1, chain.end());  // one token is left
+  if (std::ranges::count(chain, Sampler::kXtc) > 0) return chain;
+  // It is the likeliest, whatever is left out once no logit changes any more.
+  const auto last = std::find_if(chain.rbegin(), chain.rend(), changes_logits).base();
+  chain.erase(last, chain.end() - 1);
+  return chain;
+}
+
+/// The token that mirostat 1 or 2 draws from the likeliest ones: how many.
+std::size_t mirostat_keeps(Candidates& candidates, const MirostatOptions& options, double mu,
+                           std::size_t vocabulary) {
+  if (options.version == 2) {
+    const double total = candidates.total_weight();
+    std::size_t kept = 1;
+    while (candidates.has(kept) && -std::log2(candidates.weight(candidates[kept]) / total) <= mu) {
+      ++kept;
+    }
+    return kept;
+  }
+  // The exponent of Zipf's law, estimated from the likeliest tokens.
+  constexpr std::size_t kLikeliest = 100;
+  double products = 0, squares = 0;
+  for (std::size_t i = 0; i + 1 < kLikeliest && candidates.has(i + 1); ++i) {
+    const double step = std::log(double(i + 2) / double(i + 1));
+    products +=
+        step * (double(candidates[i].logit) - candidates[i + 1].logit) / candidates.temperature();
+    squares += step * step;
+  }
+  const double exponent = products / squares;
+  const double excess = exponent - 1;
+  const double kept =
+      std::pow(excess * std::exp2(mu) / (1 - std::pow(double(vocabulary), -excess)), 1 / exponent);
+  if (!(kept > 1)) return 1;  // where there is but one token, too
+  return static_cast<std::size_t>(std::min(kept, double(candidates.size())));
+}
+
+bool adapts(const SamplingOptions& options) {
+  return options.mirostat.version == 0 && options.adaptive.target >= 0 &&
+         std::ranges::count(options.samplers, Sampler::kAdaptiveP) > 0;
+}
+
+/// Of candidates their probabilities as adaptive-p has them: those near the target are the likely
+/// ones, and the target is corrected by what came so far.
+std::vector<double> adapted(std::span<const double> probabilities, const AdaptiveOptions& options,
+                            const SamplerState& state) {
+  constexpr double kWidth = 0.3, kPeak = 5, kSharpness = 10;
+  const double target =
+      std::clamp(2.0 * options.target - state.adaptive_sum / state.adaptive_weight, 0.0, 1.0);
+  std::vector<double> weights;
   double total = 0;
-  for (std::size_t i = 0; i < kept.size(); ++i) {
-    weights[i] = weight(kept[i].logit, kept.front().logit, temperature);
-    total += weights[i];
+  for (const double probability : probabilities) {
+    const double distance = std::abs(probability - target) / kWidth;
+    weights.push_back(std::exp(kPeak - kSharpness * distance * distance / (1 + distance)));
+    total += weights.back();
   }
-  double rest = uniform(options.seed, options.stream, position);
-  for (std::size_t i = 0; i < kept.size(); ++i) {
-    rest -= weights[i] / total;
-    if (rest < 0) return kept[i].token;
-  }
-  return kept.back().token;
+  for (double& weight : weights) weight /= total;
+  return weights;
 }
 
-/// The logits with all that changes them before any token is left out.
-void change(std::span<float> logits, std::span<const Token> history,
-            const SamplingOptions& options) {
-  for (const TokenLogit& bias : options.logit_bias) logits[bias.token] += bias.logit;
-  if (penalizes(options)) {
-    const std::size_t last = options.repeat_last_n < 0
-                                 ? history.size()
-                                 : std::min<std::size_t>(history.size(), options.repeat_last_n);
-    std::unordered_map<Token, int> counts;
-    for (const Token token : history.last(last)) ++counts[token];
-    for (const auto& [token, count] : counts) {
-      float& logit = logits[token];
-      logit = logit > 0 ? logit / options.repeat_penalty : logit * options.repeat_penalty;
-      logit -= static_cast<float>(count) * options.frequency_penalty + options.presence_penalty;
-    }
-  }
-  if (options.top_n_sigma <= 0) return;
-  double sum = 0, squares = 0;
-  std::size_t numbers = 0;
-  for (const float logit : logits) {
-    if (std::isinf(logit)) continue;
-    sum += logit;
-    ++numbers;
-  }
-  const double mean = sum / static_cast<double>(numbers);
-  for (const float logit : logits) {
-    if (!std::isinf(logit)) squares += (logit - mean) * (logit - mean);
-  }
-  const double deviation = std::sqrt(squares / static_cast<double>(numbers));
-  const double least = std::ranges::max(logits) - options.top_n_sigma * deviation;
-  for (float& logit : logits) {
-    if (logit < least) logit = -std::numeric_limits<float>::infinity();
-  }
+/// What the token is drawn from.
+void leave_out(Candidates& candidates, const Place& place, const SamplerState& state,
+               std::size_t vocabulary) {
+  const SamplingOptions& options = place.options;
+  for (const Sampler sampler : chain_of(options)) stage_of(sampler).apply(candidates, place);
+  if (options.mirostat.version == 0) return;
+  candidates.keep(mirostat_keeps(candidates, options.mirostat, state.mirostat_mu, vocabulary));
 }
 
-/// With top-k off. As if all tokens were sorted, which would take longer than a small model's pass.
-Token draw_from_all(std::span<const float> logits, int position, const SamplingOptions& options) {
-  const float greatest = std::ranges::max(logits);
-  const auto total_weight = [&](double temperature) {
-    double total = 0;
-    for (const float logit : logits) total += weight(logit, greatest, temperature);
-    return total;
-  };
-  const float least = options.min_p > 0.0f ? greatest + std::log(options.min_p)
-                                           : -std::numeric_limits<float>::infinity();
-  Ranking ranking(logits, greatest, least);
+/// The rank of the candidate that the random number falls on; `share(rank)` is its probability.
+template <typename Share>
+std::size_t draw(Candidates& candidates, const Place& place, const Share& share) {
+  double rest = uniform(place.options.seed, place.options.stream, place.position);
+  for (std::size_t rank = 0; candidates.has(rank); ++rank) {
+    rest -= share(rank);
+    if (rest < 0) return rank;
+  }
+  return candidates.size() - 1;
+}
 
-  if (options.top_p < 1.0f) {
-    const double total = total_weight(1.0);
-    double sum = 0;
-    std::size_t kept = 0;
-    while (ranking.has(kept) && (kept == 0 || sum < options.top_p)) {
-      sum += weight(ranking[kept++].logit, greatest, 1.0) / total;
+Token choose(Candidates& candidates, const Place& place, SamplerState& state,
+             std::size_t vocabulary) {
+  const SamplingOptions& options = place.options;
+  leave_out(candidates, place, state, vocabulary);
+  if (adapts(options)) {
+    candidates.rank_all();
+    const std::vector<double> before = candidates.probabilities();
+    const std::vector<double> shares = adapted(before, options.adaptive, state);
+    const std::size_t rank = draw(candidates, place, [&](std::size_t i) { return shares[i]; });
+    state.adaptive_sum = before[rank] + options.adaptive.decay * state.adaptive_sum;
+    state.adaptive_weight = 1 + options.adaptive.decay * state.adaptive_weight;
+    return candidates[rank].token;
+  }
+  const double total = candidates.total_weight();
+  const auto share = [&](std::size_t rank) { return candidates.weight(candidates[rank]) / total; };
+  const std::size_t rank = draw(candidates, place, share);
+  if (options.mirostat.version != 0) {
+    const double surprise = -std::log2(share(rank));
+    state.mirostat_mu -= options.mirostat.eta * (surprise - options.mirostat.tau);
+  }
+  return candidates[rank].token;
+}
+
+Candidates candidates_of(std::span<const float> logits, const SamplingOptions& options) {
+  Candidates candidates(logits);
+  if (!options.logit_bias.empty()) {
+    candidates.change_logits([&](const auto& find) {
+      for (const TokenLogit& bias : options.logit_bias) {
+        if (float* const logit = find(bias.token)) *logit += bias.logit;
+      }
+    });
+  }
+  return candidates;
+}
+
+/// As llama.cpp has it: "top_k" may be written "top-k", "topk" or "Top_K".
+bool is_name(std::string name, const Stage& stage) {
+  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::string dashed(stage.name), joined(stage.name);
+  std::ranges::replace(dashed, '_', '-');
+  std::erase(joined, '_');
+  return name == stage.name || name == dashed || name == joined ||
+         (!name.empty() && name == stage.other_name);
+}
+
+template <typename Entries, typename Is>
+std::vector<Sampler> samplers_of(const Entries& entries, const Is& is, const char* kind) {
+  if (entries.size() > kMostSamplers) {
+    throw Error(fmt::format("there may be {} samplers", kMostSamplers));
+  }
+  std::vector<Sampler> samplers;
+  for (const auto& entry : entries) {
+    const auto stage =
+        std::ranges::find_if(kStages, [&](const Stage& each) { return is(entry, each); });
+    if (stage == std::end(kStages)) {
+      std::string known;
+      for (const Stage& each : kStages) known += fmt::format(" {} ({})", each.name, each.letter);
+      throw Error(fmt::format("there is no sampler of the {} '{}' here; there are:{}", kind,
+                              one_line(std::string{entry}), known));
     }
-    return draw(ranking.found().first(kept), position, options);
+    samplers.push_back(stage->sampler);
   }
-  if (options.min_p > 0.0f) {
-    for (std::size_t rank = 0; ranking.has(rank);) rank = ranking.found().size();
-    return draw(ranking.found(), position, options);
-  }
-  const double total = total_weight(options.temperature);
-  double rest = uniform(options.seed, options.stream, position);
-  for (std::size_t rank = 0; ranking.has(rank); ++rank) {
-    rest -= weight(ranking[rank].logit, greatest, options.temperature) / total;
-    if (rest < 0) return ranking[rank].token;
-  }
-  return ranking.found().back().token;
+  return samplers;
 }
 
 }  // namespace
+
+std::vector<Sampler> samplers_of_names(std::span<const std::string> names) {
+  return samplers_of(names, is_name, "name");
+}
+
+std::vector<Sampler> samplers_of_letters(std::string_view letters) {
+  return samplers_of(
+      letters, [](char letter, const Stage& stage) { return stage.letter == letter; }, "letter");
+}
+
+SamplerState::SamplerState(const SamplingOptions& options)
+    : mirostat_mu(2.0 * options.mirostat.tau),
+      adaptive_sum(options.adaptive.target / (1.0 - options.adaptive.decay)),
+      adaptive_weight(1.0 / (1.0 - options.adaptive.decay)) {}
 
 void forbid(SamplingOptions& options, std::span<const Token> tokens) {
   for (const Token token : tokens) {
@@ -246,63 +392,45 @@ void forbid(SamplingOptions& options, std::span<const Token> tokens) {
 }
 
 int tokens_to_sample_from(const SamplingOptions& options) {
-  if (changes_logits(options)) return 0;
-  return is_greedy(options) ? 1 : std::max(options.top_k, 0);
+  if (!options.logit_bias.empty()) return 0;
+  const std::vector<Sampler> chain = chain_of(options);
+  if (std::ranges::any_of(chain, changes_logits)) return 0;  // any token may become the best
+  for (const Sampler sampler : chain) {
+    const bool heats = sampler == Sampler::kTemperature;
+    if (heats && options.temperature <= 0) return 1;
+    if (sampler == Sampler::kTopK) return options.top_k;
+    // These do not ask how likely the other tokens are.
+    const bool is_local = sampler == Sampler::kMinP || (heats && !has_own_temperature(options));
+    if (!is_local) return 0;
+  }
+  return 0;
 }
 
 Token sample_token(std::span<const float> logits, std::span<const Token> history, int position,
-                   const SamplingOptions& options) {
-  const auto is_nan = [](float logit) { return std::isnan(logit); };
-  const bool damaged = std::ranges::any_of(logits, is_nan);
-  std::vector<float> changed;
-  if (damaged || changes_logits(options)) {
-    changed.assign(logits.begin(), logits.end());
-    // What is no number is never chosen.
-    std::ranges::replace_if(changed, is_nan, -std::numeric_limits<float>::infinity());
-    if (!std::isfinite(std::ranges::max(changed))) refuse_logits();
-    change(changed, history, options);
-    logits = changed;
-  }
-  if (!std::isfinite(std::ranges::max(logits))) refuse_logits();
-  if (is_greedy(options))
-    return static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
-
-  const bool ranks = options.typical_p < 1 || crosses_out(options) || has_own_temperature(options);
-  if (options.top_k <= 0 && !ranks) return draw_from_all(logits, position, options);
-
-  std::vector<TokenLogit> best(logits.size());
-  for (std::size_t i = 0; i < logits.size(); ++i) best[i] = {static_cast<Token>(i), logits[i]};
-  const std::size_t keep =
-      options.top_k <= 0 ? best.size() : std::min<std::size_t>(options.top_k, best.size());
-  std::partial_sort(best.begin(), best.begin() + keep, best.end(), likelier);
-  return sample_token(std::span(best).first(keep), position, options);
+                   const SamplingOptions& options, SamplerState& state) {
+  Candidates candidates = candidates_of(logits, options);
+  return choose(candidates, {history, position, options}, state, logits.size());
 }
 
-Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options) {
-  if (best.empty() || !std::isfinite(best.front().logit)) refuse_logits();
-  if (is_greedy(options)) return best.front().token;
-  while (std::isinf(best.back().logit)) best = best.first(best.size() - 1);  // never chosen
-  std::vector<TokenLogit> kept_as_typical;
-  if (options.typical_p < 1) {
-    kept_as_typical = typical(best, options.typical_p);
-    best = kept_as_typical;
+Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options,
+                   SamplerState& state) {
+  Candidates candidates(best);
+  return choose(candidates, {{}, position, options}, state, best.size());
+}
+
+std::vector<TokenShare> distribution(std::span<const float> logits, std::span<const Token> history,
+                                     int position, const SamplingOptions& options,
+                                     const SamplerState& state) {
+  Candidates candidates = candidates_of(logits, options);
+  leave_out(candidates, {history, position, options}, state, logits.size());
+  candidates.rank_all();
+  std::vector<double> shares = candidates.probabilities();
+  if (adapts(options)) shares = adapted(shares, options.adaptive, state);
+  std::vector<TokenShare> tokens;
+  for (std::size_t i = 0; i < shares.size(); ++i) {
+    tokens.push_back({candidates[i].token, shares[i]});
   }
-  const float greatest = best.front().logit;
-  if (options.top_p < 1.0f) {
-    const std::vector<double> shares = probabilities(best);
-    double sum = 0;
-    std::size_t kept = 0;
-    while (kept < best.size() && (kept == 0 || sum < options.top_p)) sum += shares[kept++];
-    best = best.first(kept);
-  }
-  if (options.min_p > 0.0f) {
-    const float least = greatest + std::log(options.min_p);
-    std::size_t kept = 1;
-    while (kept < best.size() && best[kept].logit >= least) ++kept;
-    best = best.first(kept);
-  }
-  if (crosses_out(options)) best = crossed_out(best, position, options);
-  return draw(best, position, options);
+  return tokens;
 }
 
 }  // namespace firp

@@ -98,12 +98,14 @@ void Session::append(std::span<const Token> tokens) {
                     tokens.size(), limit, tokens_.size()));
   }
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  states_.resize(tokens_.size(), state());  // samplers learn from what they chose
   if (!tokens.empty()) drop_draft();
 }
 
 void Session::truncate(int length) {
   if (length >= static_cast<int>(tokens_.size())) return;
   tokens_.resize(length);
+  states_.resize(length, state());
   most_seen_ = std::min(most_seen_, length);
   engine_.truncate(sequence_, length);
   drop_draft();
@@ -174,6 +176,11 @@ Session::Part Session::plan_verifying(int nodes, std::vector<Row>& rows) {
   return part;
 }
 
+/// Of the samplers, behind the last token.
+SamplerState Session::state() const {
+  return states_.empty() ? SamplerState(options_.sampling) : states_.back();
+}
+
 /// Walks from the root along the model's own choices, as far as the tree foresaw them: the path.
 /// `choose` gives the token behind a row, the first of the part being 0; nullopt ends the walk
 /// before that row. It ends with the context, too, where there is no room for what comes next.
@@ -206,12 +213,14 @@ bool Session::ties_matter(const Pass& pass) const {
 void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const {
   const std::size_t enough = tokens_to_sample_from(options_.sampling);
   const bool ties = ties_matter(pass);
+  SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const TokenLogit> of_row = best[row].tokens;
     if (ties && of_row[0].logit - of_row[1].logit < options_.tie_margin) return std::nullopt;
     const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
-    const Token token =
-        sample_token(of_row.first(std::min(enough, of_row.size())), position, options_.sampling);
+    const Token token = sample_token(of_row.first(std::min(enough, of_row.size())), position,
+                                     options_.sampling, state);
+    part.states.push_back(state);
     if (options_.likeliest >= 0) {
       part.probabilities.push_back(probability_of(token, best[row], options_.likeliest));
     }
@@ -223,11 +232,13 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
 void Session::choose(Part& part, std::span<const float> logits) const {
   const std::size_t vocabulary = engine_.config().vocabulary_size;
   std::vector<Token> history = tokens_;
+  SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const float> of_row = logits.subspan(row * vocabulary, vocabulary);
     const Token token =
-        sample_token(of_row, history, static_cast<int>(history.size()), options_.sampling);
+        sample_token(of_row, history, static_cast<int>(history.size()), options_.sampling, state);
     history.push_back(token);
+    part.states.push_back(state);
     if (options_.likeliest >= 0) {
       part.probabilities.push_back(probability_of(token, of_row, options_.likeliest));
     }
@@ -238,6 +249,7 @@ void Session::choose(Part& part, std::span<const float> logits) const {
 /// Takes in what its part of the pass decoded.
 void Session::absorb(const Part& part) {
   for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
+  states_.insert(states_.end(), part.states.begin(), part.states.end());
   alone_ = part.ends_at_tie;
   tree_.clear();
   stats_.forwards += 1;

@@ -136,11 +136,13 @@ class Session {
     std::vector<int> path;  ///< rows to commit; none where the root is too near a tie
     std::vector<DecodedToken> decoded;
     std::vector<TokenProbability> probabilities;
+    std::vector<SamplerState> states;  ///< behind each of the decoded tokens
     bool ends_at_tie = false;
 
     bool is_undecided() const { return !reads && path.empty(); }
   };
 
+  SamplerState state() const;
   int unseen() const { return static_cast<int>(tokens_.size()) - seen(); }
   int rows_with(int nodes) const;
   void begin_pass();
@@ -165,7 +167,8 @@ class Session {
   std::optional<Plan> plan_;  ///< with a planner, from the first pass that decodes on
   /// All tokens of the sequence; the first seen() of them are in its context.
   std::vector<Token> tokens_;
-  DraftTree tree_;      ///< behind the last token; empty: nothing drafted
+  std::vector<SamplerState> states_;  ///< behind each of them
+  DraftTree tree_;                    ///< behind the last token; empty: nothing drafted
   bool alone_ = false;  ///< the next pass has the last token's row and no other: it was near a tie
   NgramSource ngrams_;
   std::vector<DecodedToken> decoded_;

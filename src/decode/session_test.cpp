@@ -67,7 +67,21 @@ std::vector<SamplingOptions> samplings() {
            .frequency_penalty = 0.3f,
            .presence_penalty = 0.3f,
            .seed = 4},
-          {.top_n_sigma = 1.5f, .xtc_probability = 0.4f, .seed = 5}};
+          {.top_n_sigma = 1.5f, .xtc_probability = 0.4f, .seed = 5},
+          {.dry = {.multiplier = 1.5f, .penalty_last_n = -1}},
+          {.temperature = 0.9f, .dry = {.multiplier = 0.8f, .allowed_length = 1}, .seed = 6},
+          {.temperature = 1, .mirostat = {.version = 1, .tau = 1.5f}, .seed = 7},
+          {.temperature = 1.2f, .mirostat = {.version = 2, .tau = 1, .eta = 0.5f}, .seed = 8},
+          {.temperature = 1,
+           .repeat_penalty = 1.2f,
+           .samplers = {Sampler::kTemperature, Sampler::kTopP, Sampler::kPenalties, Sampler::kTopK},
+           .seed = 9},
+          {.temperature = 1,
+           .min_p = 0.1f,
+           .min_keep = 3,
+           .adaptive = {.target = 0.3f, .decay = 0.5f},
+           .samplers = {Sampler::kMinP, Sampler::kAdaptiveP},
+           .seed = 10}};
 }
 
 TEST_F(Sessions, TheTextIsTheSameWithAndWithoutDrafts) {
@@ -273,21 +287,38 @@ TEST_F(Sessions, StopsWhereItIsTold) {
 
 TEST_F(Sessions, AConversationContinuesAsIfItWereOneText) {
   const std::vector<Token> turn = {3, 3, 1};
-  std::vector<std::vector<Token>> texts;
-  for (const DraftMethod method : {DraftMethod::kNone, DraftMethod::kFirp}) {
-    Session session(decoder_, {.method = method, .tree_nodes = 30});
-    const auto never = [](Token) { return false; };
-    const auto go_on = [](const DecodedToken&) { return true; };
-    session.append(kPrompt);
-    generate(session, 13, never, go_on);
-    session.append(turn);
-    generate(session, 20, never, go_on);
-    session.truncate(25);
-    generate(session, 20, never, go_on);
-    texts.push_back(session.tokens());
-    EXPECT_EQ(session.tokens().size(), 45u);
+  for (const SamplingOptions& sampling : samplings()) {
+    std::vector<std::vector<Token>> texts;
+    for (const DraftMethod method : {DraftMethod::kNone, DraftMethod::kFirp}) {
+      Session session(decoder_, {.sampling = sampling, .method = method, .tree_nodes = 30});
+      const auto never = [](Token) { return false; };
+      const auto go_on = [](const DecodedToken&) { return true; };
+      session.append(kPrompt);
+      generate(session, 13, never, go_on);
+      session.append(turn);
+      generate(session, 20, never, go_on);
+      session.truncate(25);
+      generate(session, 20, never, go_on);
+      texts.push_back(session.tokens());
+      EXPECT_EQ(session.tokens().size(), 45u);
+    }
+    EXPECT_EQ(texts[0], texts[1]);
   }
-  EXPECT_EQ(texts[0], texts[1]);
+}
+
+/// What samplers learnt from tokens that were cut off is forgotten.
+TEST_F(Sessions, TextThatIsCutAndDecodedAgainIsTheSame) {
+  for (const SamplingOptions& sampling : samplings()) {
+    Session session(decoder_, {.sampling = sampling, .tree_nodes = 12});
+    session.append(kPrompt);
+    while (session.tokens().size() < 50) session.step();
+    std::vector<Token> first = session.tokens();
+    session.truncate(20);
+    while (session.tokens().size() < first.size()) session.step();
+    std::vector<Token> again = session.tokens();
+    again.resize(first.size());
+    EXPECT_EQ(again, first);
+  }
 }
 
 TEST_F(Sessions, MistakesAreNamed) {
