@@ -493,6 +493,27 @@ TEST(Sampler, WithoutATemperatureInTheOrderNothingIsGreedy) {
   EXPECT_EQ(histogram(options, 100).size(), 1u);
 }
 
+/// Where less likely tokens have a say before top-k comes, the best ones are not enough.
+TEST(Sampler, ATopKThatComesLateNeedsAllLogits) {
+  const auto enough = [](const SamplingOptions& options) { return tokens_to_sample_from(options); };
+  SamplingOptions options = {.temperature = 1, .top_k = 5};
+  EXPECT_EQ(enough(options), 5);
+  options.samplers = {Sampler::kTemperature, Sampler::kMinP, Sampler::kTopK, Sampler::kTopP};
+  EXPECT_EQ(enough(options), 5);
+  options.dynatemp_range = 0.5f;
+  EXPECT_EQ(enough(options), 0);
+  options.dynatemp_range = 0;
+  options.samplers = {Sampler::kTopP, Sampler::kTopK};
+  EXPECT_EQ(enough(options), 0);
+  options.samplers = {Sampler::kTopK, Sampler::kPenalties};
+  EXPECT_EQ(enough(options), 5) << "no penalty is asked for";
+  options.presence_penalty = 1;
+  EXPECT_EQ(enough(options), 0);
+  options.samplers = {Sampler::kTopK};
+  options.mirostat.version = 2;
+  EXPECT_EQ(enough(options), 0);
+}
+
 TEST(Sampler, NamesAndLettersAreLlamaCpps) {
   const std::vector<std::string> names = {"penalties", "Top-K", "typ",  "nucleus",
                                           "minp",      "temp",  "topk", "top_n-sigma"};
