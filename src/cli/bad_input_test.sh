@@ -64,6 +64,15 @@ refuses 1 '--logit-bias needs TOKEN' generate "${prompt[@]}" --logit-bias 49152+
 refuses 1 '--logit-bias needs TOKEN' generate "${prompt[@]}" --logit-bias 5+x
 refuses 1 '--typical must be between 0 and 1' generate "${prompt[@]}" --typical 2
 refuses 1 '--xtc-probability must be between' generate "${prompt[@]}" --xtc-probability -1
+refuses 1 '--dry-multiplier must be between' generate "${prompt[@]}" --dry-multiplier -1
+refuses 1 '--dry-base must be between' generate "${prompt[@]}" --dry-base 0.5
+refuses 1 '--dry-penalty-last-n must be at least -1' generate "${prompt[@]}" --dry-penalty-last-n -2
+refuses 1 '--mirostat must be 0, 1 or 2' generate "${prompt[@]}" --mirostat 3
+refuses 1 '--adaptive-decay must be between' generate "${prompt[@]}" --adaptive-decay 1
+refuses 1 "--samplers: there is no sampler of the name 'best'" generate "${prompt[@]}" --samplers 'top_k;best'
+refuses 1 "--sampler-seq: there is no sampler of the letter 'q'" generate "${prompt[@]}" --sampler-seq kq
+refuses 2 'sampler-seq' generate "${prompt[@]}" --sampler-seq k --samplers top_k
+refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --sampler-seq kp
 refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --temp 1
 refuses 1 '--exact is for greedy' generate "${prompt[@]}" --engine llama --exact --repeat-penalty 1.1
 refuses 1 'there is no CUDA7 \(there are: none, ' generate "${prompt[@]}" --device CUDA7

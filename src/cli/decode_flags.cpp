@@ -32,6 +32,15 @@ void require_between(float value, float least, float most, const char* flag) {
   }
 }
 
+/// The result; an Error is told with the flag's name before it.
+auto naming(const char* flag, const auto& parse) {
+  try {
+    return parse();
+  } catch (const Error& error) {
+    throw Error(fmt::format("{}: {}", flag, error.what()));
+  }
+}
+
 /// Empty where none are asked for, or none are there.
 std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& model) {
   const bool asked = flags.draft.starts_with("firp");
@@ -59,6 +68,24 @@ int largest(std::span<const int> trees) {
   return std::max(std::ranges::max(trees), planned(trees) ? kMostPlannedNodes : 0);
 }
 
+std::vector<Sampler> parse_samplers(const DecodeFlags& flags) {
+  if (!flags.samplers.empty()) {
+    return naming("--samplers", [&] { return samplers_of_names(flags.samplers); });
+  }
+  if (!flags.sampler_seq.empty()) {
+    return naming("--sampler-seq", [&] { return samplers_of_letters(flags.sampler_seq); });
+  }
+  return flags.sampling.samplers;
+}
+
+/// As in llama.cpp "none" takes away those before it.
+std::vector<std::string> parse_breakers(const DecodeFlags& flags) {
+  if (flags.dry_sequence_breakers.empty()) return flags.sampling.dry.sequence_breakers;
+  const std::vector<std::string>& given = flags.dry_sequence_breakers;
+  const auto first = std::find(given.rbegin(), given.rend(), "none").base();
+  return {first, given.end()};
+}
+
 /// Refuses what can be refused before the model is read.
 DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   flags.thread_count();
@@ -68,10 +95,12 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   if (largest_tree > kLargestTree) {
     throw Error(fmt::format("--tree must be at most {}", kLargestTree));
   }
-  if (flags.exact && tokens_to_sample_from(flags.sampling) != 1) {
+  SamplingOptions sampling = flags.sampling;
+  sampling.samplers = parse_samplers(flags);
+  sampling.dry.sequence_breakers = parse_breakers(flags);
+  if (flags.exact && tokens_to_sample_from(sampling) != 1) {
     throw Error("--exact is for greedy decoding: it goes without --temp and penalties");
   }
-  SamplingOptions sampling = flags.sampling;
   constexpr float kAnyPositive = 1e30f;
   require_between(sampling.temperature, -kAnyPositive, kAnyPositive, "--temp");
   require_between(sampling.top_p, 0, 1, "--top-p");
@@ -86,6 +115,16 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   require_between(sampling.xtc_threshold, 0, 1, "--xtc-threshold");
   require_between(sampling.dynatemp_range, 0, kAnyPositive, "--dynatemp-range");
   require_between(sampling.dynatemp_exponent, 0, kAnyPositive, "--dynatemp-exp");
+  require_between(sampling.dry.multiplier, 0, kAnyPositive, "--dry-multiplier");
+  require_between(sampling.dry.base, 1, kAnyPositive, "--dry-base");
+  require_at_least(sampling.dry.allowed_length, 0, "--dry-allowed-length");
+  require_at_least(sampling.dry.penalty_last_n, -1, "--dry-penalty-last-n");
+  require_at_least(sampling.mirostat.version, 0, "--mirostat");
+  if (sampling.mirostat.version > 2) throw Error("--mirostat must be 0, 1 or 2");
+  require_between(sampling.mirostat.tau, 0, kAnyPositive, "--mirostat-ent");
+  require_between(sampling.mirostat.eta, 0, kAnyPositive, "--mirostat-lr");
+  require_between(sampling.adaptive.target, -kAnyPositive, 1, "--adaptive-target");
+  require_between(sampling.adaptive.decay, 0, 0.99f, "--adaptive-decay");
   sampling.seed = seed_of(flags.seed.value_or(kRandomSeed));
   return {.sampling = sampling,
           .drafting = flags.drafting == "in-pass" ? Drafting::kInPass : Drafting::kDeferred,
@@ -277,6 +316,59 @@ void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help
       ->capture_default_str();
   sampled->add_option("--dynatemp-exp", sampling.dynatemp_exponent, "And with which exponent")
       ->capture_default_str();
+  sampled
+      ->add_option("--dry-multiplier", sampling.dry.multiplier,
+                   "Taken from the logit of a token that would prolong a repetition; 0: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--dry-base", sampling.dry.base,
+                   "And so many times as much for each token that it is longer")
+      ->capture_default_str();
+  sampled
+      ->add_option("--dry-allowed-length", sampling.dry.allowed_length,
+                   "Tokens that may be repeated for the single price")
+      ->capture_default_str();
+  sampled
+      ->add_option("--dry-penalty-last-n", sampling.dry.penalty_last_n,
+                   "Tokens in which repetitions are looked for; 0: none, -1: the whole context")
+      ->capture_default_str();
+  sampled
+      ->add_option("--dry-sequence-breaker", dry_sequence_breakers,
+                   "A text that no repetition reaches over, in place of the default ones (a line "
+                   "break, :, \" and *); none: no such text")
+      ->allow_extra_args(false);
+  sampled
+      ->add_option(
+          "--mirostat", sampling.mirostat.version,
+          "Keep the surprise of tokens even, by mirostat 1 or 2; of the other samplers the "
+          "temperature alone applies; 0: off")
+      ->capture_default_str();
+  sampled->add_option("--mirostat-lr", sampling.mirostat.eta, "How fast it learns (eta)")
+      ->capture_default_str();
+  sampled->add_option("--mirostat-ent", sampling.mirostat.tau, "The surprise, in bits (tau)")
+      ->capture_default_str();
+  sampled
+      ->add_option("--adaptive-target", sampling.adaptive.target,
+                   "Prefer tokens near this probability, where adaptive_p is among the samplers; "
+                   "less than 0: off")
+      ->capture_default_str();
+  sampled
+      ->add_option("--adaptive-decay", sampling.adaptive.decay,
+                   "How much it keeps in mind of the tokens before; at most 0.99")
+      ->capture_default_str();
+  CLI::Option* const names =
+      sampled
+          ->add_option("--samplers", samplers,
+                       "The samplers in their order, with ; between (default: "
+                       "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature); others "
+                       "are off")
+          ->delimiter(';')
+          ->allow_extra_args(false)
+          ->trigger_on_parse();
+  sampled
+      ->add_option("--sampler-seq,--sampling-seq", sampler_seq,
+                   "The same by letters (default: edskypmxt)")
+      ->excludes(names);
   sampled->add_option("-l,--logit-bias", logit_bias,
                       "TOKEN+BIAS or TOKEN-BIAS: added to the logit of a token, by its number");
   sampled->add_flag("--ignore-eos", ignore_eos, "Never end before -n tokens");
@@ -429,6 +521,7 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
   for (const std::string& text : flags.logit_bias) {
     options.sampling.logit_bias.push_back(parse_logit_bias(text, vocabulary.size()));
   }
+  if (options.sampling.dry.is_on()) options.sampling.dry.texts = token_texts(vocabulary);
   if (flags.ignore_eos) forbid(options.sampling, vocabulary.end_tokens());
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
   options.ngrams = drafts_ngrams(flags);

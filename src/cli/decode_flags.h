@@ -49,7 +49,10 @@ struct DecodeFlags {
   std::string cache_type_k = "f16", cache_type_v = "f16";
   std::optional<std::int64_t> seed;
   SamplingOptions sampling;
-  std::vector<std::string> logit_bias;  ///< TOKEN+BIAS or TOKEN-BIAS
+  std::vector<std::string> logit_bias;             ///< TOKEN+BIAS or TOKEN-BIAS
+  std::vector<std::string> dry_sequence_breakers;  ///< in place of the default ones; "none"
+  std::vector<std::string> samplers;               ///< their names, in order
+  std::string sampler_seq;                         ///< the same by letters
   bool ignore_eos = false;
   std::string colour = "auto";
 

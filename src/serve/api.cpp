@@ -197,7 +197,6 @@ struct NotDone {
   Body neutral = nullptr;
 };
 const NotDone kNotDone[] = {
-    {"adaptive_target"},
     {"add_generation_prompt", true},
     {"add_special_tokens", true},
     {"allowed_token_ids"},
@@ -212,7 +211,6 @@ const NotDone kNotDone[] = {
     {"continue_final_message"},
     {"custom_token_bans"},
     {"documents"},
-    {"dry_multiplier"},
     {"echo"},
     {"enable_thinking"},
     {"format"},
@@ -236,9 +234,7 @@ const NotDone kNotDone[] = {
     {"logits_processors"},
     {"lora"},
     {"max_new_tokens"},
-    {"min_keep", 1},
     {"min_tokens"},
-    {"mirostat"},
     {"mirostat_mode"},
     {"multimodal_data"},
     {"n_cmpl", 1},
@@ -305,18 +301,6 @@ void refuse_what_is_not_done(const Body& body) {
   // A number asks for those of the token itself, 0 for no others besides.
   const Body* const of_prompt = find(body, "prompt_logprobs");
   if (of_prompt != nullptr && of_prompt->is_number()) refuse_unsupported("prompt_logprobs");
-  // llama.cpp's own order is the one here, where what is between them is off.
-  if (const Body* const samplers = find(body, "samplers"); samplers != nullptr) {
-    static const Body kOrders = {
-        "",
-        "edkypmxt",
-        "edskypmxt",
-        Body::array(),
-        {"penalties", "dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"},
-        {"penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc",
-         "temperature"}};
-    if (std::ranges::count(kOrders, *samplers) == 0) refuse_unsupported("samplers");
-  }
   if (const Body* const format = find(body, "response_format")) {
     const Body* const type = format->is_object() ? find(*format, "type") : nullptr;
     if (type == nullptr || *type != "text") {
@@ -367,6 +351,39 @@ std::vector<TokenLogit> logit_bias_of(const Body& body, int vocabulary) {
   return list;
 }
 
+/// llama.cpp's forms: a list of names, or a string of letters.
+std::vector<Sampler> samplers_of(const Body& samplers) {
+  const char* const name = "samplers";
+  if (!samplers.is_array() && !samplers.is_string()) {
+    refuse(name, fmt::format("'{}' is a list of names, or a string of letters", name));
+  }
+  try {
+    if (samplers.is_string()) return samplers_of_letters(samplers.get<std::string>());
+    std::vector<std::string> names;
+    for (const Body& each : samplers) names.push_back(text_of(each, name));
+    return samplers_of_names(names);
+  } catch (const RequestError&) {
+    throw;
+  } catch (const Error& error) {
+    refuse(name, fmt::format("'{}': {}", name, error.what()));
+  }
+}
+
+std::vector<std::string> breakers_of(const Body& breakers) {
+  const char* const name = "dry_sequence_breakers";
+  if (!breakers.is_array() || breakers.size() > kMostStops) {
+    refuse(name, fmt::format("'{}' is a list of at most {} strings", name, kMostStops));
+  }
+  std::vector<std::string> texts;
+  for (const Body& each : breakers) {
+    texts.push_back(text_of(each, name));
+    if (texts.back().empty() || texts.back().size() > kMostBreakerBytes) {
+      refuse(name, fmt::format("a string of '{}' has 1 to {} bytes", name, kMostBreakerBytes));
+    }
+  }
+  return texts;
+}
+
 SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int vocabulary) {
   const auto real = [&](const char* name, float& to, double least, double most = 1e30) {
     to = static_cast<float>(number(body, name, least, most).value_or(to));
@@ -391,6 +408,23 @@ SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int voca
   if (find(body, "logit_bias") != nullptr) {
     sampling.logit_bias = logit_bias_of(body, vocabulary);
   }
+  real("dry_multiplier", sampling.dry.multiplier, 0);
+  real("dry_base", sampling.dry.base, 1);
+  whole("dry_allowed_length", sampling.dry.allowed_length, 0);
+  whole("dry_penalty_last_n", sampling.dry.penalty_last_n, -1);
+  if (const Body* const breakers = find(body, "dry_sequence_breakers")) {
+    sampling.dry.sequence_breakers = breakers_of(*breakers);
+  }
+  whole("mirostat", sampling.mirostat.version, 0);
+  if (sampling.mirostat.version > 2) refuse("mirostat", "'mirostat' must be 0, 1 or 2");
+  real("mirostat_tau", sampling.mirostat.tau, 0);
+  real("mirostat_eta", sampling.mirostat.eta, 0);
+  real("adaptive_target", sampling.adaptive.target, -1e30, 1);
+  real("adaptive_decay", sampling.adaptive.decay, 0, 0.99);
+  if (const Body* const samplers = find(body, "samplers")) {
+    sampling.samplers = samplers_of(*samplers);
+  }
+  whole("min_keep", sampling.min_keep, 0);
   whole("top_k", sampling.top_k, INT_MIN);
   whole("repeat_last_n", sampling.repeat_last_n, -1);
   // As in llama.cpp, a negative seed, like none, is another one each time.

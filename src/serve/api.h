@@ -62,8 +62,9 @@ inline constexpr int kMostDepth = 32;               ///< of objects and lists in
 inline constexpr std::size_t kMostValues = 100000;  ///< objects, lists, and what is in them
 inline constexpr std::size_t kMostMessages = 10000;
 inline constexpr std::size_t kMostStops = 64;
-inline constexpr std::size_t kMostStopBytes = 1024;  ///< of each
-inline constexpr int kMostLikeliest = 20;            ///< tokens beside each that is written
+inline constexpr std::size_t kMostStopBytes = 1024;   ///< of each
+inline constexpr std::size_t kMostBreakerBytes = 40;  ///< of one of DRY's
+inline constexpr int kMostLikeliest = 20;             ///< tokens beside each that is written
 
 enum class CompletionKind { kChat, kText };
 

@@ -100,6 +100,24 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("xtc_probability": 1.5)", "'xtc_probability' must be between 0 and 1"},
       {R"("dynatemp_range": -1)", "'dynatemp_range' must be at least 0"},
       {R"("ignore_eos": 1)", "'ignore_eos' must be true or false"},
+      {R"("dry_multiplier": -1)", "'dry_multiplier' must be at least 0"},
+      {R"("dry_base": 0.5)", "'dry_base' must be at least 1"},
+      {R"("dry_allowed_length": -1)", "'dry_allowed_length' must be at least 0"},
+      {R"("dry_penalty_last_n": -2)", "'dry_penalty_last_n' must be at least -1"},
+      {R"("dry_sequence_breakers": "x")", "'dry_sequence_breakers' is a list"},
+      {R"("dry_sequence_breakers": [3])", "'dry_sequence_breakers' must be a string"},
+      {R"("dry_sequence_breakers": [""])", "'dry_sequence_breakers' has 1 to 40 bytes"},
+      {R"("mirostat": 3)", "'mirostat' must be 0, 1 or 2"},
+      {R"("mirostat": -1)", "'mirostat' must be at least 0"},
+      {R"("mirostat_tau": -1)", "'mirostat_tau' must be at least 0"},
+      {R"("mirostat_eta": "x")", "'mirostat_eta' must be a number"},
+      {R"("adaptive_target": 2)", "'adaptive_target' must be between"},
+      {R"("adaptive_decay": 1)", "'adaptive_decay' must be between 0 and 0.99"},
+      {R"("min_keep": -1)", "'min_keep' must be at least 0"},
+      {R"("samplers": 3)", "'samplers' is a list of names"},
+      {R"("samplers": [3])", "'samplers' must be a string"},
+      {R"("samplers": "q")", "'samplers': there is no sampler of the letter 'q'"},
+      {R"("samplers": ["top-k", "best"])", "'samplers': there is no sampler of the name 'best'"},
       {R"("logit_bias": 3)", "a list of [token, bias]"},
       {R"("logit_bias": [3])", "a list of [token, bias]"},
       {R"("logit_bias": [[3]])", "a list of [token, bias]"},
@@ -153,6 +171,12 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
                                "logprobs",
                                "logit_bias",
                                "ignore_eos",
+                               "samplers",
+                               "dry_multiplier",
+                               "dry_sequence_breakers",
+                               "mirostat",
+                               "adaptive_decay",
+                               "min_keep",
                                "user"};
   const char* const values[] = {"null",
                                 "true",
@@ -200,11 +224,11 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
 TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
   for (const char* const field :
        {R"("chat_template_kwargs": {"enable_thinking": false})", R"("guided_json": {"a": 1})",
-        R"("min_tokens": 3)", R"("mirostat": 2)", R"("stop_token_ids": [1])",
+        R"("min_tokens": 3)", R"("smoothing_factor": 2)", R"("stop_token_ids": [1])",
         R"("tool_choice": "required")", R"("reasoning_effort": "low")",
         R"("add_generation_prompt": false)", R"("repetition_penalty": 1.2)", R"("n_probs": 3)",
         R"("format": "json")", R"("options": {"temperature": 1})", R"("max_new_tokens": 5)",
-        R"("samplers": "kt")", R"("add_special_tokens": false)", R"("think": true)",
+        R"("samplers": "kti")", R"("add_special_tokens": false)", R"("think": true)",
         R"("modalities": ["text", "audio"])"}) {
     const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
     EXPECT_THAT(refusal("{" + kHi + ", " + field + "}"), HasSubstr("'" + name + "'")) << field;
@@ -247,6 +271,31 @@ TEST(Api, ReadsEverySampler) {
   EXPECT_TRUE(std::isinf(sampling.logit_bias[1].logit));
   EXPECT_EQ(parse("{" + kHi + R"(, "typ_p": 0.8})").sampling.typical_p, 0.8f);
   EXPECT_EQ(parse("{" + kHi + R"(, "logit_bias": {"99": 100}})").sampling.logit_bias[0].token, 99);
+}
+
+TEST(Api, ReadsSamplersThatLearnAndTheirOrder) {
+  const SamplingOptions sampling = parse("{" + kHi + R"(, "dry_multiplier": 0.5, "dry_base": 2,
+      "dry_allowed_length": 3, "dry_penalty_last_n": -1, "dry_sequence_breakers": ["\n\n", "#"],
+      "mirostat": 2, "mirostat_tau": 4, "mirostat_eta": 0.25, "adaptive_target": 0.5,
+      "adaptive_decay": 0.75, "min_keep": 5, "samplers": ["dry", "top_k", "temp"]})")
+                                       .sampling;
+  EXPECT_EQ(sampling.dry.multiplier, 0.5f);
+  EXPECT_EQ(sampling.dry.base, 2.0f);
+  EXPECT_EQ(sampling.dry.allowed_length, 3);
+  EXPECT_EQ(sampling.dry.penalty_last_n, -1);
+  EXPECT_EQ(sampling.dry.sequence_breakers, (std::vector<std::string>{"\n\n", "#"}));
+  EXPECT_EQ(sampling.mirostat.version, 2);
+  EXPECT_EQ(sampling.mirostat.tau, 4.0f);
+  EXPECT_EQ(sampling.mirostat.eta, 0.25f);
+  EXPECT_EQ(sampling.adaptive.target, 0.5f);
+  EXPECT_EQ(sampling.adaptive.decay, 0.75f);
+  EXPECT_EQ(sampling.min_keep, 5);
+  EXPECT_EQ(sampling.samplers,
+            (std::vector<Sampler>{Sampler::kDry, Sampler::kTopK, Sampler::kTemperature}));
+  EXPECT_EQ(parse("{" + kHi + R"(, "samplers": "mt"})").sampling.samplers,
+            (std::vector<Sampler>{Sampler::kMinP, Sampler::kTemperature}));
+  EXPECT_TRUE(parse("{" + kHi + R"(, "samplers": []})").sampling.samplers.empty());
+  EXPECT_EQ(parse("{" + kHi + "}").sampling.samplers, SamplingOptions().samplers);
 }
 
 TEST(Api, TakesLlamaCppsMinusOne) {

@@ -185,6 +185,11 @@ struct Server::State {
                 const httplib::ContentReader& read);
   Json tokenize(const TokenizeRequest& request) const;
   std::vector<Token> prompt_of(const CompletionRequest& request) const;
+  /// Made for the first request that needs them.
+  const TokenTexts& texts() {
+    std::call_once(texts_made, [this] { made_texts = token_texts(vocabulary); });
+    return made_texts;
+  }
   RequestError error_of(const std::exception_ptr& thrown) const;
   bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
   /// Where standard error takes it: a log that nobody reads must not stop the server.
@@ -200,6 +205,8 @@ struct Server::State {
   std::atomic<bool> stopping = false;
   std::atomic<std::size_t> body_bytes = 0;
   mutable std::mutex log_mutex;
+  std::once_flag texts_made;
+  TokenTexts made_texts;
   HttpServer http;
 };
 
@@ -359,6 +366,8 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
     return parse_request(body.text(), kind, decoding.sampling, options.max_tokens,
                          vocabulary.size());
   }();
+  DryOptions& dry = request.sampling.dry;
+  if (dry.is_on() && !dry.texts) dry.texts = texts();
   if (request.ignore_eos) forbid(request.sampling, vocabulary.end_tokens());
   std::vector<Token> prompt = prompt_of(request);
   const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind,

@@ -87,6 +87,23 @@ TEST_F(ServerTest, AnswersWithThePlainText) {
   EXPECT_EQ(text_of(chat(kQuestion, fields)), Loaded::get().plain(kQuestion, 40, sampling));
 }
 
+TEST_F(ServerTest, FindsTheTextsThatBreakRepetitions) {
+  start();
+  SamplingOptions sampling;
+  sampling.dry = {.multiplier = 2, .allowed_length = 0, .penalty_last_n = -1};
+  sampling.dry.sequence_breakers = {" the", "."};
+  const std::string without = Loaded::get().plain(kQuestion, 40, sampling);
+  sampling.dry.texts = token_texts(Loaded::get().vocabulary);
+  const std::string with = Loaded::get().plain(kQuestion, 40, sampling);
+  EXPECT_NE(with, without) << "breakers should have a say";
+  const Json fields = {{"max_tokens", 40},
+                       {"dry_multiplier", 2},
+                       {"dry_allowed_length", 0},
+                       {"dry_penalty_last_n", -1},
+                       {"dry_sequence_breakers", {" the", "."}}};
+  EXPECT_EQ(text_of(chat(kQuestion, fields)), with);
+}
+
 TEST_F(ServerTest, StreamsTheSameTextInEvents) {
   start();
   const std::string whole = text_of(chat(kQuestion, {{"max_tokens", 40}}));
