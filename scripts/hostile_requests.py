@@ -44,7 +44,7 @@ MEMORY_TOLERANCE = 64 << 10  # kB that memory may grow by after the first quarte
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 POSTS = (CHAT, TEXT)
-GETS = ("/", "/health", "/v1/models")
+GETS = ("/", "/page.css", "/page.js", "/health", "/v1/models")
 AUTHORIZED = (("Authorization", "Bearer " + KEY),)
 CLIENT_ERRORS = frozenset(range(400, 500))
 FULL = frozenset({503})

@@ -7,8 +7,9 @@
 #   - cpp-httplib, from the same source package, in $FIRP_CACHE
 #   - the model of the demo and the tests, in $FIRP_CACHE/models
 #   - with the argument `tests`, what scripts/test_neon.sh needs: a compiler for AArch64 and QEMU (68 MB
-#     to fetch, 320 MB installed), ggml's source (77 and 25 MB); and Node.js, which runs the script of
-#     firp serve's page. Without them these tests are skipped.
+#     to fetch, 320 MB installed), ggml's source (77 and 25 MB); Node.js, which runs the scripts of
+#     firp serve's page; and chromium with its driver (100 MB to fetch) and axe-core (0.6 MB), which use
+#     the page. Without them these tests are skipped.
 # FIRP_CACHE (default ~/.cache/firp) is shared by all clones of this user.
 set -euo pipefail
 
@@ -18,6 +19,8 @@ gpu=${GPU-}
 llama_prefix=$cache/llama-$llama_version-rpc${gpu:+-$gpu}
 llama_source=$cache/llama-source-$llama_version
 httplib=$cache/cpp-httplib-$llama_version
+axe=$cache/axe-core-4.12.1 # as in src/serve/CMakeLists.txt
+axe_sha256=84494fec757e4710dc751c8d7a636e457f4532f08f85c86dc9070133fbff53bc
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 packages=(
@@ -127,6 +130,16 @@ keep_llama_source() {
     mv "$work/source" "$llama_source"
 }
 
+# axe-core (MPL 2.0), which searches a page for what keeps people out, from a package that carries it.
+keep_axe() {
+  download axe-playwright-python==0.1.8 &&
+    python3 -m zipfile -e "$work"/axe_playwright_python-*.whl "$work/axe" &&
+    echo "$axe_sha256  $work/axe/axe_playwright_python/axe.min.js" | sha256sum --check --quiet - >&2 &&
+    mkdir "$work/axe-core" &&
+    mv "$work/axe/axe_playwright_python/axe.min.js" "$work/axe-core" &&
+    mv "$work/axe-core" "$axe"
+}
+
 system_has_llama() {
   mkdir "$work/probe"
   printf '%s\n' 'cmake_minimum_required(VERSION 3.25)' 'project(probe CXX)' \
@@ -149,6 +162,9 @@ install_packages "${packages[@]}" || exit 1
 if [ "${1-}" = tests ] && ! command -v node > /dev/null; then
   install_packages nodejs || say "without it the page of firp serve is not tested"
 fi
+if [ "${1-}" = tests ]; then
+  install_packages chromium chromium-driver || say "without them the page is not tried in a browser"
+fi
 for_neon=false
 if [ "${1-}" = tests ] && [ "$(uname -m)" != aarch64 ]; then
   install_packages "${neon_packages[@]}" || say 'without them the NEON kernels are not tested'
@@ -165,5 +181,8 @@ trap 'rm -rf "$work"' EXIT
 [ -d "$httplib" ] || keep_httplib
 if $for_neon && ! [ -d "$llama_source" ]; then
   (keep_llama_source) || say 'without its source the NEON kernels are not tested'
+fi
+if [ "${1-}" = tests ] && ! [ -d "$axe" ]; then
+  (keep_axe) || say 'without it the page is not searched for what keeps people out'
 fi
 [ -f "$model" ] || fetch_model

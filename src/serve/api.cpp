@@ -501,6 +501,7 @@ Json logprobs_of(const ReplyHead& head, const std::vector<WrittenToken>& tokens)
       for (const ReplyToken& other : each.likeliest) {
         member["top_logprobs"].push_back(token_member(other));
       }
+      if (each.drafted) member["drafted"] = true;
       content.push_back(std::move(member));
     }
     return {{"content", std::move(content)}, {"refusal", nullptr}};

@@ -113,6 +113,7 @@ struct WrittenToken {
   ReplyToken token;
   std::vector<ReplyToken> likeliest;  ///< in its place, best first
   int offset;                         ///< characters of the answer before it
+  bool drafted;                       ///< an accepted draft
 };
 
 /// A part of an answer. The text of the last tokens may be in the next part, while it is not known

@@ -376,7 +376,7 @@ TEST(Api, ReadsHowManyProbabilitiesAreWanted) {
 TEST(Api, WritesProbabilitiesInBothForms) {
   const std::vector<WrittenToken> tokens = {
       {.token = {"a", -0.5f}, .likeliest = {{"b", -0.25f}, {"a", -0.5f}}, .offset = 0},
-      {.token = {"\xff", -1.0f}, .likeliest = {}, .offset = 1}};
+      {.token = {"\xff", -1.0f}, .likeliest = {}, .offset = 1, .drafted = true}};
   ReplyHead head = {"1", 12, "m", CompletionKind::kChat, /*tells_tokens=*/true};
   const auto logprobs = [&] {
     return whole_reply(head, {"a", tokens}, FinishReason::kStop, {})["choices"][0]["logprobs"];
@@ -387,6 +387,8 @@ TEST(Api, WritesProbabilitiesInBothForms) {
   EXPECT_EQ(chat[0]["logprob"], -0.5);
   EXPECT_EQ(chat[0]["top_logprobs"][0]["token"], "b");
   EXPECT_EQ(chat[1]["bytes"], Json::array({255}));
+  EXPECT_FALSE(chat[0].contains("drafted"));
+  EXPECT_EQ(chat[1]["drafted"], true);
   EXPECT_THAT(to_bytes(chat), HasSubstr("\xef\xbf\xbd"));
   EXPECT_EQ(text_chunk(head, {"a", tokens})["choices"][0]["logprobs"]["content"], chat);
   EXPECT_FALSE(first_chunk(head)["choices"][0].contains("logprobs"));

@@ -1,277 +1,182 @@
-// Runs the script of page.html with a stand-in for the browser and for the server: what is sent, and what
-// does a person see? Usage: node page_test.js PAGE.html
+// Runs what of the page's scripts needs no browser, with a stand-in for the server and for what a browser
+// keeps. Usage: node page_test.js (scripts/page_in_browser.py has the rest)
 const assert = require('assert');
 const {readFileSync} = require('fs');
+const {join} = require('path');
 
-const script = readFileSync(process.argv[2], 'utf8').match(/<script>([\s\S]*)<\/script>/)[1];
+const script = ['server.js', 'chats.js'].map(name => readFileSync(join(__dirname, 'page', name), 'utf8')).join('');
 
-function element() {
-  return {
-    className: '', textContent: '', value: '', children: [],
-    append(child) { this.children.push(child); },
-    replaceChildren() { this.children = []; },
-    scrollIntoView() {},
-    requestSubmit() { this.onsubmit({preventDefault() {}, submitter: null}); },
+class Storage {
+  getItem(name) { return this[name] ?? null; }
+  setItem(name, text) { this[name] = text; }
+  removeItem(name) { delete this[name]; }
+}
+
+// A page whose server gives these replies in turn, and whose reader these keys.
+function page({replies = [], keys = [], kept = new Storage(), session = new Storage()} = {}) {
+  const asked = [], told = {prompts: 0};
+  const fetch = async (path, options = {}) => {
+    asked.push({path, ...options, body: options.body && JSON.parse(options.body)});
+    const reply = replies.shift();
+    if (reply instanceof Error) throw reply;
+    return reply;
   };
+  const ask_for_key = async () => {
+    assert(++told.prompts < 10, 'asks for the key for ever');
+    return keys.shift() ?? null;
+  };
+  const names = ['ask', 'write_answer', 'explain', 'request_of', 'new_chat', 'chat_of', 'read_chat', 'keep_chat',
+                 'remove_chat', 'kept_chats', 'name_of', 'as_markdown', 'as_json', 'file_name', 'settings_of'];
+  const functions = new Function('fetch', 'ask_for_key', 'localStorage', 'sessionStorage',
+                                 `"use strict"; ${script}; return {${names}};`)(fetch, ask_for_key, kept, session);
+  return {...functions, asked, told, kept, session};
 }
 
-// A request of the page, answered by the test.
-class Exchange {
-  constructor(path, options) {
-    Object.assign(this, {path, headers: options.headers, open: true});
-    this.messages = options.body && JSON.parse(options.body).messages;
-    this.response = new Promise((resolve, reject) => Object.assign(this, {resolve, reject}));
-    this.stream = new ReadableStream({start: to => { this.to = to; }, cancel: () => { this.open = false; }});
-    options.signal?.addEventListener('abort', () => this.lose(new DOMException('aborted', 'AbortError')));
-  }
-  refuse(status, body) { this.resolve(new Response(body, {status})); }
-  begin() { this.resolve(new Response(this.stream)); }
-  write(text) { this.to.enqueue(new TextEncoder().encode(text)); }
-  event(data) { this.write(`data: ${JSON.stringify(data)}\n\n`); }
-  text(content) { this.event({choices: [{delta: {content}}]}); }
-  lose(error) {
-    if (!this.open) return;
-    this.open = false;
-    this.reject(error);
-    try { this.to.error(error); } catch { }
-  }
-  end() {
-    this.open = false;
-    this.to.close();
-  }
-  answer(content) {
-    this.begin();
-    if (content !== '') this.text(content);
-    this.write('data: [DONE]\n\n');
-    this.end();
-  }
+// A reply whose body comes in these pieces.
+function stream(...pieces) {
+  const bytes = pieces.map(piece => typeof piece === 'string' ? new TextEncoder().encode(piece) : piece);
+  return new Response(new ReadableStream({
+    start(to) {
+      bytes.forEach(piece => to.enqueue(piece));
+      to.close();
+    },
+  }));
 }
+const event = data => `data: ${JSON.stringify(data)}\n\n`;
+const part = (delta, more = {}) => event({choices: [{delta, ...more}]});
+const kDone = 'data: [DONE]\n\n';
 
-class Browser {
-  constructor({storage = {}, keys = []} = {}) {
-    Object.assign(this, {storage, keys, elements: {}, exchanges: [], prompts: 0});
-    const document = {
-      title: '',
-      getElementById: id => this.elements[id] ??= element(),
-      createElement: element,
-    };
-    const fetch = (path, options = {}) => {
-      this.exchanges.push(new Exchange(path, options));
-      return this.exchanges.at(-1).response;
-    };
-    const prompt = () => {
-      assert(++this.prompts < 10, 'asks for the key for ever');
-      return this.keys.shift() ?? null;
-    };
-    const window = {onscroll: null};
-    new Function('document', 'window', 'sessionStorage', 'fetch', 'prompt', `with (window) { ${script} }`)(
-        document, window, {
-          getItem: name => this.storage[name] ?? null,
-          setItem: (name, value) => { this.storage[name] = value; },
-        }, fetch, prompt);
-    this.exchanges.shift().resolve(new Response('{"data": [{"id": "smol"}]}'));
-  }
-  get last() { return this.exchanges.at(-1); }
-  get typed() { return this.elements.text.value; }
-  set typed(text) { this.elements.text.value = text; }
-  shown(kind) {
-    return this.elements.chat.children.filter(box => box.className.split(' ').includes(kind))
-        .map(box => box.textContent);
-  }
-  async enter(text) {
-    if (text !== undefined) this.typed = text;
-    this.elements.text.onkeydown({key: 'Enter', preventDefault() {}});
-    await settle();
-  }
-  async ask(text) {
-    await this.enter(text);
-    return this.last;
-  }
-  async stop() {
-    assert.equal(this.elements.send.textContent, 'Stop');
-    this.elements.form.onsubmit({preventDefault() {}, submitter: this.elements.send});
-    await settle();
-  }
-  async new_chat() {
-    this.elements.reset.onclick();
-    await settle();
+// What is there of an answer at its end, and what it failed with.
+async function written(...pieces) {
+  const {write_answer, explain} = page({replies: [stream(...pieces)]});
+  const answer = {role: 'assistant', content: ''};
+  try {
+    await write_answer({}, answer, undefined, () => {});
+    return {answer};
+  } catch (error) {
+    return {answer, failure: explain(error)};
   }
 }
 
-// What is on its way through promises and streams arrives.
-async function settle() {
-  for (let i = 0; i < 50; ++i) await new Promise(next => setImmediate(next));
-}
-
-const user = content => ({role: 'user', content});
-const assistant = content => ({role: 'assistant', content});
 const cases = {
-  async 'a conversation goes on with what was said'(page = new Browser()) {
-    (await page.ask('one')).answer('1');
-    await settle();
-    const {messages} = await page.ask('two');
-    assert.deepEqual(messages, [user('one'), assistant('1'), user('two')]);
-    assert.deepEqual(page.shown('message'), ['one', '1', 'two', '']);
+  async 'an answer is its parts, and says what it took'() {
+    const timings = {predicted_n: 2, predicted_per_second: 50.5, tokens_per_forward_pass: 2, draft_n_accepted: 1};
+    const {answer} = await written(part({role: 'assistant', content: ''}), part({content: 'a'}), part({content: 'b'}),
+                                   event({choices: [{delta: {}}], timings: {...timings, prompt_n: 3}}), kDone);
+    assert.deepEqual(answer, {role: 'assistant', content: 'ab', took: timings});
   },
-  async 'a new chat holds nothing of the answer that was being written'(page = new Browser()) {
-    const old = await page.ask('a story');
-    old.begin();
-    old.text('Once');
-    await settle();
-    await page.new_chat();
-    assert.equal(old.open, false);
-    assert.equal(page.elements.send.textContent, 'Send');
-    assert.deepEqual(page.shown('message'), []);
-    const {messages} = await page.ask('hello');
-    assert.deepEqual(messages, [user('hello')]);
-    assert.deepEqual(page.shown('message'), ['hello', '']);
+  async 'what a model thinks first is told apart'() {
+    const {answer} = await written(part({reasoning_content: 'Hm'}), part({reasoning_content: '.'}),
+                                   part({content: 'Yes'}), kDone);
+    assert.equal(answer.reasoning, 'Hm.');
+    assert.equal(answer.content, 'Yes');
   },
-  async 'the end of an old chat\'s answer does not end the new chat\'s'(page = new Browser()) {
-    await page.ask('a story');
-    page.elements.reset.onclick();
-    page.typed = 'hello';
-    page.elements.form.onsubmit({preventDefault() {}, submitter: page.elements.send});
-    const fresh = page.last;
-    await settle();
-    assert.equal(page.elements.send.textContent, 'Stop');
-    fresh.answer('hi');
-    await settle();
-    assert.deepEqual((await page.ask('more')).messages, [user('hello'), assistant('hi'), user('more')]);
+  async 'tokens say whether they were drafted, and may end within a character'() {
+    const logprobs = {content: [{bytes: [97]}, {bytes: [0xe2, 0x82], drafted: true}, {bytes: [0xac], drafted: true}]};
+    const {answer} = await written(part({content: 'a€'}, {logprobs}), kDone);
+    assert.deepEqual(answer.tokens, [['a', false], ['', true], ['€', true]]);
   },
-  async 'a failed question is not sent again, and is back in the box'(page = new Browser()) {
-    (await page.ask('too long')).refuse(400, '{"error": {"message": "the prompt has 9 tokens"}}');
-    await settle();
-    assert.equal(page.typed, 'too long');
-    assert.deepEqual(page.shown('error'), ['the prompt has 9 tokens']);
-    assert.deepEqual((await page.ask('short')).messages, [user('short')]);
-  },
-  async 'what was typed meanwhile is not overwritten by a failed question'(page = new Browser()) {
-    const request = await page.ask('one');
-    page.typed = 'two';
-    request.refuse(500, '');
-    await settle();
-    assert.equal(page.typed, 'two');
-    assert.deepEqual(page.shown('unsent'), ['one']);
-  },
-  async 'a stopped answer stays as far as it came'(page = new Browser()) {
-    const request = await page.ask('a story');
-    request.begin();
-    request.text('Once');
-    await settle();
-    await page.stop();
-    assert.equal(request.open, false);
-    assert.deepEqual(page.shown('error'), []);
-    assert.deepEqual((await page.ask('go on')).messages, [user('a story'), assistant('Once'), user('go on')]);
-  },
-  async 'a question stopped before its answer began is back in the box'(page = new Browser()) {
-    await page.ask('a story');
-    await page.stop();
-    assert.equal(page.typed, 'a story');
-    assert.deepEqual((await page.ask('hello')).messages, [user('hello')]);
-  },
-  async 'Enter leaves the running answer and the typed text alone'(page = new Browser()) {
-    const request = await page.ask('a story');
-    await page.enter('and then');
-    assert.equal(request.open, true);
-    assert.equal(page.exchanges.length, 1);
-    assert.equal(page.typed, 'and then');
-    request.answer('The end.');
-    await settle();
-    await page.enter();
-    assert.deepEqual(page.last.messages, [user('a story'), assistant('The end.'), user('and then')]);
-  },
-  async 'an error in the stream is shown, and closes it'(page = new Browser()) {
-    const request = await page.ask('one');
-    request.begin();
-    request.event({error: {message: 'out of memory'}});
-    await settle();
-    assert.equal(request.open, false);
-    assert.deepEqual(page.shown('error'), ['out of memory']);
-    assert.equal(page.typed, 'one');
-    assert.deepEqual((await page.ask('two')).messages, [user('two')]);
-  },
-  async 'a server gone in mid-answer is told, and what came stays'(page = new Browser()) {
-    const request = await page.ask('one');
-    request.begin();
-    request.text('1');
-    await settle();
-    request.lose(new TypeError('network error'));
-    await settle();
-    assert.match(page.shown('error')[0], /server cannot be reached.*network error/);
-    assert.deepEqual((await page.ask('two')).messages, [user('one'), assistant('1'), user('two')]);
-  },
-  async 'a stream that ends without [DONE] is broken off'(page = new Browser()) {
-    const request = await page.ask('one');
-    request.begin();
-    request.text('1');
-    await settle();
-    request.end();
-    await settle();
-    assert.match(page.shown('error')[0], /connection.*lost/);
-  },
-  async 'a server that cannot be reached is named'(page = new Browser()) {
-    (await page.ask('one')).lose(new TypeError('Failed to fetch'));
-    await settle();
-    assert.match(page.shown('error')[0], /server cannot be reached/);
-    assert.equal(page.typed, 'one');
-  },
-  async 'an empty answer is no part of the conversation'(page = new Browser()) {
-    (await page.ask('one')).answer('');
-    await settle();
-    assert.deepEqual(page.shown('error'), ['The answer is empty']);
-    assert.deepEqual((await page.ask('two')).messages, [user('two')]);
-  },
-  async 'an error page of something between is told by its status'(page = new Browser()) {
-    (await page.ask('one')).refuse(502, '<html>Bad gateway</html>');
-    await settle();
-    assert.match(page.shown('error')[0], /status 502/);
-  },
-  async 'events may come in pieces, with comments and CR LF between'(page = new Browser()) {
-    const request = await page.ask('one');
-    request.begin();
-    for (const piece of [': waiting\n\nda', 'ta:{"choices":[{"delta":{"content":"1"}}]}\r', '\n\r\ndata: [DO', 'NE]\n\n']) {
-      request.write(piece);
-      await settle();
+  async 'events may come in pieces, with comments and CR LF between'() {
+    const bytes = new TextEncoder().encode(
+        ': waiting\n\ndata:{"choices":[{"delta":{"content":"é"}}]}\r\n\r\ndata: [DONE]\n\n');
+    for (let cut = 1; cut < bytes.length; ++cut) {
+      const {answer, failure} = await written(bytes.slice(0, cut), bytes.slice(cut));
+      assert.equal(failure, undefined);
+      assert.equal(answer.content, 'é');
     }
-    request.end();
-    await settle();
-    assert.deepEqual(page.shown('error'), []);
-    assert.deepEqual(page.shown('message'), ['one', '1']);
   },
-  async 'a wrong key is asked for once a request, and is not kept'(page = new Browser({keys: ['wrong', 'wrong']})) {
-    (await page.ask('one')).refuse(401, '{"error": {"message": "the API key is wrong"}}');
-    await settle();
-    page.last.refuse(401, '{"error": {"message": "the API key is wrong"}}');
-    await settle();
-    assert.equal(page.prompts, 1);
-    assert.deepEqual(page.shown('error'), ['the API key is wrong']);
-    assert.deepEqual(page.storage, {});
-    assert.equal(page.typed, 'one');
+  async 'a stream that ends without [DONE] is broken off, and what came stays'() {
+    const {answer, failure} = await written(part({content: '1'}));
+    assert.match(failure, /connection.*lost/);
+    assert.equal(answer.content, '1');
   },
-  async 'the right key is kept'(page = new Browser({keys: [' secret ']})) {
-    (await page.ask('one')).refuse(401, '{}');
-    await settle();
-    assert.equal(page.last.headers.Authorization, 'Bearer secret');
-    page.last.answer('1');
-    await settle();
-    assert.equal((await page.ask('two')).headers.Authorization, 'Bearer secret');
-    assert.equal(page.prompts, 1);
+  async 'an error in the stream is told'() {
+    const {failure} = await written(part({content: '1'}), event({error: {message: 'out of memory'}}));
+    assert.equal(failure, 'out of memory');
   },
-  async 'a browser that keeps nothing for pages can chat'() {
-    const page = new Browser({storage: new Proxy({}, {get() { throw new Error('denied'); }})});
-    (await page.ask('one')).answer('1');
-    await settle();
-    assert.deepEqual(page.shown('message'), ['one', '1']);
+  async 'a refusal is told by its message, an error page of something between by its status'() {
+    const {ask} = page({replies: [new Response('{"error": {"message": "the prompt has 9 tokens"}}', {status: 400}),
+                                  new Response('<html>Bad gateway</html>', {status: 502})]});
+    await assert.rejects(ask('x'), {message: 'the prompt has 9 tokens'});
+    await assert.rejects(ask('x'), /status 502/);
   },
-  async 'requests say that they are JSON'(page = new Browser()) {
-    assert.equal((await page.ask('one')).headers['Content-Type'], 'application/json');
+  async 'a server that cannot be reached is named'() {
+    const {ask, explain} = page({replies: [new TypeError('Failed to fetch')]});
+    assert.match(await ask('x').catch(explain), /server cannot be reached.*Failed to fetch/);
   },
-  async 'the Enter that ends a composition does not send'(page = new Browser()) {
-    page.typed = 'に';
-    page.elements.text.onkeydown({key: 'Enter', isComposing: true, preventDefault() {}});
-    page.elements.text.onkeydown({key: 'Enter', keyCode: 229, preventDefault() {}});  // Safari
-    await settle();
-    assert.equal(page.exchanges.length, 0);
+  async 'a wrong key is asked for once a request, and is not kept'() {
+    const refused = () => new Response('{"error": {"message": "the API key is wrong"}}', {status: 401});
+    const {ask, told, session} = page({replies: [refused(), refused()], keys: ['wrong', 'wrong']});
+    await assert.rejects(ask('x'), {message: 'the API key is wrong'});
+    assert.equal(told.prompts, 1);
+    assert.deepEqual({...session}, {});
+  },
+  async 'the right key is kept'() {
+    const {ask, told, asked} = page({replies: [new Response('{}', {status: 401}), new Response(), new Response()],
+                                     keys: [' secret ']});
+    await ask('x');
+    await ask('y');
+    assert.deepEqual(asked.map(({headers}) => headers.Authorization), [undefined, 'Bearer secret', 'Bearer secret']);
+    assert.equal(told.prompts, 1);
+  },
+  async 'a request has the system prompt, what was said, and the sampling that is set'() {
+    const {request_of} = page();
+    const messages = [{role: 'user', content: 'a'}, {role: 'assistant', content: 'b', reasoning: 'c', took: {}},
+                      {role: 'user', content: 'd'}];
+    assert.deepEqual(request_of(messages, {system: 'S', top_k: 3}, true), {
+      messages: [{role: 'system', content: 'S'}, {role: 'user', content: 'a'}, {role: 'assistant', content: 'b'},
+                 {role: 'user', content: 'd'}],
+      stream: true, top_k: 3, logprobs: true,
+    });
+    assert.deepEqual(request_of([], {}, false), {messages: [], stream: true});
+  },
+  async 'settings are what is understood of what was kept'() {
+    const {settings_of} = page();
+    assert.deepEqual(settings_of('{"system": "S", "temperature": 0, "top_k": "3", "stream": 0}'),
+                     {system: 'S', temperature: 0});
+    for (const text of [null, '', 'null', '3', '{"system": " "}']) assert.deepEqual(settings_of(text), {});
+  },
+  async 'chats are kept by their ids, the last one first'() {
+    const {keep_chat, kept_chats, read_chat, remove_chat, kept} = page();
+    const chat = (id, changed) => ({id, name: id, changed, messages: [{role: 'user', content: 'a'}]});
+    assert(keep_chat({...chat('one', 1), running: {}}));
+    assert(keep_chat(chat('two', 2)));
+    kept.setItem('firp.chat.bad', '{"id": "bad"}');
+    kept.setItem('other', 'x');
+    assert.deepEqual(kept_chats(), [chat('two', 2), chat('one', 1)]);
+    assert.equal(read_chat('bad'), null);
+    remove_chat('two');
+    assert.deepEqual(kept_chats(), [chat('one', 1)]);
+  },
+  async 'a browser that keeps nothing, or has no room, keeps chats as long as the page'() {
+    const denied = new Proxy({}, {get() { throw new Error('denied'); }, ownKeys() { throw new Error('denied'); }});
+    const full = new Storage();
+    Object.defineProperty(full, 'setItem', {value() { throw new Error('full'); }});
+    for (const kept of [denied, full]) {
+      const {keep_chat, kept_chats, read_chat, remove_chat} = page({kept});
+      const chat = {id: 'one', name: 'One', changed: 1, messages: []};
+      assert.equal(keep_chat(chat), false);
+      assert.deepEqual(read_chat('one'), chat);
+      assert.deepEqual(kept_chats(), [chat]);
+      remove_chat('one');
+      assert.deepEqual(kept_chats(), []);
+    }
+  },
+  async 'a chat is named by its first words'() {
+    const {name_of} = page();
+    assert.equal(name_of('  Why is\tthe sea salty?\nTell me.'), 'Why is the sea salty?');
+    assert.equal(name_of('word '.repeat(30)), 'word word word word word word word word word …');
+    assert.equal(name_of('x'.repeat(100)).length, 50);
+  },
+  async 'chats are exported as Markdown and as JSON'() {
+    const {as_markdown, as_json, file_name} = page();
+    const chat = {id: 'c', name: 'Sea: why?', changed: 0, running: null,
+                  messages: [{role: 'user', content: 'Why?'}, {role: 'assistant', content: '**Salt**\n', took: {}}]};
+    assert.equal(as_markdown(chat), '# Sea: why?\n\n## You\n\nWhy?\n\n## Answer\n\n**Salt**\n');
+    assert.deepEqual(JSON.parse(as_json(chat)),
+                     {name: chat.name, changed: '1970-01-01T00:00:00.000Z', messages: chat.messages});
+    assert.equal(file_name(chat, 'md'), 'Sea-why.md');
+    assert.equal(file_name({name: '??'}, 'md'), 'chat.md');
   },
 };
 

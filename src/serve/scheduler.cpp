@@ -182,9 +182,11 @@ void Scheduler::step(std::span<Job* const> jobs) {
 }
 
 WrittenToken Scheduler::written(const TokenProbability& probability, const std::string& piece,
-                                int offset) const {
-  WrittenToken token = {
-      .token = {piece, probability.log_probability}, .likeliest = {}, .offset = offset};
+                                int offset, bool drafted) const {
+  WrittenToken token = {.token = {piece, probability.log_probability},
+                        .likeliest = {},
+                        .offset = offset,
+                        .drafted = drafted};
   for (const TokenLogit& other : probability.likeliest) {
     token.likeliest.push_back({vocabulary_.piece(other.token), other.logit});
   }
@@ -206,7 +208,8 @@ void Scheduler::take_tokens(Job& job) {
     }
     const std::string piece = vocabulary_.piece(decoded[used].token);
     if (job.request.likeliest >= 0) {
-      part.tokens.push_back(written(session.probabilities()[used], piece, job.characters));
+      part.tokens.push_back(
+          written(session.probabilities()[used], piece, job.characters, decoded[used].drafted));
     }
     part.text += job.text.add(piece);
     job.characters += static_cast<int>(std::ranges::count_if(piece, begins_character));

@@ -64,8 +64,8 @@ class Scheduler {
   std::vector<Job*> with_room();
   void step(std::span<Job* const> jobs);
   void take_tokens(Job& job);
-  WrittenToken written(const TokenProbability& probability, const std::string& piece,
-                       int offset) const;
+  WrittenToken written(const TokenProbability& probability, const std::string& piece, int offset,
+                       bool drafted) const;
   void finish(Job& job, std::exception_ptr error = nullptr);
 
   BatchDecoder& decoder_;

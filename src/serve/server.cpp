@@ -57,6 +57,18 @@ void reply(httplib::Response& response, const RequestError& error) {
   reply(response, error_reply(error), error.kind.status);
 }
 
+/// What browsers let the page do: whatever a model writes, nothing of it runs, and nothing is
+/// fetched from elsewhere.
+constexpr const char* kPageRules =
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+void reply_page(httplib::Response& response, std::string_view part, const char* type) {
+  response.set_header("Cache-Control", "no-cache");  // the three belong together
+  response.set_header("X-Content-Type-Options", "nosniff");
+  response.set_content(part.data(), part.size(), type);
+}
+
 /// An event of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 bool send_data(httplib::DataSink& sink, std::string_view data) {
   const std::string event = fmt::format("data: {}\n\n", data);
@@ -130,6 +142,8 @@ struct Route {
   const char* method;
 };
 constexpr Route kRoutes[] = {{"/", "GET"},
+                             {"/page.css", "GET"},
+                             {"/page.js", "GET"},
                              {"/health", "GET"},
                              {"/v1/models", "GET"},
                              {"/tokenize", "POST"},
@@ -274,7 +288,8 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
                                                  route->method, one_line(request.method)));
   }
   // The page asks for the key itself.
-  const bool open = request.path == "/" || request.path == "/health";
+  static constexpr std::string_view kOpen[] = {"/", "/page.css", "/page.js", "/health"};
+  const bool open = std::ranges::count(kOpen, request.path) > 0;
   if (!open && !key_is_right(rules, request.get_header_value("Authorization"),
                              request.get_header_value("X-API-Key"))) {
     throw RequestError(kInvalidKey, "the API key is missing or wrong (Authorization: Bearer KEY)");
@@ -425,7 +440,14 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
 
 void Server::State::route() {
   http.Get("/", [](const httplib::Request&, httplib::Response& response) {
-    response.set_content(kPage.data(), kPage.size(), "text/html; charset=utf-8");
+    response.set_header("Content-Security-Policy", kPageRules);
+    reply_page(response, kPage, "text/html; charset=utf-8");
+  });
+  http.Get("/page.css", [](const httplib::Request&, httplib::Response& response) {
+    reply_page(response, kPageStyle, "text/css; charset=utf-8");
+  });
+  http.Get("/page.js", [](const httplib::Request&, httplib::Response& response) {
+    reply_page(response, kPageScript, "text/javascript; charset=utf-8");
   });
   http.Get("/health", [](const httplib::Request&, httplib::Response& response) {
     reply(response, {{"status", "ok"}});

@@ -178,6 +178,15 @@ TEST_F(ServerTest, TellsTheProbabilitiesOfWhatItWrites) {
   EXPECT_EQ(text, text_of(reply));
   EXPECT_EQ(reply["choices"][0]["logprobs"]["content"].size(), 24u);
 
+  // Those that were drafted are told; where the last pass is cut, its own token does not count.
+  int drafted = 0;
+  for (const Json& token : reply["choices"][0]["logprobs"]["content"]) {
+    drafted += static_cast<int>(token.value("drafted", false));
+  }
+  const int accepted = reply["timings"]["draft_n_accepted"];
+  EXPECT_GE(drafted, accepted);
+  EXPECT_LE(drafted, accepted + 1);
+
   // A stream tells the same.
   Json body = {{"messages", Json::array({{{"role", "user"}, {"content", kQuestion}}})},
                {"stream", true}};
@@ -299,11 +308,26 @@ TEST_F(ServerTest, FillsTheContextAndStops) {
   }
 }
 
+TEST_F(ServerTest, LetsItsPageRunNothingElse) {
+  start();
+  httplib::Client client("127.0.0.1", port_);
+  const httplib::Result page = client.Get("/");
+  const std::string rules = page->get_header_value("Content-Security-Policy");
+  EXPECT_THAT(rules, HasSubstr("default-src 'none'; script-src 'self'"));
+  EXPECT_THAT(rules, Not(HasSubstr("unsafe")));
+  EXPECT_EQ(page->body.find("<script>"), std::string::npos) << "which the rules would not run";
+  EXPECT_EQ(client.Get("/page.js")->get_header_value("Content-Type"),
+            "text/javascript; charset=utf-8");
+  EXPECT_EQ(client.Get("/page.css")->get_header_value("Content-Type"), "text/css; charset=utf-8");
+}
+
 TEST_F(ServerTest, AsksForItsKey) {
   start({.api_key = "sec%41ret"});
   httplib::Client client("127.0.0.1", port_);
   EXPECT_EQ(client.Get("/health")->status, 200);
   EXPECT_THAT(client.Get("/")->body, HasSubstr("</html>"));
+  EXPECT_THAT(client.Get("/page.js")->body, HasSubstr("v1/chat/completions"));
+  EXPECT_THAT(client.Get("/page.css")->body, HasSubstr("color-scheme"));
   EXPECT_EQ(client.Get("/v1/models")->status, 401);
   const auto models_with = [&](const std::string& key) {
     return client.Get("/v1/models", httplib::Headers{{"Authorization", key}});
