@@ -7,16 +7,17 @@ cd "$(dirname "$0")/../src"
 allowed='
 base:
 model: base
+chat: model base
 kernels: model base
 engine: kernels model base
 draft: engine kernels model base
 plan: draft engine model base
 decode: plan draft engine model base
-serve: decode plan draft engine model base
-train: decode plan draft engine model base
-bench: decode plan draft engine kernels model base
-study: bench train decode plan draft engine kernels model base
-cli: study bench train serve decode plan draft engine kernels model base
+serve: chat decode plan draft engine model base
+train: chat decode plan draft engine model base
+bench: chat decode plan draft engine kernels model base
+study: bench train chat decode plan draft engine kernels model base
+cli: study bench train serve chat decode plan draft engine kernels model base
 '
 
 status=0

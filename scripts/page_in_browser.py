@@ -678,6 +678,7 @@ def test_fits_a_phone(page):
         require_fit("the settings")
         page.browser.press(ESCAPE)
         page.browser.click("#menu")
+        page.browser.wait("return document.querySelector('#sidebar').getBoundingClientRect().left === 0", "the chats")
         page.browser.click("#new")
         require_fit("an empty chat")
         page.picture("phone_empty")

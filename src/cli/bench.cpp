@@ -17,12 +17,12 @@
 #include "bench/sessions_bench.h"
 #include "bench/simulation.h"
 #include "bench/synthetic_model.h"
+#include "chat/conversation.h"
 #include "cli/bench_methods.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "decode/conversation.h"
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "model/ggml_log.h"
@@ -246,7 +246,7 @@ int run_sessions(BenchFlags& flags) {
   Decoder decoder(flags.decode, flags.method.trees);
   std::vector<std::vector<Token>> tokens;
   for (const BenchPrompt& prompt : prompts) {
-    tokens.push_back(Conversation(decoder.vocabulary).user_turn(prompt.turns.front()));
+    tokens.push_back(Conversation(decoder.chat_template).user_turn(prompt.turns.front()));
   }
   const auto longest = std::ranges::max(tokens, {}, &std::vector<Token>::size).size();
   if (static_cast<long long>(longest) + most >= decoder.engine.options().context) {
@@ -292,7 +292,7 @@ int run_record(BenchFlags& flags) {
   catch_interrupts();
   StatusLine status;
   const Acceptance acceptance = record_acceptance(
-      decoder.batch, decoder.vocabulary, decoder.options, prompts, most,
+      decoder.batch, decoder.chat_template, decoder.options, prompts, most,
       [&](int done, int total) { status.show(fmt::format("{} of {} prompts", done, total)); },
       interrupted);
   status.clear();
@@ -392,7 +392,7 @@ int run_prompts(BenchFlags& flags) {
                  flags.decode.context_size().value_or(
                      std::min(decoder.engine.options().context, kPeerContext)),
                  flags.decode.cache_type());
-    std::ranges::move(peer->methods(decoder.vocabulary, decoder.options.sampling),
+    std::ranges::move(peer->methods(decoder.chat_template, decoder.options.sampling),
                       std::back_inserter(methods));
   }
 

@@ -8,8 +8,8 @@
 #include <span>
 
 #include "base/error.h"
+#include "chat/conversation.h"
 #include "cli/cost_cache.h"
-#include "decode/conversation.h"
 #include "draft/lookahead.h"
 #include "engine/native_engine.h"
 
@@ -44,11 +44,12 @@ struct Drafter {
 };
 
 /// Some answers in the model's own words, to choose by what it can do without.
-std::vector<Token> own_text(Engine& engine, const Vocabulary& vocabulary) {
+std::vector<Token> own_text(Engine& engine, const ChatTemplate& chat_template) {
+  const Vocabulary& vocabulary = chat_template.vocabulary();
   constexpr int kTokens = 128;
   BatchDecoder decoder(engine);
   Session session(decoder, {.method = DraftMethod::kNone});
-  Conversation conversation(vocabulary);
+  Conversation conversation(chat_template);
   for (const char* const question :
        {"What makes a good teacher?", "How does a sailing boat move against the wind?"}) {
     session.append(conversation.user_turn(question));
@@ -92,7 +93,7 @@ class MethodMaker {
       options.draft_model = &drafter->engine;
       keeps = std::move(drafter);
     } else if (name != "ngram") {
-      if (text_.empty()) text_ = own_text(decoder_.engine, decoder_.vocabulary);
+      if (text_.empty()) text_ = own_text(decoder_.engine, decoder_.chat_template);
       const bool exits = name == "early-exit";
       options.method = DraftMethod::kPartialModel;
       options.partial_model = exits ? choose_exit_layer(decoder_.engine, text_)
@@ -157,7 +158,7 @@ class MethodMaker {
 
   void push(std::string name, const DecodeOptions& options, Kept kept) {
     const auto batch = std::make_shared<BatchDecoder>(decoder_.engine, kept.planner.get());
-    BenchMethod method = engine_method(std::move(name), *batch, decoder_.vocabulary, options);
+    BenchMethod method = engine_method(std::move(name), *batch, decoder_.chat_template, options);
     method.run = [run = std::move(method.run), kept = std::move(kept), batch,
                   &engine = decoder_.engine](const BenchPrompt& prompt, int max_tokens,
                                              const std::atomic<bool>& stop) {

@@ -7,11 +7,11 @@
 #include <utility>
 
 #include "base/error.h"
+#include "chat/conversation.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "decode/conversation.h"
 #include "model/message.h"
 #include "model/text_input.h"
 
@@ -33,12 +33,11 @@ constexpr const char* kCommands =
 int run_chat(const ChatFlags& flags) {
   const int most = most_tokens(flags.tokens);
   require_utf8(flags.system_prompt, "the system prompt");
-  const auto check = [&](const Vocabulary& known, int context) {
-    known.require_fits(flags.system_prompt.size(), context);
-    if (known.knows_chat_template()) return;
-    throw Error(fmt::format("{} has no chat template{}; use `firp generate --raw`",
-                            flags.decode.model.string(),
-                            known.has_chat_template() ? " that libllama knows" : ""));
+  const auto check = [&](const ChatTemplate& known, int context) {
+    known.vocabulary().require_fits(flags.system_prompt.size(), context);
+    if (known.problem().empty()) return;
+    throw Error(fmt::format("{}: {}; give one (--chat-template), or use `firp generate --raw`",
+                            flags.decode.model.string(), known.problem()));
   };
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1), check);
   const Vocabulary& vocabulary = decoder.vocabulary;
@@ -49,7 +48,7 @@ int run_chat(const ChatFlags& flags) {
   }
 
   Session session(decoder.batch, decoder.options);
-  Conversation conversation(vocabulary, flags.system_prompt);
+  Conversation conversation(decoder.chat_template, flags.system_prompt);
   DecodeStats all;
   std::size_t prompt_tokens = 0;
   std::string last = "no answer yet";
@@ -75,7 +74,7 @@ int run_chat(const ChatFlags& flags) {
       say("{}\n", last);
     } else if (line == "/reset") {
       session.truncate(0);
-      conversation = Conversation(vocabulary, flags.system_prompt);
+      conversation = Conversation(decoder.chat_template, flags.system_prompt);
     } else {
       try {
         vocabulary.require_fits(line.size(), session.context());
@@ -132,6 +131,7 @@ Examples:
   flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
   flags->decode.add_colour_to(*app);
+  flags->decode.add_template_to(*app);
   return {app, [flags] { return run_chat(*flags); }};
 }
 

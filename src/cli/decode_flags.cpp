@@ -17,6 +17,7 @@
 #include "engine/native_engine.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
+#include "model/text_input.h"
 #include "model/usable_cores.h"
 
 namespace firp {
@@ -254,6 +255,14 @@ void DecodeFlags::add_threads_to(CLI::App& app) {
   app.add_option("-t,--threads", threads,
                  "Threads at most; 0: one per core that this program may use, by its affinity and "
                  "its container's CPU quota (default). While other programs take cores, fewer run");
+}
+
+void DecodeFlags::add_template_to(CLI::App& app) {
+  app.add_option("--chat-template", chat_template,
+                 "Chat template in Jinja, or chatml, in place of the file's own");
+  app.add_option("--chat-template-file", chat_template_file, "The same from a file");
+  app.add_flag_callback(
+      "--jinja", [] {}, "As always here: templates are read as Jinja (for llama.cpp's users)");
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {
@@ -499,12 +508,31 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
   return loaded;
 }
 
+namespace {
+
+/// Empty: the file's own.
+std::string chat_template_of(const DecodeFlags& flags) {
+  if (flags.chat_template_file.empty()) return flags.chat_template;
+  if (!flags.chat_template.empty()) {
+    throw Error("give --chat-template or --chat-template-file, not both");
+  }
+  std::string text = TextInput("the chat template", flags.chat_template_file).text();
+  if (text.empty()) throw Error(fmt::format("{} is empty", flags.chat_template_file.string()));
+  return text;
+}
+
+}  // namespace
+
 Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
-                 const std::function<void(const Vocabulary&, int context)>& check)
+                 const std::function<void(const ChatTemplate&, int context)>& check)
     : options(decode_options(flags, largest(trees))),
       file(std::make_shared<const GgufFile>(flags.model)),
-      vocabulary([&] {
-        Vocabulary read(flags.model);
+      vocabulary(flags.model),
+      chat_template([&] {
+        ChatTemplate read(vocabulary, chat_template_of(flags));
+        if (!flags.chat_template.empty() || !flags.chat_template_file.empty()) {
+          if (!read.problem().empty()) throw Error(read.problem());
+        }
         if (check) check(read, flags.context_size().value_or(trained_context(*file)));
         return read;
       }()),

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
 #include "decode/session.h"
 #include "engine/engine.h"
@@ -55,6 +56,8 @@ struct DecodeFlags {
   std::string sampler_seq;                         ///< the same by letters
   bool ignore_eos = false;
   std::string colour = "auto";
+  std::string chat_template;  ///< in place of the file's own
+  std::filesystem::path chat_template_file;
 
   std::string engine = "auto";  ///< or native, llama
   LlamaOptions llama;
@@ -67,6 +70,7 @@ struct DecodeFlags {
   void add_decoding_to(CLI::App& app, const std::string& context_help = kContextHelp);
   void add_draft_to(CLI::App& app);
   void add_colour_to(CLI::App& app);
+  void add_template_to(CLI::App& app);
   void add_engine_to(CLI::App& app);
 
   /// -t; one per usable core where it is 0 or less, or not given. An Error for too many.
@@ -95,16 +99,17 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
 /// A model made ready to decode as the flags say.
 struct Decoder {
   /// `trees`: the sizes of draft trees that will be asked for. `check` may refuse, by the
-  /// vocabulary and the context, what it takes no engine to refuse: it is called before one is
-  /// made.
+  /// chat template with its vocabulary and the context, what it takes no engine to refuse: it is
+  /// called before one is made.
   Decoder(const DecodeFlags& flags, std::span<const int> trees,
-          const std::function<void(const Vocabulary&, int context)>& check = nullptr);
+          const std::function<void(const ChatTemplate&, int context)>& check = nullptr);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
   DecodeOptions options;
   std::shared_ptr<const GgufFile> file;
   Vocabulary vocabulary;
+  ChatTemplate chat_template;
   std::filesystem::path heads_path;  ///< empty: no heads
   LoadedModel loaded;
   Engine& engine;

@@ -4,11 +4,11 @@
 #include <memory>
 
 #include "base/error.h"
+#include "chat/conversation.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "decode/conversation.h"
 
 namespace firp {
 namespace {
@@ -122,9 +122,9 @@ int run_demo(DemoFlags& flags) {
   flags.decode.draft = "firp+ngram";
   std::vector<Token> prompt;
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1),
-                  [&](const Vocabulary& vocabulary, int context) {
-                    vocabulary.require_fits(flags.prompt.size(), context);
-                    prompt = Conversation(vocabulary).user_turn(flags.prompt);
+                  [&](const ChatTemplate& chat_template, int context) {
+                    chat_template.vocabulary().require_fits(flags.prompt.size(), context);
+                    prompt = Conversation(chat_template).user_turn(flags.prompt);
                   });
   DecodeOptions plain_options = decoder.options;
   plain_options.method = DraftMethod::kNone;
@@ -196,6 +196,7 @@ Examples:
                    "Drafted tokens that one forward pass verifies (default: as many as pay)")
       ->capture_default_str();
   flags->decode.add_colour_to(*app);
+  flags->decode.add_template_to(*app);
   return {app, [flags] { return run_demo(*flags); }};
 }
 

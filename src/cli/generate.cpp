@@ -5,11 +5,11 @@
 #include <optional>
 
 #include "base/error.h"
+#include "chat/conversation.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
-#include "decode/conversation.h"
 #include "model/message.h"
 #include "model/text_input.h"
 
@@ -45,10 +45,11 @@ int run_generate(const GenerateFlags& flags) {
   std::vector<Token> tokens;
   Decoder decoder(
       flags.decode, std::span(&flags.decode.tree, 1),
-      [&](const Vocabulary& vocabulary, int context) {
+      [&](const ChatTemplate& chat_template, int context) {
+        const Vocabulary& vocabulary = chat_template.vocabulary();
         vocabulary.require_fits(prompt.size(), context);
         tokens = flags.raw ? vocabulary.tokenize(prompt, /*add_bos=*/true)
-                           : Conversation(vocabulary).user_turn(prompt);
+                           : Conversation(chat_template).user_turn(prompt);
         if (std::ssize(tokens) > context) {
           throw Error(fmt::format("the prompt's {} tokens do not fit into a context of {} (-c)",
                                   tokens.size(), context));
@@ -107,6 +108,7 @@ Examples:
   flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
   flags->decode.add_colour_to(*app);
+  flags->decode.add_template_to(*app);
   return {app, [flags] { return run_generate(*flags); }};
 }
 

@@ -25,6 +25,9 @@ struct ServeFlags {
   ServerOptions server;
   std::optional<std::string> api_key;
   int tokens = -1;
+  std::string reasoning = "auto";
+  std::string reasoning_format = "auto";
+  std::string template_variables;  ///< JSON
 };
 
 /// The key that requests must bring; empty: none. One that was meant to be there, as an unset
@@ -48,6 +51,17 @@ std::string key_of(const ServeFlags& flags) {
                     where));
   }
   return key;
+}
+
+std::map<std::string, Json> template_variables_of(const std::string& text) {
+  if (text.empty()) return {};
+  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) {
+    throw Error("--chat-template-kwargs must be a JSON object: '{\"enable_thinking\": false}'");
+  }
+  std::map<std::string, Json> variables;
+  for (const auto& [name, value] : json.items()) variables[name] = value;
+  return variables;
 }
 
 /// Ends the server when a signal asks for it, and the program a second later, whatever still runs.
@@ -81,9 +95,14 @@ int run_serve(const ServeFlags& flags) {
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   options.max_tokens = most;
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
+  options.model_path = flags.decode.model.string();
+  options.thinks = flags.reasoning != "off";
+  options.reasoning =
+      flags.reasoning_format == "none" ? ReasoningFormat::kNone : ReasoningFormat::kApart;
+  options.template_variables = template_variables_of(flags.template_variables);
 
   catch_interrupts();
-  Server server(decoder.batch, decoder.vocabulary, decoder.options, options);
+  Server server(decoder.batch, decoder.chat_template, decoder.options, options);
   const int port = server.bind();
   say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n", options.model_name,
       url_host(options.host), port);
@@ -105,8 +124,9 @@ Verb add_serve(CLI::App& program) {
   const auto flags = std::make_shared<ServeFlags>();
   flags->decode.context_is_shared = true;
   app->footer(R"(
-Endpoints: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health; at / there is
-a page to chat with the model. Several requests are answered at once and share their passes. What a
+Endpoints: POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /completion, /infill,
+/tokenize; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
+with the model. Tools, JSON schemas and grammars are followed, with drafts. Several requests are answered at once and share their passes. What a
 request does not say (temperature, top_k, ...) is as the flags have it, but for the seed: without one
 of its own a request has another one each time.
 
@@ -125,9 +145,9 @@ Examples:
   app->add_option("--host", server.host, "Address to listen at; 0.0.0.0: all of this machine's")
       ->capture_default_str();
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
-  app->add_option(
-         "--parallel", server.parallel,
-         "(-np) Requests that are answered at once, 64 at most; others wait; -1: as many as by default")
+  app->add_option("--parallel", server.parallel,
+                  "(-np) Requests that are answered at once, 64 at most; others wait; -1: as many "
+                  "as by default")
       ->transform(CLI::Transformer({{"-1", std::to_string(server.parallel)}}).description(""))
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");
@@ -142,11 +162,31 @@ Examples:
                   "Without a key, and listening to this machine alone: another name that requests "
                   "may call it by (behind a proxy)")
       ->delimiter(',');
+  app->add_option("--queue", server.most_waiting,
+                  "Answers that wait to begin at most; more are refused (503)")
+      ->check(CLI::Range(0, 100000))
+      ->capture_default_str();
+  app->add_flag("--slots,!--no-slots", server.tells_slots,
+                "Tell at /slots what is being written (default: on)");
+  app->add_flag("--metrics", server.tells_metrics, "Tell numbers for Prometheus at /metrics");
+  app->add_option("--reasoning", flags->reasoning,
+                  "(-rea) Whether templates that know of thinking open it: on, off, auto")
+      ->check(CLI::IsMember({"on", "off", "auto"}))
+      ->capture_default_str();
+  app->add_option(
+         "--reasoning-format", flags->reasoning_format,
+         "Where thoughts go: none leaves them in the text; auto and deepseek put them into "
+         "reasoning_content")
+      ->check(CLI::IsMember({"none", "auto", "deepseek", "deepseek-legacy"}))
+      ->capture_default_str();
+  app->add_option("--chat-template-kwargs", flags->template_variables,
+                  "Further variables of the chat template, a JSON object");
   app->add_option("-n,--predict,--n-predict", flags->tokens, kPredictHelp)->capture_default_str();
   flags->decode.add_decoding_to(*app,
                                 "Tokens that all requests under way have together, prompts and "
                                 "answers, each as much as is free; 0: the model's own limit "
                                 "(default)");
+  flags->decode.add_template_to(*app);
   flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
   return {app, [flags] { return run_serve(*flags); }};

@@ -99,7 +99,7 @@ seeds=$(for seed in -1 -1 4294967295; do
 done | sort -u | wc -l)
 [ "$seeds" -eq 3 ] || fail "--seed -1 is the same seed again"
 for most in -1 -2; do
-  "$firp" generate "$model" -p hi -c 64 -n $most -t 1 --draft none > /dev/null 2> "$scratch/log"
+  "$firp" generate "$model" -p hi -c 64 -n $most -t 1 --draft none --ignore-eos > /dev/null 2> "$scratch/log"
   grep -q 'the context of 64 tokens is full' "$scratch/log" || fail "-n $most: $(cat "$scratch/log")"
 done
 [ -z "$(write -p "$question" -n 0)" ] && grep -q '^firp: 0 tokens' "$scratch/log" &&
@@ -141,10 +141,12 @@ grep -q 'tokens/s' "$scratch/log" || fail "no statistics after Ctrl-C: $(cat "$s
 
 # Chat keeps the conversation, until /reset.
 printf 'My name is Ada.\nWhat is my name?\n' |
-  "$firp" chat -m "$model" -n 40 2> "$scratch/log" > "$scratch/chat" || fail "chat"
+  "$firp" chat -m "$model" -n 40 -sys 'Be brief.' 2> "$scratch/log" > "$scratch/chat" || fail "chat"
 first=$(head -n 1 "$scratch/chat")
 "$firp" generate -m "$model" --raw -n 40 2> /dev/null > "$scratch/text" \
-  -p "<|im_start|>user
+  -p "<|im_start|>system
+Be brief.<|im_end|>
+<|im_start|>user
 My name is Ada.<|im_end|>
 <|im_start|>assistant
 $first<|im_end|>

@@ -131,15 +131,13 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   int most = 1;  // tokens that any of them chooses from, or tells of
   bool sums = false;
   const auto by_best = [](const Part& part) {
-    return !part.reads && tokens_to_sample_from(part.session->options_.sampling) > 0;
+    return !part.reads && !part.session->needs_logits();
   };
   for (const Part& part : parts) {
     if (!by_best(part)) continue;
     add_rows(part);
-    const int enough = tokens_to_sample_from(part.session->options_.sampling);
-    const int likeliest = part.session->options_.likeliest;
-    most = std::max({most, enough, likeliest, part.session->ties_matter(pass) ? 2 : 1});
-    sums = sums || likeliest >= 0;
+    most = std::max(most, part.session->best_tokens_needed(pass));
+    sums = sums || part.session->options_.likeliest >= 0;
   }
   if (!rows.empty()) {
     std::span<const BestTokens> best = pass.best_tokens(rows, most, sums);
@@ -172,9 +170,9 @@ void BatchDecoder::commit(const Pass& pass, std::span<const Part> parts) {
   }
 }
 
-void BatchDecoder::absorb(const Pass& pass, std::span<const Part> parts, double seconds) {
+void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double seconds) {
   PassSize reading;
-  for (const Part& part : parts) {
+  for (Part& part : parts) {
     if (part.reads) {
       reading.add(part.token_rows, part.context);
       part.session->stats_.prefill_seconds += seconds;
@@ -227,7 +225,9 @@ void BatchDecoder::draft(const Pass& pass, std::span<Part> parts) {
     if (part.reads || part.path.empty()) continue;
     Session& session = *part.session;
     DraftTree match = session.match_text();
-    if (session.can_draft(part)) {
+    if (DraftTree forced = session.forced_text(); !forced.empty()) {
+      session.take_draft(std::move(forced), {});
+    } else if (session.can_draft(part)) {
       drafts.push_back({&session, &part, std::move(match)});
     } else {
       session.take_draft({}, match);

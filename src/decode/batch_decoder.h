@@ -49,7 +49,7 @@ class BatchDecoder {
   void schedule_verifying(std::span<Session* const> decoders, int room, std::vector<Part>& parts);
   void choose(const Pass& pass, std::span<Part> parts) const;
   void commit(const Pass& pass, std::span<const Part> parts);
-  void absorb(const Pass& pass, std::span<const Part> parts, double seconds);
+  void absorb(const Pass& pass, std::span<Part> parts, double seconds);
   void draft(const Pass& pass, std::span<Part> parts);
   struct Draft;
   void run_pseudo_rows(std::span<Draft> drafts);

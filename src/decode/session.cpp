@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -97,14 +98,18 @@ void Session::append(std::span<const Token> tokens) {
                     "prompt or ask for a larger context (-c)",
                     tokens.size(), limit, tokens_.size()));
   }
+  if (tokens.empty()) return;
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  answer_begin_ = static_cast<int>(tokens_.size());
+  grammar_.reset();
   states_.resize(tokens_.size(), state());  // samplers learn from what they chose
-  if (!tokens.empty()) drop_draft();
+  drop_draft();
 }
 
 void Session::truncate(int length) {
   if (length >= static_cast<int>(tokens_.size())) return;
   tokens_.resize(length);
+  answer_begin_ = std::min(answer_begin_, length);
   states_.resize(length, state());
   most_seen_ = std::min(most_seen_, length);
   engine_.truncate(sequence_, length);
@@ -131,9 +136,21 @@ std::span<const DecodedToken> Session::step() {
   return decoded_;
 }
 
+/// Brings the grammar behind the last token.
+void Session::catch_up_grammar() {
+  if (!options_.grammar) return;
+  const auto length = static_cast<int>(tokens_.size());
+  if (!grammar_ || grammar_end_ > length) {
+    grammar_ = *options_.grammar;
+    grammar_end_ = answer_begin_;
+  }
+  for (; grammar_end_ < length; ++grammar_end_) grammar_->accept(tokens_[grammar_end_]);
+}
+
 /// The last token is always run: it is the root of the next pass that decodes.
 void Session::begin_pass() {
   if (tokens_.empty()) throw Error("there is nothing to continue: the prompt is empty");
+  catch_up_grammar();
   const int most = static_cast<int>(tokens_.size()) - 1;
   if (seen() > most) engine_.truncate(sequence_, most);
   if (!options_.adopts || seen() == most) return;
@@ -166,7 +183,8 @@ Session::Part Session::plan_verifying(int nodes, std::vector<Row>& rows) {
                .first_row = static_cast<int>(rows.size()),
                .token_rows = 1 + nodes,
                .alone = alone_,
-               .tree = {tree_.begin(), tree_.begin() + nodes}};
+               .tree = {tree_.begin(), tree_.begin() + nodes},
+               .grammar = grammar_};
   rows.push_back({.sequence = sequence_, .token = tokens_.back()});
   for (const DraftNode& node : part.tree) {
     rows.push_back(
@@ -200,7 +218,21 @@ void Session::walk(Part& part, const Choose& choose) const {
       if (part.tree[node].parent == row - 1 && part.tree[node].token == *token) next = node + 1;
     }
     part.decoded.push_back({*token, next >= 0});
+    if (part.grammar) part.grammar->accept(*token);
   }
+}
+
+/// Whether best tokens alone don't tell what comes next.
+bool Session::needs_logits() const {
+  return tokens_to_sample_from(options_.sampling) == 0 || (may_forbid() && options_.likeliest >= 0);
+}
+
+/// Of each of its rows.
+int Session::best_tokens_needed(const Pass& pass) const {
+  // Where the likeliest token is forbidden, one of the next as a rule is not.
+  constexpr int kWithGrammar = 8;
+  return std::max({tokens_to_sample_from(options_.sampling), options_.likeliest,
+                   ties_matter(pass) ? 2 : 1, may_forbid() ? kWithGrammar : 1});
 }
 
 /// Beside other rows, a row that is too near a tie cannot be decided.
@@ -216,16 +248,60 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
   SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const TokenLogit> of_row = best[row].tokens;
-    if (ties && of_row[0].logit - of_row[1].logit < options_.tie_margin) return std::nullopt;
+    const auto allowed = [&](Token each) { return allows(part, each); };
+    if (ties &&
+        (of_row[0].logit - of_row[1].logit < options_.tie_margin || !allowed(of_row[0].token))) {
+      return std::nullopt;
+    }
     const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
-    const Token token = sample_token(of_row.first(std::min(enough, of_row.size())), position,
-                                     options_.sampling, state);
+    const SamplerState before = state;
+    Token token = sample_token(of_row.first(std::min(enough, of_row.size())), position,
+                               options_.sampling, state);
+    if (!allowed(token)) {
+      const auto next =
+          enough == 1 ? std::ranges::find_if(of_row, allowed, &TokenLogit::token) : of_row.end();
+      if (next != of_row.end()) {
+        token = next->token;
+      } else {
+        const int row_of_pass = part.first_row + row;
+        state = before;
+        token = sample_allowed(part, pass.logits({&row_of_pass, 1}), tokens_, state);
+      }
+    }
     part.states.push_back(state);
     if (options_.likeliest >= 0) {
       part.probabilities.push_back(probability_of(token, best[row], options_.likeliest));
     }
     return token;
   });
+}
+
+/// Whether the token may stand behind what the part has decoded.
+bool Session::allows(const Part& part, Token token) const {
+  const auto written = static_cast<int>(tokens_.size() + part.decoded.size()) - answer_begin_;
+  if (written < options_.min_tokens && std::ranges::count(options_.end_tokens, token) > 0) {
+    return false;
+  }
+  return !part.grammar || part.grammar->allows(token);
+}
+
+/// From all tokens that are allowed, `history` before it with what the part has decoded.
+Token Session::sample_allowed(const Part& part, std::span<const float> logits,
+                              std::span<const Token> history, SamplerState& state) const {
+  std::vector<float> allowed(logits.begin(), logits.end());
+  if (part.grammar) part.grammar->mask(allowed);
+  for (const Token token : options_.end_tokens) {
+    if (!allows(part, token)) allowed[token] = -std::numeric_limits<float>::infinity();
+  }
+  if (std::ranges::none_of(allowed, [](float logit) { return std::isfinite(logit); })) {
+    throw Error("the grammar allows nothing that this model's tokens can write");
+  }
+  SamplingOptions sampling = options_.sampling;
+  // A random number of its own: the first one led to a token that is forbidden.
+  constexpr int kAnew = 1 << 29;
+  sampling.stream += kAnew;
+  const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
+  return sample_token(allowed, history, position, sampling, state);
 }
 
 /// By all logits of the part's token rows.
@@ -235,8 +311,13 @@ void Session::choose(Part& part, std::span<const float> logits) const {
   SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const float> of_row = logits.subspan(row * vocabulary, vocabulary);
-    const Token token =
+    const SamplerState before = state;
+    Token token =
         sample_token(of_row, history, static_cast<int>(history.size()), options_.sampling, state);
+    if (!allows(part, token)) {
+      state = before;
+      token = sample_allowed(part, of_row, history, state);
+    }
     history.push_back(token);
     part.states.push_back(state);
     if (options_.likeliest >= 0) {
@@ -247,8 +328,10 @@ void Session::choose(Part& part, std::span<const float> logits) const {
 }
 
 /// Takes in what its part of the pass decoded.
-void Session::absorb(const Part& part) {
+void Session::absorb(Part& part) {
   for (const DecodedToken& each : part.decoded) tokens_.push_back(each.token);
+  grammar_ = std::move(part.grammar);
+  grammar_end_ = static_cast<int>(tokens_.size());
   states_.insert(states_.end(), part.states.begin(), part.states.end());
   alone_ = part.ends_at_tie;
   tree_.clear();
@@ -279,8 +362,24 @@ DraftTree Session::match_text() {
   return ngrams_.draft(tokens_, std::min(room, most_decoded() - 1));
 }
 
+/// What the grammar leaves no choice about behind the last token.
+DraftTree Session::forced_text() const {
+  // A single token would be drafted by others, too, and more behind it.
+  constexpr int kWorthDrafting = 2;
+  if (!grammar_ || (!source_ && !options_.ngrams)) return {};
+  const int room = context() - static_cast<int>(tokens_.size());
+  const std::vector<Token> tokens = grammar_->forced(std::min(room, most_decoded() - 1));
+  DraftTree tree;
+  if (std::ssize(tokens) < kWorthDrafting) return tree;
+  for (int depth = 1; depth <= std::ssize(tokens); ++depth) {
+    tree.push_back({.token = tokens[depth - 1], .parent = depth - 2, .depth = depth});
+  }
+  return tree;
+}
+
 void Session::take_draft(DraftTree tree, const DraftTree& match) {
   tree_ = match.empty() ? std::move(tree) : join(tree, match);
+  if (grammar_) tree_ = allowed_part(tree_, *grammar_);
   tree_.resize(std::min<std::size_t>(tree_.size(), most_decoded() - 1));
 }
 

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "decode/grammar.h"
 #include "decode/sampler.h"
 #include "draft/firp.h"
 #include "draft/ngram.h"
@@ -22,6 +23,11 @@ enum class DraftMethod { kNone, kFirp, kLookahead, kPartialModel, kDraftModel };
 
 struct DecodeOptions {
   SamplingOptions sampling;
+  /// That what is written between given tokens follows; null: none. A token that it forbids is
+  /// sampled anew, from all that it allows. Drafts that it forbids cost no row.
+  std::shared_ptr<const Grammar> grammar = nullptr;
+  int min_tokens = 0;                       ///< of an answer, before which
+  std::vector<Token> end_tokens = {};       ///< these are forbidden, too
   DraftMethod method = DraftMethod::kFirp;  ///< kFirp needs an engine with heads
   PartialModel partial_model;               ///< of kPartialModel
   Engine* draft_model = nullptr;            ///< of kDraftModel; outlives the session
@@ -133,6 +139,7 @@ class Session {
     bool alone = false;  ///< the root's row and no other, since it was near a tie
     DraftTree tree;      ///< what is verified behind the root
     // What comes of it:
+    std::optional<Grammar> grammar = std::nullopt;  ///< behind what was decoded
     std::vector<int> path;  ///< rows to commit; none where the root is too near a tie
     std::vector<DecodedToken> decoded;
     std::vector<TokenProbability> probabilities;
@@ -149,13 +156,21 @@ class Session {
   Part plan_reading(int tokens, std::vector<Row>& rows);
   Part plan_verifying(int nodes, std::vector<Row>& rows);
   bool ties_matter(const Pass& pass) const;
+  bool may_forbid() const { return options_.grammar || options_.min_tokens > 0; }
+  bool allows(const Part& part, Token token) const;
+  bool needs_logits() const;
+  int best_tokens_needed(const Pass& pass) const;
   void choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const;
   void choose(Part& part, std::span<const float> logits) const;
+  Token sample_allowed(const Part& part, std::span<const float> logits,
+                       std::span<const Token> history, SamplerState& state) const;
   template <typename Choose>
   void walk(Part& part, const Choose& choose) const;
-  void absorb(const Part& part);
+  void absorb(Part& part);
+  void catch_up_grammar();
   bool can_draft(const Part& part) const;
   DraftTree match_text();
+  DraftTree forced_text() const;
   void take_draft(DraftTree tree, const DraftTree& match);
   void drop_draft();
 
@@ -170,6 +185,9 @@ class Session {
   std::vector<SamplerState> states_;  ///< behind each of them
   DraftTree tree_;                    ///< behind the last token; empty: nothing drafted
   bool alone_ = false;  ///< the next pass has the last token's row and no other: it was near a tie
+  int answer_begin_ = 0;            ///< the tokens from here on were decoded
+  std::optional<Grammar> grammar_;  ///< behind the first grammar_end_ tokens
+  int grammar_end_ = 0;
   NgramSource ngrams_;
   std::vector<DecodedToken> decoded_;
   std::vector<TokenProbability> probabilities_;

@@ -9,7 +9,6 @@
 namespace firp {
 
 inline constexpr int kContext = -1;  ///< a parent: the sequence's committed context
-inline constexpr Token kNoToken = -1;
 
 /// One row of a forward pass: a token, or a pseudo hidden state.
 ///

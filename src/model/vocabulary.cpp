@@ -6,7 +6,7 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <bitset>
+#include <array>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -116,29 +116,6 @@ std::int32_t tokenize_with_stack(const llama_vocab* vocabulary, std::string_view
   return call.count;
 }
 
-/// A character of Unicode's first private-use area that no message holds.
-std::string unused_mark(std::span<const ChatMessage> messages) {
-  constexpr unsigned kFirst = 0xe000, kLast = 0xf8ff;
-  std::bitset<kLast - kFirst + 1> used;
-  for (const ChatMessage& message : messages) {
-    for (const std::string* text : {&message.role, &message.content}) {
-      for (std::size_t i = 0; i + 2 < text->size(); ++i) {
-        const auto byte = [&](std::size_t k) {
-          return static_cast<unsigned>(static_cast<unsigned char>((*text)[i + k]));
-        };
-        if (byte(0) != 0xee && byte(0) != 0xef) continue;
-        const unsigned point = (byte(0) & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f);
-        if (point >= kFirst && point <= kLast) used.set(point - kFirst);
-      }
-    }
-  }
-  unsigned point = kFirst;
-  while (point <= kLast && used[point - kFirst]) ++point;
-  if (point > kLast) throw Error("the messages hold all private-use characters of Unicode");
-  return {static_cast<char>(0xe0 | point >> 12), static_cast<char>(0x80 | (point >> 6 & 0x3f)),
-          static_cast<char>(0x80 | (point & 0x3f))};
-}
-
 }  // namespace
 
 struct Vocabulary::Handle {
@@ -150,6 +127,8 @@ struct Vocabulary::Handle {
   const llama_vocab* vocabulary = nullptr;
   std::optional<SpecialTokens> special;
   std::size_t longest_token_bytes = 0;
+  std::array<Token, 256> byte_tokens;
+  std::vector<Token> end_tokens;
 
   void append_tokens(std::string_view text, std::vector<Token>& tokens) const;
 };
@@ -195,12 +174,17 @@ Vocabulary::Vocabulary(const std::filesystem::path& model_path)
   handle_->vocabulary = llama_model_get_vocab(handle_->model.get());
   const char* const chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
   handle_->special.emplace(handle_->vocabulary, chat_template != nullptr ? chat_template : "");
+  handle_->byte_tokens.fill(kNoToken);
   for (Token token = 0; token < size(); ++token) {
     // What llama_token_to_piece has no room for, it tells the size of.
     const std::int32_t length =
         llama_token_to_piece(handle_->vocabulary, token, nullptr, 0, 0, /*special=*/true);
     handle_->longest_token_bytes =
         std::max(handle_->longest_token_bytes, static_cast<std::size_t>(std::abs(length)));
+    if (is_end_of_generation(token)) handle_->end_tokens.push_back(token);
+    if (length != -1) continue;
+    const auto byte = static_cast<unsigned char>(piece(token, /*show_special=*/true).front());
+    if (handle_->byte_tokens[byte] == kNoToken) handle_->byte_tokens[byte] = token;
   }
 }
 
@@ -288,99 +272,23 @@ bool Vocabulary::is_end_of_generation(Token token) const {
   return llama_vocab_is_eog(handle_->vocabulary, token);
 }
 
-std::vector<Token> Vocabulary::end_tokens() const {
-  std::vector<Token> tokens;
-  for (Token token = 0; token < size(); ++token) {
-    if (is_end_of_generation(token)) tokens.push_back(token);
-  }
-  return tokens;
+std::span<const Token> Vocabulary::end_tokens() const { return handle_->end_tokens; }
+std::span<const Token> Vocabulary::byte_tokens() const { return handle_->byte_tokens; }
+
+std::vector<TextRange> Vocabulary::control_texts(std::string_view text) const {
+  return handle_->special->control_texts(text);
 }
 
-bool Vocabulary::has_chat_template() const {
-  return llama_model_chat_template(handle_->model.get(), nullptr) != nullptr;
+Vocabulary::InfillTokens Vocabulary::infill_tokens() const {
+  const llama_vocab* const v = handle_->vocabulary;
+  return {.prefix = llama_vocab_fim_pre(v),
+          .suffix = llama_vocab_fim_suf(v),
+          .middle = llama_vocab_fim_mid(v),
+          .repository = llama_vocab_fim_rep(v),
+          .file = llama_vocab_fim_sep(v)};
 }
 
-bool Vocabulary::knows_chat_template() const {
-  const char* chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
-  const llama_chat_message message = {"user", "?"};
-  return chat_template != nullptr &&
-         llama_chat_apply_template(chat_template, &message, 1, true, nullptr, 0) >= 0;
-}
-
-PromptText Vocabulary::apply_chat_template(std::span<const ChatMessage> messages,
-                                           bool open_answer) const {
-  const char* chat_template = llama_model_chat_template(handle_->model.get(), nullptr);
-  if (chat_template == nullptr) {
-    throw Error(
-        fmt::format("{}: the file has no chat template; `firp generate --raw` goes on with "
-                    "a prompt as it is",
-                    handle_->path));
-  }
-  for (const ChatMessage& message : messages) {
-    require_utf8(message.role, "a message's role");
-    require_utf8(message.content, "a message");
-    if (message.content.find('\0') != std::string::npos ||
-        message.role.find('\0') != std::string::npos) {
-      throw Error("a message holds a zero byte: chat templates cannot carry it");
-    }
-  }
-  // The text of control tokens waits outside while the template is written: that tells the user's
-  // from the template's own.
-  const std::string mark = unused_mark(messages);
-  std::vector<std::string> outside;
-  const auto without_control_tokens = [&](const std::string& text) {
-    std::string kept;
-    std::size_t at = 0;
-    for (const TextRange& range : handle_->special->control_texts(text)) {
-      kept.append(text, at, range.begin - at);
-      kept += fmt::format("{}{}{}", mark, outside.size(), mark);
-      outside.push_back(text.substr(range.begin, range.end - range.begin));
-      at = range.end;
-    }
-    return kept.append(text, at);
-  };
-  std::vector<ChatMessage> kept;
-  std::vector<llama_chat_message> chat;
-  kept.reserve(messages.size());
-  for (const ChatMessage& message : messages) {
-    const ChatMessage& each = kept.emplace_back(
-        ChatMessage{without_control_tokens(message.role), without_control_tokens(message.content)});
-    chat.push_back({each.role.c_str(), each.content.c_str()});
-  }
-
-  const auto apply = [&](std::string& out) {
-    return llama_chat_apply_template(chat_template, chat.data(), chat.size(), open_answer,
-                                     out.data(), static_cast<std::int32_t>(out.size()));
-  };
-  std::string text(1024, '\0');
-  std::int32_t length = apply(text);
-  if (length > static_cast<std::int32_t>(text.size())) {
-    text.resize(static_cast<std::size_t>(length));
-    length = apply(text);
-  }
-  if (length < 0) {
-    throw Error(
-        fmt::format("{}: libllama does not know the file's chat template; `firp generate "
-                    "--raw` goes on with a prompt as it is",
-                    handle_->path));
-  }
-  text.resize(static_cast<std::size_t>(length));
-
-  PromptText prompt;
-  std::size_t at = 0;
-  for (std::size_t open = text.find(mark); !outside.empty() && open != std::string::npos;
-       open = text.find(mark, at)) {
-    const std::size_t number = open + mark.size();
-    const std::size_t close = text.find(mark, number);
-    prompt.text.append(text, at, open - at);
-    const std::string& back = outside.at(std::stoul(text.substr(number, close - number)));
-    prompt.literal.push_back({prompt.text.size(), prompt.text.size() + back.size()});
-    prompt.text += back;
-    at = close + mark.size();
-  }
-  prompt.text.append(text, at);
-  return prompt;
-}
+const llama_model* Vocabulary::model() const { return handle_->model.get(); }
 
 void require_utf8(std::string_view text, std::string_view what) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };

@@ -9,14 +9,12 @@
 #include <string_view>
 #include <vector>
 
+struct llama_model;
+
 namespace firp {
 
 using Token = std::int32_t;
-
-struct ChatMessage {
-  std::string role;  ///< "system", "user" or "assistant"
-  std::string content;
-};
+inline constexpr Token kNoToken = -1;
 
 /// Bytes `begin` to `end` of a text.
 struct TextRange {
@@ -30,7 +28,7 @@ struct PromptText {
   std::vector<TextRange> literal = {};  ///< in order
 };
 
-/// Vocabulary and chat template of a GGUF file, through libllama (loaded without its weights).
+/// The vocabulary of a GGUF file, through libllama (loaded without its weights).
 class Vocabulary {
  public:
   explicit Vocabulary(const std::filesystem::path& model_path);
@@ -53,15 +51,23 @@ class Vocabulary {
   std::string piece(Token token, bool show_special = false) const;
   std::string text(std::span<const Token> tokens) const;
   bool is_end_of_generation(Token token) const;
-  std::vector<Token> end_tokens() const;  ///< all of those
+  std::span<const Token> end_tokens() const;  ///< all of those
 
-  bool has_chat_template() const;
-  /// Whether it has one, and libllama knows that.
-  bool knows_chat_template() const;
-  /// The conversation as the model's own template writes it; `open_answer` appends the start of an
-  /// assistant's turn. Control tokens that the messages hold are literal. Error where the file has
-  /// no template that libllama knows.
-  PromptText apply_chat_template(std::span<const ChatMessage> messages, bool open_answer) const;
+  /// The token of each single byte, where there is one. [256]
+  std::span<const Token> byte_tokens() const;
+  /// All bytes of `text` that belong to the text of a control token.
+  std::vector<TextRange> control_texts(std::string_view text) const;
+
+  /// Tokens that stand around what is to be filled in between two texts, where the file has them;
+  /// else kNoToken.
+  struct InfillTokens {
+    Token prefix, suffix, middle;
+    Token repository, file;  ///< before its name
+  };
+  InfillTokens infill_tokens() const;
+
+  /// libllama's own, without weights.
+  const llama_model* model() const;
 
  private:
   struct Handle;

@@ -57,22 +57,6 @@ TEST_F(RealVocabulary, TokenizesLongMonotonousText) {
   }
 }
 
-TEST_F(RealVocabulary, WritesTheModelsChatTemplate) {
-  const Vocabulary vocabulary(real_model());
-  ASSERT_TRUE(vocabulary.has_chat_template());
-  const std::vector<ChatMessage> messages = {{"system", "Be brief."}, {"user", "Hi"}};
-  EXPECT_EQ(vocabulary.apply_chat_template(messages, true).text,
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-            "<|im_start|>assistant\n");
-  const std::vector<ChatMessage> large = {{"user", std::string(100'000, 'x')}};
-  EXPECT_EQ(vocabulary.apply_chat_template(large, false).text,
-            "<|im_start|>user\n" + std::string(100'000, 'x') + "<|im_end|>\n");
-  const std::vector<ChatMessage> bad = {{"user", "\xc0\x80"}};
-  EXPECT_THROW(vocabulary.apply_chat_template(bad, true), Error);
-  const std::vector<ChatMessage> zero = {{"user", std::string("a\0b", 3)}};
-  EXPECT_THROW(vocabulary.apply_chat_template(zero, true), Error);
-}
-
 /// libllama by itself.
 class Libllama {
  public:
@@ -89,18 +73,6 @@ class Libllama {
                                  static_cast<std::int32_t>(text.size()), tokens.data(),
                                  static_cast<std::int32_t>(tokens.size()), false, parse_special));
     return tokens;
-  }
-
-  std::string chat(const std::vector<ChatMessage>& messages) const {
-    std::vector<llama_chat_message> chat;
-    for (const ChatMessage& each : messages) {
-      chat.push_back({each.role.c_str(), each.content.c_str()});
-    }
-    std::string text(10'000, '\0');
-    text.resize(llama_chat_apply_template(llama_model_chat_template(model_.get(), nullptr),
-                                          chat.data(), chat.size(), true, text.data(),
-                                          static_cast<std::int32_t>(text.size())));
-    return text;
   }
 
  private:
@@ -143,50 +115,6 @@ TEST_F(RealVocabulary, SplitsAtSpecialTokensAsLibllamaDoes) {
   }
 }
 
-TEST_F(RealVocabulary, TheTextOfControlTokensInAMessageStaysText) {
-  const Vocabulary vocabulary(real_model());
-  const Libllama libllama(real_model());
-  const auto controls = [&](const std::vector<Token>& tokens) {
-    std::vector<Token> found;
-    for (const Token token : tokens) {
-      if (vocabulary.piece(token).empty() && !vocabulary.piece(token, true).empty()) {
-        found.push_back(token);
-      }
-    }
-    return found;
-  };
-  const auto tokens_of = [&](const std::vector<ChatMessage>& messages) {
-    return vocabulary.tokenize(vocabulary.apply_chat_template(messages, true), true);
-  };
-  const std::vector<Token> sound = controls(tokens_of({{"system", "Be brief."}, {"user", "Hi"}}));
-  EXPECT_EQ(sound, (std::vector<Token>{1, 2, 1, 2, 1}));
-  const std::vector<std::string> parts = {"<|im_end|>\n<|im_start|>assistant\n",
-                                          "<|im_end|>",
-                                          "<|im_start|>",
-                                          "<|endoftext|>",
-                                          "<|im_",
-                                          "end|>",
-                                          " ",
-                                          "\n",
-                                          "words",
-                                          "\ue000",
-                                          "\ue0000\ue000",
-                                          "\uf8ff",
-                                          "中"};
-  std::mt19937 random(6);
-  for (int i = 0; i < 500; ++i) {
-    const std::vector<ChatMessage> messages = {{"system", random_text(random, parts, 8)},
-                                               {"user", random_text(random, parts, 12)}};
-    const std::vector<Token> tokens = tokens_of(messages);
-    ASSERT_EQ(controls(tokens), sound) << messages[0].content << "|" << messages[1].content;
-    std::string written;
-    for (const Token token : tokens) written += vocabulary.piece(token, true);
-    ASSERT_EQ(written, libllama.chat(messages));
-  }
-  // A role is a user's word, too.
-  EXPECT_EQ(controls(tokens_of({{"<|im_end|>", "Hi"}})), (std::vector<Token>{1, 2, 1}));
-}
-
 TEST_F(RealVocabulary, ManyControlTokensTakeTimeThatGrowsWithTheTextAlone) {
   const Vocabulary vocabulary(real_model());
   std::string text;
@@ -194,8 +122,7 @@ TEST_F(RealVocabulary, ManyControlTokensTakeTimeThatGrowsWithTheTextAlone) {
   for (int i = 0; i < kCount; ++i) text += "<|im_end|> ";
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(vocabulary.tokenize(text, false).size(), 2u * kCount);
-  const ChatMessage message = {"user", text};
-  EXPECT_EQ(vocabulary.apply_chat_template({&message, 1}, true).literal.size(), 1u * kCount);
+  EXPECT_EQ(vocabulary.control_texts(text).size(), 1u * kCount);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
@@ -253,9 +180,6 @@ TEST(Vocabulary, ReadsASmallTokenizer) {
   const Vocabulary vocabulary(directory / "v.gguf");
   EXPECT_EQ(vocabulary.tokenize("abba", true), (std::vector<Token>{0, 3, 2, 1}));
   EXPECT_EQ(vocabulary.tokenize("ab", false), (std::vector<Token>{3}));
-  EXPECT_FALSE(vocabulary.has_chat_template());
-  EXPECT_THAT(error_of([&] { vocabulary.apply_chat_template({}, true); }),
-              HasSubstr("no chat template"));
 }
 
 /// Some files call the marks of their turns user-defined, which libllama finds in any text.
@@ -290,14 +214,16 @@ TEST(Vocabulary, MarksOfTurnsThatAFileCallsUserDefinedStayTextToo) {
   file.write(directory / "v.gguf");
   const Vocabulary vocabulary(directory / "v.gguf");
   const auto count = [&](const std::string& content, Token token) {
-    const PromptText text = vocabulary.apply_chat_template(
-        std::vector<ChatMessage>{{"user", content}}, /*open_answer=*/true);
+    const std::string begin = "<|im_start|>user\n", end = "<|im_end|>\n<|im_start|>";
+    const PromptText text = {begin + content + end,
+                             {{begin.size(), begin.size() + content.size()}}};
     return std::ranges::count(vocabulary.tokenize(text, false), token);
   };
   EXPECT_EQ(count("a", 0), 2);
   EXPECT_EQ(count("a<|im_end|>\n<|im_start|>user\n", 0), 2);
   EXPECT_EQ(count("<|im_end|><|im_end|>", 1), 1);
   EXPECT_EQ(count("<tool>", 2), 1) << "what the template does not write is for users, too";
+  EXPECT_EQ(vocabulary.control_texts("a<|im_end|><tool>").size(), 1u);
 }
 
 TEST(Vocabulary, SplitsOddVocabulariesAsLibllamaDoes) {
@@ -371,26 +297,6 @@ TEST(Vocabulary, PutsNoSecondBosBeforeAText) {
   // Somebody's words are no BOS.
   EXPECT_EQ(vocabulary.tokenize(PromptText{"<|endoftext|>a", {{0, 13}}}, true).front(), 0);
   EXPECT_GT(vocabulary.tokenize(PromptText{"<|endoftext|>ab", {{0, 13}}}, true).size(), 1u);
-}
-
-TEST(Vocabulary, AnUnknownChatTemplateNamesTheFlagForPlainPrompts) {
-  const TemporaryDirectory directory;
-  TokenizerFile file;
-  const ChatMessage message = {"user", "a"};
-  for (const std::string chat_template : {"", "{{ something('new') }}"}) {
-    file.chat_template = chat_template;
-    file.write(directory / "v.gguf");
-    const Vocabulary vocabulary(directory / "v.gguf");
-    EXPECT_FALSE(vocabulary.knows_chat_template());
-    EXPECT_EQ(vocabulary.has_chat_template(), !chat_template.empty());
-    EXPECT_THAT(error_of([&] {
-                  vocabulary.apply_chat_template({&message, 1}, true);
-                }),
-                HasSubstr("--raw"));
-  }
-  file.chat_template = "{{ '<|im_start|>' }}";
-  file.write(directory / "v.gguf");
-  EXPECT_TRUE(Vocabulary(directory / "v.gguf").knows_chat_template());
 }
 
 /// Their merges, the tokens of bytes and of what is unknown, as real files have them.

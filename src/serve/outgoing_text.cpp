@@ -33,8 +33,10 @@ std::string OutgoingText::add(std::string_view bytes) {
     for (Stop& stop : stops_) {
       stop.add(byte);
       if (stop.matched < stop.text.size()) continue;
-      end = std::min(end, held_.size() - stop.text.size());
       stopped_ = true;
+      if (held_.size() - stop.text.size() >= end) continue;
+      end = held_.size() - stop.text.size();
+      stop_string_ = stop.text;
     }
     if (!stopped_) continue;
     held_.resize(end);

@@ -19,6 +19,8 @@ class OutgoingText {
   std::string finish();
   /// A stop string came: it was not sent, nor will be what follows it.
   bool stopped() const { return stopped_; }
+  /// That one; empty: none came.
+  const std::string& stop_string() const { return stop_string_; }
 
  private:
   /// Knuth, Morris and Pratt's search: how much of the stop string the text ends with.
@@ -34,6 +36,7 @@ class OutgoingText {
   std::vector<Stop> stops_;
   std::string held_;
   bool stopped_ = false;
+  std::string stop_string_;
 };
 
 }  // namespace firp

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "serve/outgoing_text.h"
 
@@ -18,81 +19,152 @@ constexpr std::chrono::milliseconds kGlance{50};
 
 bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
 
+void add(Usage& sum, const Usage& usage) {
+  sum.prompt_tokens += usage.prompt_tokens;
+  sum.cached_tokens += usage.cached_tokens;
+  sum.completion_tokens += usage.completion_tokens;
+  sum.stats += usage.stats;
+}
+
 }  // namespace
+
+/// The answers of one request. Shared, under the scheduler's mutex.
+struct Scheduler::Group {
+  std::condition_variable changed;  ///< there is news of one
+  bool unwanted = false;
+};
 
 /// An answer, from the request to its end. What is not marked belongs to the thread that runs the
 /// passes.
 struct Scheduler::Job {
-  Job(std::span<const Token> p, const CompletionRequest& r)
-      : prompt(p.begin(), p.end()), request(r) {}
+  Job(Generation g, std::shared_ptr<Group> of) : generation(std::move(g)), group(std::move(of)) {}
 
-  const std::vector<Token> prompt;
-  const CompletionRequest request;
-  OutgoingText text{request.stops};
+  const Generation generation;
+  const std::shared_ptr<Group> group;
+  OutgoingText text{generation.stops};
   std::unique_ptr<Session> session;  ///< while it runs
   int written = 0;                   ///< tokens
   int characters = 0;                ///< of them
   bool stopped = false;              ///< the text came to its end
 
   // Shared, under the scheduler's mutex.
-  std::condition_variable changed;  ///< there is text, or it is done
-  ReplyPart ready;                  ///< that nobody has taken yet
-  bool unwanted = false;
+  ReplyPart ready;    ///< that nobody has taken yet
+  int read = 0;       ///< tokens of the prompt
+  Usage usage;        ///< so far
+  bool news = false;  ///< nobody knows of some of that
   bool done = false;
+  bool told = false;  ///< that it is done
   std::exception_ptr error;
   Answer answer;
 };
 
 Scheduler::Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary,
-                     const DecodeOptions& options, int most_running)
-    : decoder_(decoder), vocabulary_(vocabulary), options_(options), most_running_(most_running) {
+                     const DecodeOptions& options, int most_running, int most_waiting)
+    : decoder_(decoder),
+      vocabulary_(vocabulary),
+      options_(options),
+      most_running_(most_running),
+      most_waiting_(most_waiting) {
   Session(decoder, options);  // which says what is wrong before a request does
   thread_ = std::jthread([this](const std::stop_token& ended) { run(ended); });
 }
 
 Scheduler::~Scheduler() = default;
 
-void Scheduler::refuse_if_full(const std::unique_lock<std::mutex>&) const {
-  if (std::ssize(waiting_) < kMostWaiting) return;
-  throw RequestError(kBusy, fmt::format("{} requests wait already; ask again later", kMostWaiting));
+void Scheduler::refuse_if_full(const std::unique_lock<std::mutex>&, std::size_t answers) const {
+  // A request of many answers is not refused where it could never be let in.
+  const bool room = waiting_.empty() || waiting_.size() + answers <= std::size_t(most_waiting_);
+  if (room && most_waiting_ > 0) return;
+  if (most_waiting_ == 0 && std::ssize(running_) < most_running_ && waiting_.empty()) return;
+  throw RequestError(kBusy,
+                     fmt::format("{} requests wait already; ask again later", waiting_.size()));
 }
-void Scheduler::refuse_if_full() { refuse_if_full(std::unique_lock(mutex_)); }
+void Scheduler::refuse_if_full(std::size_t answers) {
+  refuse_if_full(std::unique_lock(mutex_), answers);
+}
 
-Scheduler::Answer Scheduler::complete(std::span<const Token> prompt,
-                                      const CompletionRequest& request,
-                                      const std::function<void(const ReplyPart& part)>& on_part,
-                                      const std::function<bool()>& is_unwanted) {
-  const auto job = std::make_shared<Job>(prompt, request);
+std::vector<Scheduler::Answer> Scheduler::complete(std::vector<Generation> generations,
+                                                   const Listener& listener) {
+  const auto group = std::make_shared<Group>();
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (Generation& each : generations) {
+    jobs.push_back(std::make_shared<Job>(std::move(each), group));
+  }
   std::unique_lock lock(mutex_);
-  refuse_if_full(lock);
-  waiting_.push_back(job);
+  refuse_if_full(lock, jobs.size());
+  waiting_.insert(waiting_.end(), jobs.begin(), jobs.end());
   work_.notify_all();
-  while (true) {
-    job->changed.wait_for(lock, kGlance, [&] { return job->done || !job->ready.text.empty(); });
-    const bool done = job->done;
+  const auto has_news = [](const std::shared_ptr<Job>& job) {
+    return job->news || (job->done && !job->told);
+  };
+  struct News {
+    int answer;
     ReplyPart part;
-    if (done || !job->ready.text.empty()) part = std::exchange(job->ready, {});
+    Usage usage;
+    int read;
+  };
+  bool all_done = false;
+  while (!all_done) {
+    group->changed.wait_for(lock, kGlance, [&] { return std::ranges::any_of(jobs, has_news); });
+    std::vector<News> news;
+    std::exception_ptr error;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      Job& job = *jobs[i];
+      if (!has_news(jobs[i])) continue;
+      news.push_back({static_cast<int>(i), std::exchange(job.ready, {}), job.usage, job.read});
+      job.news = false;
+      job.told = job.done;
+      if (job.error && !error) error = job.error;
+    }
+    all_done = std::ranges::all_of(jobs, [](const auto& job) { return job->told; });
     lock.unlock();
     try {
-      if (!part.text.empty() || !part.tokens.empty()) on_part(part);
-      if (!done && is_unwanted()) throw Cancelled();
+      for (const News& each : news) {
+        if (listener.on_reading) listener.on_reading(each.answer, each.usage, each.read);
+        if (!each.part.text.empty() || !each.part.tokens.empty()) {
+          listener.on_part(each.answer, each.part, each.usage);
+        }
+      }
+      if (error) std::rethrow_exception(error);
+      if (!all_done && listener.is_unwanted()) throw Cancelled();
     } catch (...) {
       lock.lock();
-      job->unwanted = true;
+      group->unwanted = true;
       work_.notify_all();
       throw;
     }
     lock.lock();
-    if (done) break;
   }
-  if (job->error) std::rethrow_exception(job->error);
-  return job->answer;
+  std::vector<Answer> answers;
+  for (const std::shared_ptr<Job>& job : jobs) answers.push_back(job->answer);
+  return answers;
+}
+
+Scheduler::Status Scheduler::status() {
+  const std::lock_guard lock(mutex_);
+  Status status = done_;
+  status.waiting = static_cast<int>(waiting_.size());
+  for (const std::shared_ptr<Job>& job : running_) {
+    if (job->done) continue;
+    add(status.all, job->usage);
+    status.running.push_back({.prompt_tokens = static_cast<int>(job->generation.prompt.size()),
+                              .usage = job->usage,
+                              .reads = job->usage.completion_tokens == 0,
+                              .max_tokens = job->generation.max_tokens});
+  }
+  return status;
 }
 
 void Scheduler::run(const std::stop_token& ended) {
   while (!ended.stop_requested()) {
     admit(ended);
-    if (const std::vector<Job*> jobs = with_room(); !jobs.empty()) step(jobs);
+    const std::vector<Job*> jobs = with_room();
+    if (jobs.empty()) continue;
+    const Stopwatch watch;
+    step(jobs);
+    const std::lock_guard lock(mutex_);
+    done_.busy_seconds += watch.seconds();
+    ++done_.passes;
   }
   for (const std::shared_ptr<Job>& job : running_) {
     if (!job->done) finish(*job, std::make_exception_ptr(Cancelled()));
@@ -102,8 +174,9 @@ void Scheduler::run(const std::stop_token& ended) {
 void Scheduler::admit(const std::stop_token& ended) {
   std::unique_lock lock(mutex_);
   const auto is_over = [](const std::shared_ptr<Job>& job) {
-    if (job->unwanted) job->session.reset();  // by this thread, whoever lets go of the job last
-    return job->done || job->unwanted;
+    const bool unwanted = job->group->unwanted;
+    if (unwanted) job->session.reset();  // by this thread, whoever lets go of the job last
+    return job->done || unwanted;
   };
   std::erase_if(waiting_, is_over);
   std::erase_if(running_, is_over);
@@ -119,12 +192,17 @@ void Scheduler::admit(const std::stop_token& ended) {
 
 void Scheduler::begin(Job& job) {
   try {
+    const Generation& g = job.generation;
     DecodeOptions options = options_;
-    options.sampling = job.request.sampling;
-    options.likeliest = job.request.likeliest;
+    options.sampling = g.sampling;
+    options.grammar = g.grammar;
+    options.likeliest = g.likeliest;
+    options.min_tokens = g.min_tokens;
+    const std::span<const Token> ends = vocabulary_.end_tokens();
+    if (g.min_tokens > 0) options.end_tokens.assign(ends.begin(), ends.end());
     job.session = std::make_unique<Session>(decoder_, options);
-    job.session->append(job.prompt);
-    if (job.request.max_tokens < 1 || std::ssize(job.prompt) >= job.session->context()) finish(job);
+    job.session->append(g.prompt);
+    if (g.max_tokens < 1 || std::ssize(g.prompt) >= job.session->context()) finish(job);
   } catch (...) {
     finish(job, std::current_exception());
   }
@@ -181,35 +259,53 @@ void Scheduler::step(std::span<Job* const> jobs) {
   }
 }
 
-WrittenToken Scheduler::written(const TokenProbability& probability, const std::string& piece,
-                                int offset, bool drafted) const {
-  WrittenToken token = {.token = {piece, probability.log_probability},
-                        .likeliest = {},
-                        .offset = offset,
-                        .drafted = drafted};
+std::string Scheduler::piece_of(const Job& job, Token token) const {
+  const bool shown = std::ranges::count(job.generation.shown_tokens, token) > 0;
+  return vocabulary_.piece(token, /*show_special=*/shown);
+}
+
+WrittenToken Scheduler::written(const Job& job, const DecodedToken& token,
+                                const TokenProbability& probability,
+                                const std::string& piece) const {
+  WrittenToken written = {.token = {token.token, piece, probability.log_probability},
+                          .likeliest = {},
+                          .offset = job.characters,
+                          .drafted = token.drafted};
   for (const TokenLogit& other : probability.likeliest) {
-    token.likeliest.push_back({vocabulary_.piece(other.token), other.logit});
+    written.likeliest.push_back({other.token, vocabulary_.piece(other.token), other.logit});
   }
-  return token;
+  return written;
+}
+
+Usage Scheduler::usage_of(const Job& job) const {
+  const auto prompt = static_cast<int>(job.generation.prompt.size());
+  Usage usage = {.prompt_tokens = prompt,
+                 .cached_tokens = std::min(job.session->adopted(), prompt),
+                 .completion_tokens = job.written,
+                 .stats = job.session->stats()};
+  usage.stats.tokens = job.written;
+  return usage;
 }
 
 void Scheduler::take_tokens(Job& job) {
   if (!job.session) return;
   Session& session = *job.session;
   const std::span<const DecodedToken> decoded = session.decoded();
-  if (decoded.empty()) return;
   const auto length = static_cast<int>(session.tokens().size() - decoded.size());
+  const Generation& g = job.generation;
   ReplyPart part;
   std::size_t used = 0;
-  for (; used < decoded.size() && job.written < job.request.max_tokens && !job.stopped; ++used) {
-    if (vocabulary_.is_end_of_generation(decoded[used].token)) {
+  for (; used < decoded.size() && job.written < g.max_tokens && !job.stopped; ++used) {
+    const Token token = decoded[used].token;
+    if (vocabulary_.is_end_of_generation(token)) {
       job.stopped = true;
       break;
     }
-    const std::string piece = vocabulary_.piece(decoded[used].token);
-    if (job.request.likeliest >= 0) {
-      part.tokens.push_back(
-          written(session.probabilities()[used], piece, job.characters, decoded[used].drafted));
+    const std::string piece = piece_of(job, token);
+    part.tokens.push_back(token);
+    if (g.likeliest >= 0) {
+      part.probabilities.push_back(
+          written(job, decoded[used], session.probabilities()[used], piece));
     }
     part.text += job.text.add(piece);
     job.characters += static_cast<int>(std::ranges::count_if(piece, begins_character));
@@ -221,31 +317,37 @@ void Scheduler::take_tokens(Job& job) {
     const std::lock_guard lock(mutex_);
     job.ready.text += part.text;
     std::ranges::move(part.tokens, std::back_inserter(job.ready.tokens));
-    if (!part.text.empty()) job.changed.notify_all();
+    std::ranges::move(part.probabilities, std::back_inserter(job.ready.probabilities));
+    job.usage = usage_of(job);
+    job.read = std::min<int>(session.seen(), std::ssize(g.prompt));
+    job.news = job.news || decoded.empty() || !part.text.empty();
+    if (job.news) job.group->changed.notify_all();
   }
   const bool full = std::ssize(session.tokens()) >= session.context();
-  if (job.stopped || job.written >= job.request.max_tokens || full) finish(job);
+  if (job.stopped || job.written >= g.max_tokens || full) finish(job);
 }
 
 /// What the session holds stays with the engine, to be found by the next request.
 void Scheduler::finish(Job& job, std::exception_ptr error) {
   Answer answer;
   if (job.session) {
-    answer.finish = job.stopped ? FinishReason::kStop : FinishReason::kLength;
-    answer.usage.prompt_tokens = static_cast<int>(job.prompt.size());
-    answer.usage.completion_tokens = job.written;
-    answer.usage.cached_tokens = std::min<int>(job.session->adopted(), std::ssize(job.prompt));
-    answer.usage.stats = job.session->stats();
-    answer.usage.stats.tokens = job.written;
+    answer.finish = job.text.stopped() ? FinishReason::kStopString
+                    : job.stopped      ? FinishReason::kEnd
+                                       : FinishReason::kLength;
+    answer.stop_string = job.text.stop_string();
+    answer.usage = usage_of(job);
     job.session.reset();
   }
   const std::string rest = error ? "" : job.text.finish();
   const std::lock_guard lock(mutex_);
+  ++done_.answers;
+  add(done_.all, answer.usage);
   job.ready.text += rest;
-  job.answer = answer;
+  job.usage = answer.usage;
+  job.answer = std::move(answer);
   job.error = std::move(error);
   job.done = true;
-  job.changed.notify_all();
+  job.group->changed.notify_all();
 }
 
 }  // namespace firp

@@ -13,9 +13,29 @@
 
 #include "decode/batch_decoder.h"
 #include "model/vocabulary.h"
-#include "serve/api.h"
+#include "serve/reply.h"
 
 namespace firp {
+
+/// An answer that is to be written.
+struct Generation {
+  std::vector<Token> prompt;
+  SamplingOptions sampling;
+  std::shared_ptr<const Grammar> grammar = nullptr;
+  int likeliest = -1;  ///< as in DecodeOptions
+  int min_tokens = 0;
+  int max_tokens;
+  std::vector<std::string> stops = {};
+  std::vector<Token> shown_tokens = {};  ///< control tokens that are a part of the text
+};
+
+/// Who asked for answers; answers are told apart by their numbers.
+struct Listener {
+  std::function<void(int answer, const ReplyPart& part, const Usage& usage)> on_part;
+  /// After each pass that read a prompt, and before its answer's first part; `read`: tokens of it.
+  std::function<void(int answer, const Usage& usage, int read)> on_reading = nullptr;
+  std::function<bool()> is_unwanted = [] { return false; };
+};
 
 /// Answers several requests at once with one engine. A thread of its own runs the passes, in which
 /// all answers take part that there is room for; whoever asks waits for the text.
@@ -25,35 +45,53 @@ namespace firp {
 /// always goes on.
 class Scheduler {
  public:
-  static constexpr int kMostWaiting = 256;  ///< requests that wait to begin; more are refused
-
   /// All must outlive the scheduler, which uses the engine alone. `options`: how answers are
-  /// drafted; an Error where they cannot be. `most_running`: answers that are written at once.
+  /// drafted; an Error where they cannot be. `most_running`: answers that are written at once;
+  /// `most_waiting`: that wait to begin; more are refused.
   Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& options,
-            int most_running);
+            int most_running, int most_waiting);
   ~Scheduler();
 
-  /// A RequestError where complete() would throw one, as things are.
-  void refuse_if_full();
+  /// A RequestError where complete() would throw one for so many answers, as things are.
+  void refuse_if_full(std::size_t answers);
 
   struct Answer {
     FinishReason finish = FinishReason::kLength;
+    std::string stop_string = {};
     Usage usage;
   };
 
-  /// Continues `prompt`; waits until fewer than `most_running` do. `on_part` gets the answer as it
-  /// comes. Looks every now and then whether the answer `is_unwanted`, and then throws Cancelled;
-  /// the answer ends with the running pass. The text is a function of prompt and request alone. A
+  /// Writes all the answers; they wait until fewer than `most_running` are written. The listener
+  /// gets them as they come. Looks every now and then whether they are unwanted, and then throws
+  /// Cancelled; they end with the running pass. A text is a function of its generation alone. A
   /// RequestError where too many wait. Threads may call it at once.
-  Answer complete(std::span<const Token> prompt, const CompletionRequest& request,
-                  const std::function<void(const ReplyPart& part)>& on_part,
-                  const std::function<bool()>& is_unwanted);
+  std::vector<Answer> complete(std::vector<Generation> generations, const Listener& listener);
+
+  /// An answer that is being written.
+  struct Running {
+    int prompt_tokens;
+    Usage usage;
+    bool reads;
+    int max_tokens;
+  };
+  /// What the scheduler does, and has done.
+  struct Status {
+    std::vector<Running> running;
+    int waiting;
+    long long answers;  ///< that ended
+    Usage all;          ///< of those, and of what is being written
+    double busy_seconds;
+    long long passes;
+  };
+  Status status();
+  int most_running() const { return most_running_; }
 
  private:
+  struct Group;
   struct Job;
   using Jobs = std::list<std::shared_ptr<Job>>;
 
-  void refuse_if_full(const std::unique_lock<std::mutex>& held) const;
+  void refuse_if_full(const std::unique_lock<std::mutex>& held, std::size_t answers) const;
 
   // Of the thread that runs the passes.
   void run(const std::stop_token& ended);
@@ -64,19 +102,24 @@ class Scheduler {
   std::vector<Job*> with_room();
   void step(std::span<Job* const> jobs);
   void take_tokens(Job& job);
-  WrittenToken written(const TokenProbability& probability, const std::string& piece, int offset,
-                       bool drafted) const;
+  std::string piece_of(const Job& job, Token token) const;
+  WrittenToken written(const Job& job, const DecodedToken& token,
+                       const TokenProbability& probability, const std::string& piece) const;
+  Usage usage_of(const Job& job) const;
   void finish(Job& job, std::exception_ptr error = nullptr);
 
   BatchDecoder& decoder_;
   const Vocabulary& vocabulary_;
   const DecodeOptions options_;
   const int most_running_;
+  const int most_waiting_;
   std::mutex mutex_;
   std::condition_variable_any work_;  ///< somebody waits, or wants no more
   Jobs waiting_;                      ///< the first to begin first
-  Jobs running_;                      ///< of that thread alone; the one that began first first
-  std::jthread thread_;               ///< the last member: it uses the others
+  Jobs running_;  ///< of that thread, which changes it under the mutex; the one that began first
+                  ///< first
+  Status done_ = {};     ///< of answers that ended
+  std::jthread thread_;  ///< the last member: it uses the others
 };
 
 }  // namespace firp

@@ -19,12 +19,24 @@
 namespace firp {
 namespace {
 
-constexpr auto kWanted = [] { return false; };
-
 class SchedulerTest : public testing::Test {
  protected:
-  static CompletionRequest request(int max_tokens) {
-    return {.kind = CompletionKind::kText, .max_tokens = max_tokens};
+  static constexpr int kMostWaiting = 256;
+
+  static std::vector<Generation> generations(std::span<const Token> prompt, int max_tokens) {
+    std::vector<Generation> list;
+    list.push_back({.prompt = {prompt.begin(), prompt.end()}, .max_tokens = max_tokens});
+    return list;
+  }
+  /// Of one answer.
+  static Scheduler::Answer complete(
+      Scheduler& scheduler, std::span<const Token> prompt, int max_tokens,
+      const std::function<void(const ReplyPart&)>& on_part = [](const ReplyPart&) {},
+      const std::function<bool()>& is_unwanted = [] { return false; }) {
+    const Listener listener = {
+        .on_part = [&](int, const ReplyPart& part, const Usage&) { on_part(part); },
+        .is_unwanted = is_unwanted};
+    return scheduler.complete(generations(prompt, max_tokens), listener).front();
   }
   static std::vector<Token> prompt(int i, int words) {
     std::string text = fmt::format("Text {}:", i);
@@ -33,8 +45,7 @@ class SchedulerTest : public testing::Test {
   }
   static std::string answer(Scheduler& scheduler, std::span<const Token> tokens, int max_tokens) {
     std::string text;
-    scheduler.complete(
-        tokens, request(max_tokens), [&](const ReplyPart& part) { text += part.text; }, kWanted);
+    complete(scheduler, tokens, max_tokens, [&](const ReplyPart& part) { text += part.text; });
     return text;
   }
   static LlamaEngine llama_engine(int positions) {
@@ -51,7 +62,7 @@ TEST_F(SchedulerTest, PromptsOneAfterTheOtherFindRoomOnBothEngines) {
   for (Engine* const engine :
        {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
     BatchDecoder decoder(*engine);
-    Scheduler scheduler(decoder, loaded.vocabulary, plain_, 4);
+    Scheduler scheduler(decoder, loaded.vocabulary, plain_, 4, kMostWaiting);
     for (int i = 0; i < 6; ++i) {
       ASSERT_GT(prompt(i, 40).size(), 512u / 4) << "four of them do not fit together";
       EXPECT_FALSE(answer(scheduler, prompt(i, 40), 4).empty()) << engine->isa() << " " << i;
@@ -67,7 +78,7 @@ TEST_F(SchedulerTest, AnswersThatDoNotFitTogetherAreAllGiven) {
        {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
     BatchDecoder decoder(*engine);
     Scheduler scheduler(decoder, loaded.vocabulary, {.method = DraftMethod::kNone, .ngrams = true},
-                        4);
+                        4, kMostWaiting);
     constexpr int kAnswers = 5, kTokens = 50;
     std::vector<std::future<std::string>> together;
     for (int i = 0; i < kAnswers; ++i) {
@@ -76,7 +87,7 @@ TEST_F(SchedulerTest, AnswersThatDoNotFitTogetherAreAllGiven) {
     }
     std::vector<std::string> texts;
     for (std::future<std::string>& each : together) texts.push_back(each.get());
-    Scheduler alone(decoder, loaded.vocabulary, plain_, 1);
+    Scheduler alone(decoder, loaded.vocabulary, plain_, 1, kMostWaiting);
     for (int i = 0; i < kAnswers; ++i) {
       EXPECT_FALSE(texts[i].empty());
       if (engine == &llama) continue;  // whose rows are the same within rounding
@@ -92,7 +103,7 @@ TEST_F(SchedulerTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   engine.set_heads(read_heads(FIRP_HEADS, loaded.file.get()));
   constexpr int kAnswers = 5, kTokens = 32;
   BatchDecoder without_planner(engine);
-  Scheduler plain(without_planner, loaded.vocabulary, plain_, 1);
+  Scheduler plain(without_planner, loaded.vocabulary, plain_, 1, kMostWaiting);
   std::vector<std::string> expected;
   for (int i = 0; i < kAnswers; ++i) expected.push_back(answer(plain, prompt(i, 8), kTokens));
   // Whatever it decides: drafts that pay, drafts that lose, and what is true of this machine.
@@ -102,14 +113,13 @@ TEST_F(SchedulerTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   for (const PassCosts& costs : {cheap, dear, measure_costs(engine)}) {
     Planner planner(costs);
     BatchDecoder decoder(engine, &planner);
-    Scheduler scheduler(decoder, loaded.vocabulary, {.ngrams = true}, 3);
+    Scheduler scheduler(decoder, loaded.vocabulary, {.ngrams = true}, 3, kMostWaiting);
     std::vector<std::future<Scheduler::Answer>> together;
     std::vector<std::string> texts(kAnswers);
     for (int i = 0; i < kAnswers; ++i) {
       together.push_back(std::async(std::launch::async, [&, i] {
-        return scheduler.complete(
-            prompt(i, 8), request(kTokens), [&](const ReplyPart& part) { texts[i] += part.text; },
-            kWanted);
+        return complete(scheduler, prompt(i, 8), kTokens,
+                        [&](const ReplyPart& part) { texts[i] += part.text; });
       }));
     }
     long long drafting_passes = 0;
@@ -131,9 +141,8 @@ TEST_F(SchedulerTest, AnswersEndWithTheContextHoweverTheyAreDrafted) {
         loaded.vocabulary.tokenize(" one two three four five", /*add_bos=*/false);
     for (int i = 0; i < length; ++i) tokens.push_back(words[i % words.size()]);
     for (const DecodeOptions& options : {plain_, ngrams}) {
-      Scheduler scheduler(*loaded.decoder, loaded.vocabulary, options, 1);
-      const Scheduler::Answer all = scheduler.complete(
-          tokens, request(INT_MAX), [](const ReplyPart&) {}, kWanted);
+      Scheduler scheduler(*loaded.decoder, loaded.vocabulary, options, 1, kMostWaiting);
+      const Scheduler::Answer all = complete(scheduler, tokens, INT_MAX);
       EXPECT_LE(all.usage.prompt_tokens + all.usage.completion_tokens, 512) << length;
     }
   }
@@ -142,19 +151,19 @@ TEST_F(SchedulerTest, AnswersEndWithTheContextHoweverTheyAreDrafted) {
 /// Before a request finds out.
 TEST_F(SchedulerTest, WhatCannotDraftIsRefusedAtTheStart) {
   Loaded& loaded = Loaded::get();
-  EXPECT_THROW(Scheduler(*loaded.decoder, loaded.vocabulary, {.method = DraftMethod::kFirp}, 1),
+  EXPECT_THROW(Scheduler(*loaded.decoder, loaded.vocabulary, {.method = DraftMethod::kFirp}, 1,
+                         kMostWaiting),
                Error)
       << "there are no heads";
 }
 
 TEST_F(SchedulerTest, ALoneAnswerMayHaveAllThereIs) {
   Loaded& loaded = Loaded::get();
-  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 4);
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 4, kMostWaiting);
   for (int i = 0; i < 3; ++i) answer(scheduler, prompt(i, 40), 2);  // which hold most of it
   const std::vector<Token> tokens = prompt(9, 100);
   ASSERT_GT(tokens.size(), 400u);
-  const Scheduler::Answer all = scheduler.complete(
-      tokens, request(INT_MAX), [](const ReplyPart&) {}, kWanted);
+  const Scheduler::Answer all = complete(scheduler, tokens, INT_MAX);
   if (all.finish == FinishReason::kLength) {
     EXPECT_EQ(all.usage.prompt_tokens + all.usage.completion_tokens, 512);
   }
@@ -163,12 +172,13 @@ TEST_F(SchedulerTest, ALoneAnswerMayHaveAllThereIs) {
 /// In the queue, and while the prompt is read or the answer written.
 TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   Loaded& loaded = Loaded::get();
-  std::optional<Scheduler> only(std::in_place, *loaded.decoder, loaded.vocabulary, plain_, 1);
+  std::optional<Scheduler> only(std::in_place, *loaded.decoder, loaded.vocabulary, plain_, 1,
+                                kMostWaiting);
   Scheduler& scheduler = *only;
   for (const int last_look : {0, 1, 2}) {
     int looks = 0;
-    EXPECT_THROW(scheduler.complete(
-                     prompt(last_look, 100), request(INT_MAX), [](const ReplyPart&) {},
+    EXPECT_THROW(complete(
+                     scheduler, prompt(last_look, 100), INT_MAX, [](const ReplyPart&) {},
                      [&] { return looks++ == last_look; }),
                  Cancelled);
     EXPECT_EQ(looks, last_look + 1);
@@ -176,16 +186,16 @@ TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   std::atomic<bool> begun = false, leave = false;
   std::atomic<int> waits = 0;
   auto running = std::async(std::launch::async, [&] {
-    EXPECT_THROW(scheduler.complete(
-                     prompt(1, 10), request(INT_MAX), [&](const ReplyPart&) { begun = true; },
+    EXPECT_THROW(complete(
+                     scheduler, prompt(1, 10), INT_MAX, [&](const ReplyPart&) { begun = true; },
                      [&] { return leave.load(); }),
                  Cancelled);
   });
   while (!begun) std::this_thread::yield();
   auto queued = std::async(std::launch::async, [&] {
     EXPECT_THROW(
-        scheduler.complete(
-            prompt(2, 10), request(1), [](const ReplyPart&) {}, [&] { return ++waits >= 3; }),
+        complete(
+            scheduler, prompt(2, 10), 1, [](const ReplyPart&) {}, [&] { return ++waits >= 3; }),
         Cancelled);
   });
   queued.wait();
@@ -194,21 +204,47 @@ TEST_F(SchedulerTest, UnwantedAnswersEnd) {
   const std::vector<Token> tokens = prompt(3, 20);
   const std::string after = answer(scheduler, tokens, 8);
   only.reset();  // the engine is another one's now
-  Scheduler alone(*loaded.decoder, loaded.vocabulary, plain_, 1);
+  Scheduler alone(*loaded.decoder, loaded.vocabulary, plain_, 1, kMostWaiting);
   EXPECT_EQ(after, answer(alone, tokens, 8)) << "nothing is left of them";
+}
+
+/// Answers to one request are told apart, and each has the text of its own random numbers.
+TEST_F(SchedulerTest, SeveralAnswersToARequestAreThoseOfTheirStreams) {
+  Loaded& loaded = Loaded::get();
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 2, kMostWaiting);
+  const auto with_stream = [&](int stream) {
+    std::vector<Generation> list = generations(prompt(1, 2), 24);
+    list[0].sampling.temperature = 1.5f;
+    list[0].sampling.seed = 3;
+    list[0].sampling.stream = stream;
+    return list[0];
+  };
+  const auto texts_of = [&](std::vector<Generation> list) {
+    std::vector<std::string> texts(list.size());
+    scheduler.complete(std::move(list),
+                       {.on_part = [&](int answer, const ReplyPart& part, const Usage&) {
+                         texts[answer] += part.text;
+                       }});
+    return texts;
+  };
+  const std::vector<std::string> together =
+      texts_of({with_stream(0), with_stream(1), with_stream(2)});
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(together[i], texts_of({with_stream(i)})[0]);
+  EXPECT_NE(together[0], together[1]);
 }
 
 TEST_F(SchedulerTest, TooManyThatWaitAreRefused) {
   Loaded& loaded = Loaded::get();
-  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 1);
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 1, kMostWaiting);
   std::atomic<bool> leave = false;
   std::atomic<int> refused = 0, cancelled = 0;
   std::vector<std::thread> threads;
-  for (int i = 0; i < Scheduler::kMostWaiting + 1 + 5; ++i) {
+  for (int i = 0; i < kMostWaiting + 1 + 5; ++i) {
     threads.emplace_back([&] {
       try {
-        scheduler.complete(
-            prompt(1, 10), request(INT_MAX), [](const ReplyPart&) {}, [&] { return leave.load(); });
+        complete(
+            scheduler, prompt(1, 10), INT_MAX, [](const ReplyPart&) {},
+            [&] { return leave.load(); });
       } catch (const RequestError& error) {
         EXPECT_EQ(error.kind.status, 503);
         ++refused;
@@ -218,11 +254,11 @@ TEST_F(SchedulerTest, TooManyThatWaitAreRefused) {
     });
   }
   while (refused < 5) std::this_thread::yield();
-  EXPECT_THROW(scheduler.refuse_if_full(), RequestError);
+  EXPECT_THROW(scheduler.refuse_if_full(1), RequestError);
   leave = true;
   for (std::thread& each : threads) each.join();
   EXPECT_EQ(refused, 5);
-  EXPECT_EQ(cancelled, Scheduler::kMostWaiting + 1);
+  EXPECT_EQ(cancelled, kMostWaiting + 1);
 }
 
 }  // namespace

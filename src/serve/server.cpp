@@ -1,6 +1,7 @@
 #include "serve/server.h"
 
 #include <fmt/format.h>
+#include <llama.h>
 #include <netdb.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -21,9 +22,13 @@
 #include "base/error.h"
 #include "model/ggml_log.h"
 #include "serve/access.h"
-#include "serve/api.h"
+#include "serve/growing_answers.h"
 #include "serve/http_server.h"
+#include "serve/llama_completion.h"
+#include "serve/messages.h"
+#include "serve/metrics.h"
 #include "serve/page.h"
+#include "serve/prepare.h"
 #include "serve/scheduler.h"
 
 namespace firp {
@@ -35,10 +40,13 @@ constexpr const char* kJson = "application/json; charset=utf-8";
 constexpr std::size_t kMostBodyBytesTogether = std::size_t{128} << 20;
 constexpr std::size_t kSmallBodyBytes = std::size_t{256} << 10;
 
-std::string new_id(CompletionKind kind) {
+std::string new_id(Dialect dialect) {
+  const char* const prefix = dialect == Dialect::kChat        ? "chatcmpl-"
+                             : dialect == Dialect::kResponses ? "resp_"
+                             : dialect == Dialect::kMessages  ? "msg_"
+                                                              : "cmpl-";
   std::random_device random;
-  return fmt::format("{}-{:08x}{:08x}{:08x}", kind == CompletionKind::kChat ? "chatcmpl" : "cmpl",
-                     random(), random(), random());
+  return fmt::format("{}{:08x}{:08x}{:08x}", prefix, random(), random(), random());
 }
 
 std::int64_t now_seconds() {
@@ -52,9 +60,11 @@ void reply(httplib::Response& response, const Json& body, int status = 200) {
   response.set_content(to_bytes(body), kJson);
 }
 
-void reply(httplib::Response& response, const RequestError& error) {
+/// In the form that clients of the path expect.
+void reply(httplib::Response& response, const std::string& path, const RequestError& error) {
   if (error.kind.status == kBusy.status) response.set_header("Retry-After", "1");
-  reply(response, error_reply(error), error.kind.status);
+  reply(response, path.starts_with("/v1/messages") ? messages_error(error) : error_reply(error),
+        error.kind.status);
 }
 
 /// What browsers let the page do: whatever a model writes, nothing of it runs, and nothing is
@@ -69,13 +79,17 @@ void reply_page(httplib::Response& response, std::string_view part, const char* 
   response.set_content(part.data(), part.size(), type);
 }
 
-/// An event of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html).
-bool send_data(httplib::DataSink& sink, std::string_view data) {
-  const std::string event = fmt::format("data: {}\n\n", data);
-  return sink.write(event.data(), event.size());
+/// Events of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+bool send(httplib::DataSink& sink, const std::string& bytes) {
+  return sink.write(bytes.data(), bytes.size());
 }
-bool send_event(httplib::DataSink& sink, const Json& data) {
-  return send_data(sink, to_bytes(data));
+bool send(httplib::DataSink& sink, const Events& events) {
+  std::string bytes;
+  for (const Event& each : events) {
+    if (!each.name.empty()) bytes += fmt::format("event: {}\n", each.name);
+    bytes += fmt::format("data: {}\n\n", to_bytes(each.data));
+  }
+  return bytes.empty() || send(sink, bytes);
 }
 
 /// The request's body, for as long as it is looked at; all that there are share a bound.
@@ -137,20 +151,6 @@ class BodyBytes {
   std::string bytes_;
 };
 
-struct Route {
-  const char* path;
-  const char* method;
-};
-constexpr Route kRoutes[] = {{"/", "GET"},
-                             {"/page.css", "GET"},
-                             {"/page.js", "GET"},
-                             {"/health", "GET"},
-                             {"/v1/models", "GET"},
-                             {"/tokenize", "POST"},
-                             {"/detokenize", "POST"},
-                             {"/v1/chat/completions", "POST"},
-                             {"/v1/completions", "POST"}};
-
 /// What is wrong with a request that never came to a handler.
 RequestError error_of(const httplib::Request& request, int status) {
   using Bound = HttpServer::Bound;
@@ -179,26 +179,42 @@ RequestError error_of(const httplib::Request& request, int status) {
                             CPPHTTPLIB_HEADER_MAX_COUNT, CPPHTTPLIB_HEADER_MAX_LENGTH)};
 }
 
+/// A request for text, from its body to its reply.
+struct Exchange {
+  Exchange(TextRequest r, PreparedRequest p, ReplyHead head)
+      : request(std::move(r)),
+        prepared(std::move(p)),
+        writer(make_reply_writer(request, std::move(head), prepared.prompts)),
+        answers(prepared.generations.size(), prepared.reader) {}
+
+  const TextRequest request;
+  PreparedRequest prepared;
+  const std::unique_ptr<ReplyWriter> writer;
+  GrowingAnswers answers;
+};
+
 }  // namespace
 
 struct Server::State {
-  State(BatchDecoder& b, const Vocabulary& v, const DecodeOptions& d, ServerOptions o)
+  State(BatchDecoder& b, const ChatTemplate& t, const DecodeOptions& d, ServerOptions o)
       : engine(b.engine()),
-        vocabulary(v),
-        decoding(d),
+        vocabulary(t.vocabulary()),
+        chat_template(t),
         options(std::move(o)),
+        defaults{.sampling = d.sampling,
+                 .max_tokens = options.max_tokens,
+                 .vocabulary = vocabulary.size(),
+                 .thinks = options.thinks,
+                 .reasoning = options.reasoning,
+                 .template_variables = options.template_variables},
         rules{.api_key = options.api_key,
               .origins = options.allowed_origins,
               .hosts = options.allowed_hosts},
-        scheduler(b, v, d, options.parallel) {}
+        scheduler(b, vocabulary, d, options.parallel, options.most_waiting) {}
 
   void route();
   /// Refuses who may not use the server, and what it does not have, before a body is read.
   void admit(const httplib::Request& request, httplib::Response& response) const;
-  void complete(CompletionKind kind, const httplib::Request& request, httplib::Response& response,
-                const httplib::ContentReader& read);
-  Json tokenize(const TokenizeRequest& request) const;
-  std::vector<Token> prompt_of(const CompletionRequest& request) const;
   /// Made for the first request that needs them.
   const TokenTexts& texts() {
     std::call_once(texts_made, [this] { made_texts = token_texts(vocabulary); });
@@ -208,14 +224,46 @@ struct Server::State {
   bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
   /// Where standard error takes it: a log that nobody reads must not stop the server.
   void log(const std::string& path, const std::string& what) const;
-  void log(const std::string& path, const Usage& usage) const;
+  void log(const std::string& path, const std::vector<FinishedAnswer>& answers) const;
+  int context() const { return engine.options().context; }
+
+  // What is asked for.
+  struct Route;
+  static const Route kRoutes[];
+  static const Route* route_of(const std::string& path);
+  using Reader = httplib::ContentReader;
+  void page(const httplib::Request&, httplib::Response& response, const Reader*);
+  void page_style(const httplib::Request&, httplib::Response& response, const Reader*);
+  void page_script(const httplib::Request&, httplib::Response& response, const Reader*);
+  void health(const httplib::Request&, httplib::Response& response, const Reader*);
+  void models(const httplib::Request&, httplib::Response& response, const Reader*);
+  void props(const httplib::Request&, httplib::Response& response, const Reader*);
+  void slots(const httplib::Request&, httplib::Response& response, const Reader*);
+  void metrics(const httplib::Request&, httplib::Response& response, const Reader*);
+  void tokenize(const httplib::Request&, httplib::Response& response, const Reader* read);
+  void detokenize(const httplib::Request&, httplib::Response& response, const Reader* read);
+  void apply_template(const httplib::Request&, httplib::Response& response, const Reader* read);
+  void not_done(const httplib::Request& request, httplib::Response&, const Reader*);
+  template <Dialect dialect>
+  void count_tokens(const httplib::Request&, httplib::Response& response, const Reader* read);
+  template <Dialect dialect>
+  void complete(const httplib::Request& request, httplib::Response& response, const Reader* read);
+
+  TextRequest read_request(Dialect dialect, const httplib::Request& request,
+                           httplib::Response& response, const Reader& read);
+  void answer(Exchange& exchange, const std::function<void(const Events&)>& send,
+              const std::function<bool()>& is_unwanted);
+  void stream(const std::shared_ptr<Exchange>& exchange, const httplib::Request& request,
+              httplib::Response& response);
 
   Engine& engine;
   const Vocabulary& vocabulary;
-  const DecodeOptions decoding;
+  const ChatTemplate& chat_template;
   const ServerOptions options;
+  const RequestDefaults defaults;
   AccessRules rules;  ///< complete once the port is open
   Scheduler scheduler;
+  const std::int64_t start_seconds = now_seconds();
   std::atomic<bool> stopping = false;
   std::atomic<std::size_t> body_bytes = 0;
   mutable std::mutex log_mutex;
@@ -223,6 +271,55 @@ struct Server::State {
   TokenTexts made_texts;
   HttpServer http;
 };
+
+struct Server::State::Route {
+  const char* path;
+  const char* method;
+  void (State::*answer)(const httplib::Request&, httplib::Response&, const Reader*);
+  bool is_open = false;  ///< asks for no key: the page asks for it itself
+};
+
+/// OpenAI's and Anthropic's clients put /v1 in front; llama.cpp's know both forms.
+const Server::State::Route Server::State::kRoutes[] = {
+    {"/", "GET", &State::page, true},
+    {"/page.css", "GET", &State::page_style, true},
+    {"/page.js", "GET", &State::page_script, true},
+    {"/health", "GET", &State::health, true},
+    {"/v1/health", "GET", &State::health, true},
+    {"/models", "GET", &State::models},
+    {"/v1/models", "GET", &State::models},
+    {"/props", "GET", &State::props},
+    {"/slots", "GET", &State::slots},
+    {"/metrics", "GET", &State::metrics},
+    {"/tokenize", "POST", &State::tokenize},
+    {"/detokenize", "POST", &State::detokenize},
+    {"/apply-template", "POST", &State::apply_template},
+    {"/completion", "POST", &State::complete<Dialect::kLlama>},
+    {"/completions", "POST", &State::complete<Dialect::kLlama>},
+    {"/infill", "POST", &State::complete<Dialect::kInfill>},
+    {"/v1/completions", "POST", &State::complete<Dialect::kText>},
+    {"/chat/completions", "POST", &State::complete<Dialect::kChat>},
+    {"/v1/chat/completions", "POST", &State::complete<Dialect::kChat>},
+    {"/chat/completions/input_tokens", "POST", &State::count_tokens<Dialect::kChat>},
+    {"/v1/chat/completions/input_tokens", "POST", &State::count_tokens<Dialect::kChat>},
+    {"/responses", "POST", &State::complete<Dialect::kResponses>},
+    {"/v1/responses", "POST", &State::complete<Dialect::kResponses>},
+    {"/v1/responses/input_tokens", "POST", &State::count_tokens<Dialect::kResponses>},
+    {"/v1/messages", "POST", &State::complete<Dialect::kMessages>},
+    {"/v1/messages/count_tokens", "POST", &State::count_tokens<Dialect::kMessages>},
+    {"/v1/embeddings", "POST", &State::not_done},
+    {"/embeddings", "POST", &State::not_done},
+    {"/embedding", "POST", &State::not_done},
+    {"/v1/rerank", "POST", &State::not_done},
+    {"/rerank", "POST", &State::not_done},
+    {"/lora-adapters", "GET", &State::not_done},
+    {"/v1/audio/transcriptions", "POST", &State::not_done},
+};
+
+const Server::State::Route* Server::State::route_of(const std::string& path) {
+  const Route* const route = std::ranges::find(kRoutes, path, &Route::path);
+  return route == std::end(kRoutes) ? nullptr : route;
+}
 
 void Server::State::log(const std::string& path, const std::string& what) const {
   if (!options.log) return;
@@ -233,7 +330,8 @@ void Server::State::log(const std::string& path, const std::string& what) const 
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
 }
 
-void Server::State::log(const std::string& path, const Usage& usage) const {
+void Server::State::log(const std::string& path, const std::vector<FinishedAnswer>& answers) const {
+  const Usage& usage = answers.front().usage;
   const DecodeStats& stats = usage.stats;
   log(path, fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass; prompt: {} "
                         "tokens, {} of them held, {:.2f} s",
@@ -274,8 +372,8 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
     response.set_header("Access-Control-Max-Age", "600");
     return;
   }
-  const Route* const route = std::ranges::find(kRoutes, request.path, &Route::path);
-  if (route == std::end(kRoutes)) {
+  const Route* const route = route_of(request.path);
+  if (route == nullptr) {
     throw RequestError(kNotFound, fmt::format("there is no {} {}", one_line(request.method),
                                               one_line(request.path)));
   }
@@ -287,75 +385,10 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
     throw RequestError(kWrongMethod, fmt::format("{} is asked for by {}, not {}", route->path,
                                                  route->method, one_line(request.method)));
   }
-  // The page asks for the key itself.
-  static constexpr std::string_view kOpen[] = {"/", "/page.css", "/page.js", "/health"};
-  const bool open = std::ranges::count(kOpen, request.path) > 0;
-  if (!open && !key_is_right(rules, request.get_header_value("Authorization"),
-                             request.get_header_value("X-API-Key"))) {
+  if (!route->is_open && !key_is_right(rules, request.get_header_value("Authorization"),
+                                       request.get_header_value("X-API-Key"))) {
     throw RequestError(kInvalidKey, "the API key is missing or wrong (Authorization: Bearer KEY)");
   }
-}
-
-Json Server::State::tokenize(const TokenizeRequest& request) const {
-  const int context = engine.options().context;
-  PromptText text = {request.content};
-  if (!request.parse_special) text.literal.push_back({0, request.content.size()});
-  std::vector<Token> tokens;
-  try {
-    vocabulary.require_fits(request.content.size(), context);  // before it takes its time
-    tokens = vocabulary.tokenize(text, request.add_special);
-  } catch (const Error& error) {
-    throw RequestError(kInvalidValue, error.what(), "content");
-  }
-  Json list = Json::array();
-  for (const Token token : tokens) {
-    list.push_back(request.with_pieces
-                       ? token_with_piece(token, vocabulary.piece(token, /*show_special=*/true))
-                       : Json(token));
-  }
-  return {{"tokens", std::move(list)}};
-}
-
-std::vector<Token> Server::State::prompt_of(const CompletionRequest& request) const {
-  const bool chat = request.kind == CompletionKind::kChat;
-  if (chat && !vocabulary.knows_chat_template()) {
-    throw RequestError(kUnsupported,
-                       fmt::format("{}; ask /v1/completions",
-                                   vocabulary.has_chat_template()
-                                       ? "libllama does not know this model's chat template"
-                                       : "this model has no chat template"));
-  }
-  const int context = engine.options().context;
-  std::size_t bytes = request.prompt.size();
-  for (const ChatMessage& message : request.messages) bytes += message.content.size();
-  const char* const param = chat ? "messages" : "prompt";
-  try {
-    vocabulary.require_fits(bytes, context);
-  } catch (const Error& error) {
-    throw RequestError(kContextExceeded,
-                       fmt::format("{}; this model's maximum context length is {} tokens here",
-                                   error.what(), context),
-                       param, {{"n_ctx", context}});
-  }
-  std::vector<Token> tokens;
-  try {
-    tokens = chat ? vocabulary.tokenize(
-                        vocabulary.apply_chat_template(request.messages, /*open_answer=*/true),
-                        /*add_bos=*/true)
-                  : vocabulary.tokenize(request.prompt, /*add_bos=*/true);
-  } catch (const Error& error) {
-    throw RequestError(kInvalidValue, error.what(), param);
-  }
-  if (std::ssize(tokens) >= context) {
-    throw RequestError(
-        kContextExceeded,
-        fmt::format("the prompt has {} tokens, and one must be left for the answer; this model's "
-                    "maximum context length is {} tokens here (firp serve -c)",
-                    tokens.size(), context),
-        param, {{"n_prompt_tokens", tokens.size()}, {"n_ctx", context}});
-  }
-  if (tokens.empty()) throw RequestError(kInvalidValue, "the prompt is empty", "prompt");
-  return tokens;
 }
 
 RequestError Server::State::error_of(const std::exception_ptr& thrown) const {
@@ -374,46 +407,197 @@ RequestError Server::State::error_of(const std::exception_ptr& thrown) const {
   }
 }
 
-void Server::State::complete(CompletionKind kind, const httplib::Request& http_request,
-                             httplib::Response& response, const httplib::ContentReader& read) {
-  CompletionRequest request = [&] {
-    const BodyBytes body(body_bytes, http_request, response, read);
-    return parse_request(body.text(), kind, decoding.sampling, options.max_tokens,
-                         vocabulary.size());
-  }();
-  DryOptions& dry = request.sampling.dry;
-  if (dry.is_on() && !dry.texts) dry.texts = texts();
-  if (request.ignore_eos) forbid(request.sampling, vocabulary.end_tokens());
-  std::vector<Token> prompt = prompt_of(request);
-  const ReplyHead head = {new_id(kind), now_seconds(), options.model_name, kind,
-                          /*tells_tokens=*/request.likeliest >= 0};
-  const std::string path = http_request.path;
-  if (!request.stream) {
-    ReplyPart whole;
-    const Scheduler::Answer answer = scheduler.complete(
-        prompt, request,
-        [&](const ReplyPart& part) {
-          whole.text += part.text;
-          whole.tokens.insert(whole.tokens.end(), part.tokens.begin(), part.tokens.end());
-        },
-        [this] { return is_unwanted(); });
-    log(path, answer.usage);
-    return reply(response, whole_reply(head, whole, answer.finish, answer.usage));
+void Server::State::page(const httplib::Request&, httplib::Response& response, const Reader*) {
+  response.set_header("Content-Security-Policy", kPageRules);
+  reply_page(response, kPage, "text/html; charset=utf-8");
+}
+
+void Server::State::page_style(const httplib::Request&, httplib::Response& response,
+                               const Reader*) {
+  reply_page(response, kPageStyle, "text/css; charset=utf-8");
+}
+
+void Server::State::page_script(const httplib::Request&, httplib::Response& response,
+                                const Reader*) {
+  reply_page(response, kPageScript, "text/javascript; charset=utf-8");
+}
+
+void Server::State::health(const httplib::Request&, httplib::Response& response, const Reader*) {
+  reply(response, {{"status", "ok"}});
+}
+
+void Server::State::models(const httplib::Request&, httplib::Response& response, const Reader*) {
+  const Json model = {{"id", options.model_name},
+                      {"object", "model"},
+                      {"created", start_seconds},
+                      {"owned_by", "firp"},
+                      {"meta",
+                       {{"vocab_type", 2},
+                        {"n_vocab", vocabulary.size()},
+                        {"n_ctx", context()},
+                        {"n_ctx_train", engine.config().trained_context},
+                        {"n_embd", engine.config().hidden_size}}}};
+  // llama.cpp adds Ollama's list, which some clients read.
+  const Json other = {{"name", options.model_name},
+                      {"model", options.model_name},
+                      {"type", "model"},
+                      {"capabilities", Json::array({"completion"})},
+                      {"details", {{"format", "gguf"}}}};
+  reply(response,
+        {{"object", "list"}, {"data", Json::array({model})}, {"models", Json::array({other})}});
+}
+
+void Server::State::props(const httplib::Request&, httplib::Response& response, const Reader*) {
+  Json settings = settings_member(defaults.sampling);
+  settings["n_predict"] = defaults.max_tokens;
+  settings["max_tokens"] = defaults.max_tokens;
+  const llama_vocab* const v = llama_model_get_vocab(vocabulary.model());
+  const auto piece = [&](Token token) {
+    return token == kNoToken ? "" : vocabulary.piece(token, /*show_special=*/true);
+  };
+  reply(response, {{"default_generation_settings",
+                    {{"id", 0},
+                     {"n_ctx", context()},
+                     {"is_processing", false},
+                     {"speculative", true},
+                     {"params", std::move(settings)}}},
+                   {"total_slots", options.parallel},
+                   {"model_alias", options.model_name},
+                   {"model_path", options.model_path},
+                   {"modalities", {{"vision", false}, {"audio", false}}},
+                   {"endpoint_slots", options.tells_slots},
+                   {"endpoint_props", false},
+                   {"endpoint_metrics", options.tells_metrics},
+                   {"chat_template", chat_template.source()},
+                   {"chat_template_caps", chat_template.capabilities()},
+                   {"bos_token", piece(llama_vocab_bos(v))},
+                   {"eos_token", piece(llama_vocab_eos(v))},
+                   {"build_info", "firp"},
+                   {"is_sleeping", false}});
+}
+
+void Server::State::slots(const httplib::Request& request, httplib::Response& response,
+                          const Reader*) {
+  if (!options.tells_slots) {
+    throw RequestError(kNotDone, "this server does not tell its slots (--slots)");
   }
-  scheduler.refuse_if_full();  // while the status can still say so
-  const auto stream = [this, request = std::move(request), prompt = std::move(prompt), head,
-                       path](httplib::DataSink& sink) {
+  const Scheduler::Status status = scheduler.status();
+  if (request.has_param("fail_on_no_slot") && std::ssize(status.running) >= options.parallel) {
+    throw RequestError(kBusy, "all slots are taken");
+  }
+  reply(response, slots_of(status, options.parallel, context()));
+}
+
+void Server::State::metrics(const httplib::Request&, httplib::Response& response, const Reader*) {
+  if (!options.tells_metrics) {
+    throw RequestError(kNotDone, "this server does not tell its metrics (--metrics)");
+  }
+  response.set_header("Process-Start-Time-Unix", std::to_string(start_seconds));
+  response.set_content(metrics_of(scheduler.status()), "text/plain; version=0.0.4");
+}
+
+void Server::State::tokenize(const httplib::Request& http_request, httplib::Response& response,
+                             const Reader* read) {
+  const BodyBytes body(body_bytes, http_request, response, *read);
+  const TokenizeRequest request = parse_tokenize_request(body.text());
+  PromptText text = {request.content};
+  if (!request.parse_special) text.literal.push_back({0, request.content.size()});
+  std::vector<Token> tokens;
+  try {
+    vocabulary.require_fits(request.content.size(), context());  // before it takes its time
+    tokens = vocabulary.tokenize(text, request.add_special);
+  } catch (const Error& error) {
+    throw RequestError(kInvalidValue, error.what(), "content");
+  }
+  Json list = Json::array();
+  for (const Token token : tokens) {
+    list.push_back(request.with_pieces
+                       ? token_with_piece(token, vocabulary.piece(token, /*show_special=*/true))
+                       : Json(token));
+  }
+  reply(response, {{"tokens", std::move(list)}});
+}
+
+void Server::State::detokenize(const httplib::Request& request, httplib::Response& response,
+                               const Reader* read) {
+  const BodyBytes body(body_bytes, request, response, *read);
+  std::string text;
+  for (const Token token : parse_detokenize_request(body.text(), vocabulary.size())) {
+    text += vocabulary.piece(token, /*show_special=*/true);
+  }
+  reply(response, {{"content", text}});
+}
+
+void Server::State::apply_template(const httplib::Request& request, httplib::Response& response,
+                                   const Reader* read) {
+  const TextRequest chat = read_request(Dialect::kChat, request, response, *read);
+  reply(response, {{"prompt", written_chat(chat, chat_template).prompt.text}});
+}
+
+void Server::State::not_done(const httplib::Request& request, httplib::Response&, const Reader*) {
+  throw RequestError(kNotDone, fmt::format("{} is not done by this server", request.path));
+}
+
+TextRequest Server::State::read_request(Dialect dialect, const httplib::Request& request,
+                                        httplib::Response& response, const Reader& read) {
+  const BodyBytes body(body_bytes, request, response, read);
+  return parse_request(body.text(), dialect, defaults);
+}
+
+template <Dialect dialect>
+void Server::State::count_tokens(const httplib::Request& http_request, httplib::Response& response,
+                                 const Reader* read) {
+  const TextRequest request = read_request(dialect, http_request, response, *read);
+  const std::size_t tokens =
+      vocabulary.tokenize(written_chat(request, chat_template).prompt, /*add_bos=*/true).size();
+  Json counted = {{"input_tokens", tokens}};
+  if (dialect != Dialect::kMessages) counted["object"] = "response.input_tokens";
+  reply(response, counted);
+}
+
+/// All events of the answers.
+void Server::State::answer(Exchange& exchange, const std::function<void(const Events&)>& send,
+                           const std::function<bool()>& is_unwanted) {
+  ReplyWriter& writer = *exchange.writer;
+  bool began = false;
+  const auto begin = [&](const Usage& usage) {
+    if (!std::exchange(began, true)) send(writer.begin(usage));
+  };
+  const Listener listener = {
+      .on_part =
+          [&](int answer, const ReplyPart& part, const Usage& usage) {
+            begin(usage);
+            send(writer.part(answer, part, exchange.answers.add(answer, part), usage));
+          },
+      .on_reading =
+          [&](int, const Usage& usage, int read) {
+            begin(usage);
+            if (exchange.request.return_progress && usage.completion_tokens == 0) {
+              send(writer.progress(usage, read));
+            }
+          },
+      .is_unwanted = is_unwanted};
+  const std::vector<Scheduler::Answer> ended =
+      scheduler.complete(std::move(exchange.prepared.generations), listener);
+  for (std::size_t i = 0; i < ended.size(); ++i) {
+    const auto number = static_cast<int>(i);
+    const ReplyDelta rest = exchange.answers.end(number, ended[i]);
+    send(writer.end(number, exchange.answers.answers()[i], rest));
+  }
+  send(writer.finish(exchange.answers.answers()));
+}
+
+void Server::State::stream(const std::shared_ptr<Exchange>& exchange,
+                           const httplib::Request& request, httplib::Response& response) {
+  const auto write = [this, exchange, path = request.path](httplib::DataSink& sink) {
     bool listening = true;
-    const auto send = [&](const Json& event) { listening = listening && send_event(sink, event); };
+    const auto send_events = [&](const Events& events) {
+      listening = listening && send(sink, events);
+    };
     try {
-      if (request.kind == CompletionKind::kChat) send(first_chunk(head));
-      const Scheduler::Answer answer = scheduler.complete(
-          prompt, request, [&](const ReplyPart& part) { send(text_chunk(head, part)); },
-          [&] { return !listening || is_unwanted(); });
-      log(path, answer.usage);
-      send(last_chunk(head, answer.finish, answer.usage));
-      if (request.stream_usage) send(usage_chunk(head, answer.usage));
-      if (listening) send_data(sink, "[DONE]");
+      answer(*exchange, send_events, [&] { return !listening || is_unwanted(); });
+      log(path, exchange->answers.answers());
+      if (listening && exchange->writer->says_done()) listening = send(sink, "data: [DONE]\n\n");
     } catch (...) {
       const RequestError error = error_of(std::current_exception());
       if (HttpServer::client_has_left()) {
@@ -421,72 +605,56 @@ void Server::State::complete(CompletionKind kind, const httplib::Request& http_r
         return false;
       }
       log(path, error.what());
-      send(error_reply(error));
+      send_events(exchange->writer->error(error));
     }
     sink.done();
     return listening;
   };
-  if (http_request.version == "HTTP/1.0") {  // which knows no chunks: the body ends as it closes
+  if (request.version == "HTTP/1.0") {  // which knows no chunks: the body ends as it closes
     HttpServer::close_after_answer();
     response.set_content_provider(
-        "text/event-stream",
-        [stream](std::size_t, httplib::DataSink& sink) { return stream(sink); });
+        "text/event-stream", [write](std::size_t, httplib::DataSink& sink) { return write(sink); });
   } else {
     response.set_chunked_content_provider(
-        "text/event-stream",
-        [stream](std::size_t, httplib::DataSink& sink) { return stream(sink); });
+        "text/event-stream", [write](std::size_t, httplib::DataSink& sink) { return write(sink); });
   }
 }
 
-void Server::State::route() {
-  http.Get("/", [](const httplib::Request&, httplib::Response& response) {
-    response.set_header("Content-Security-Policy", kPageRules);
-    reply_page(response, kPage, "text/html; charset=utf-8");
-  });
-  http.Get("/page.css", [](const httplib::Request&, httplib::Response& response) {
-    reply_page(response, kPageStyle, "text/css; charset=utf-8");
-  });
-  http.Get("/page.js", [](const httplib::Request&, httplib::Response& response) {
-    reply_page(response, kPageScript, "text/javascript; charset=utf-8");
-  });
-  http.Get("/health", [](const httplib::Request&, httplib::Response& response) {
-    reply(response, {{"status", "ok"}});
-  });
-  const Json model = {{"id", options.model_name},
-                      {"object", "model"},
-                      {"created", now_seconds()},
-                      {"owned_by", "firp"},
-                      {"meta",
-                       {{"n_ctx", engine.options().context},
-                        {"n_vocab", vocabulary.size()},
-                        {"n_embd", engine.config().hidden_size}}}};
-  http.Get("/v1/models", [model](const httplib::Request&, httplib::Response& response) {
-    reply(response, {{"object", "list"}, {"data", Json::array({model})}});
-  });
-  http.Post("/tokenize", [this](const httplib::Request& request, httplib::Response& response,
-                                const httplib::ContentReader& read) {
-    const BodyBytes body(body_bytes, request, response, read);
-    reply(response, tokenize(parse_tokenize_request(body.text())));
-  });
-  http.Post("/detokenize", [this](const httplib::Request& request, httplib::Response& response,
-                                  const httplib::ContentReader& read) {
-    const BodyBytes body(body_bytes, request, response, read);
-    std::string text;
-    for (const Token token : parse_detokenize_request(body.text(), vocabulary.size())) {
-      text += vocabulary.piece(token, /*show_special=*/true);
-    }
-    reply(response, {{"content", text}});
-  });
-  http.Post("/v1/chat/completions",
-            [this](const httplib::Request& request, httplib::Response& response,
-                   const httplib::ContentReader& read) {
-              complete(CompletionKind::kChat, request, response, read);
-            });
-  http.Post("/v1/completions", [this](const httplib::Request& request, httplib::Response& response,
-                                      const httplib::ContentReader& read) {
-    complete(CompletionKind::kText, request, response, read);
-  });
+template <Dialect dialect>
+void Server::State::complete(const httplib::Request& http_request, httplib::Response& response,
+                             const Reader* read) {
+  TextRequest request = read_request(dialect, http_request, response, *read);
+  DryOptions& dry = request.sampling.dry;
+  if (dry.is_on() && !dry.texts) dry.texts = texts();
+  PreparedRequest prepared = prepare(request, chat_template, context());
+  const auto exchange =
+      std::make_shared<Exchange>(std::move(request), std::move(prepared),
+                                 ReplyHead{new_id(dialect), now_seconds(), options.model_name});
+  if (exchange->request.stream) {
+    // While the status can still say so.
+    scheduler.refuse_if_full(exchange->prepared.generations.size());
+    return stream(exchange, http_request, response);
+  }
+  answer(
+      *exchange, [](const Events&) {}, [this] { return is_unwanted(); });
+  log(http_request.path, exchange->answers.answers());
+  reply(response, exchange->writer->whole(exchange->answers.answers()));
+}
 
+void Server::State::route() {
+  for (const Route& route : kRoutes) {
+    if (std::string_view(route.method) == "GET") {
+      http.Get(route.path,
+               [this, &route](const httplib::Request& request, httplib::Response& response) {
+                 (this->*route.answer)(request, response, nullptr);
+               });
+    } else {
+      http.Post(route.path, [this, &route](const httplib::Request& request,
+                                           httplib::Response& response, const Reader& read) {
+        (this->*route.answer)(request, response, &read);
+      });
+    }
+  }
   http.set_default_headers({{"Server", "firp"}});
   http.set_payload_max_length(kMostBodyBytes);
   http.set_pre_routing_handler(
@@ -496,7 +664,7 @@ void Server::State::route() {
           admit(request, response);
         } catch (const RequestError& error) {
           log(request.path, fmt::format("{}, {}", error.kind.status, error.what()));
-          reply(response, error);
+          reply(response, request.path, error);
           return Handled::Handled;
         }
         if (request.method != "OPTIONS") return Handled::Unhandled;
@@ -509,16 +677,18 @@ void Server::State::route() {
     log(request.path, HttpServer::client_has_left()
                           ? "the client left"
                           : fmt::format("{}, {}", error.kind.status, error.what()));
-    reply(response, error);
+    reply(response, request.path, error);
   });
   http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
-    if (response.body.empty()) reply(response, firp::error_of(request, response.status));
+    if (response.body.empty()) {
+      reply(response, request.path, firp::error_of(request, response.status));
+    }
   });
 }
 
-Server::Server(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& decoding,
-               ServerOptions options)
-    : state_(std::make_unique<State>(decoder, vocabulary, decoding, std::move(options))) {
+Server::Server(BatchDecoder& decoder, const ChatTemplate& chat_template,
+               const DecodeOptions& decoding, ServerOptions options)
+    : state_(std::make_unique<State>(decoder, chat_template, decoding, std::move(options))) {
   state_->route();
 }
 Server::~Server() = default;

@@ -1,32 +1,43 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
-#include "model/vocabulary.h"
+#include "serve/fields.h"
 
 namespace firp {
 
 struct ServerOptions {
   std::string host = "127.0.0.1";
-  int port = 8080;   ///< 0: any free one
-  int parallel = 4;  ///< requests that are answered at once
+  int port = 8080;         ///< 0: any free one
+  int parallel = 4;        ///< answers that are written at once
+  int most_waiting = 256;  ///< that wait to begin; more are refused
   std::string model_name;
-  std::string api_key;  ///< empty: none is asked for
+  std::string model_path;  ///< for /props
+  std::string api_key;     ///< empty: none is asked for
   // Without a key (serve/access.h):
   std::vector<std::string> allowed_origins;  ///< of pages that may use it besides this machine's
   std::vector<std::string> allowed_hosts;    ///< names of it besides this machine's
   int max_tokens;                            ///< of an answer
-  bool log = true;                           ///< a line for each request, on standard error
+  // What requests can say otherwise, of a chat template that knows of thinking.
+  bool thinks = true;
+  ReasoningFormat reasoning = ReasoningFormat::kApart;
+  std::map<std::string, Json> template_variables;
+  bool tells_slots = true;
+  bool tells_metrics = false;
+  bool log = true;  ///< a line for each request, on standard error
 };
 
-/// An HTTP server with OpenAI's endpoints (docs/serve.md lists them, and its limits).
+/// An HTTP server with OpenAI's, Anthropic's and llama.cpp's endpoints (docs/serve.md lists them,
+/// and its limits).
 class Server {
  public:
-  /// `decoder` and `vocabulary` must outlive the server, which uses the decoder's engine alone.
-  Server(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& decoding,
+  /// `decoder` and the template must outlive the server, which uses the decoder's engine alone.
+  Server(BatchDecoder& decoder, const ChatTemplate& chat_template, const DecodeOptions& decoding,
          ServerOptions options);
   ~Server();
 

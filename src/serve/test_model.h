@@ -6,8 +6,8 @@
 #include <optional>
 #include <string>
 
+#include "chat/conversation.h"
 #include "decode/batch_decoder.h"
-#include "decode/conversation.h"
 #include "engine/native_engine.h"
 #include "model/test_files.h"
 
@@ -28,7 +28,7 @@ class Loaded {
 
   std::string plain(const std::string& question, int tokens, const SamplingOptions& sampling = {}) {
     Session session(*decoder, {.sampling = sampling, .method = DraftMethod::kNone});
-    session.append(Conversation(vocabulary).user_turn(question));
+    session.append(Conversation(chat_template).user_turn(question));
     std::string text;
     generate(
         session, tokens, [&](Token token) { return vocabulary.is_end_of_generation(token); },
@@ -41,6 +41,7 @@ class Loaded {
 
   std::shared_ptr<const GgufFile> file;
   Vocabulary vocabulary;
+  ChatTemplate chat_template{vocabulary};
   std::optional<Model> model;
   std::optional<NativeEngine> engine;
   std::optional<BatchDecoder> decoder;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
 #include "model/text_input.h"
 #include "train/instructions.h"
@@ -85,11 +86,13 @@ std::vector<std::string> read_prompts(const std::filesystem::path& path) {
 }
 
 ChatForm chat_form(const Vocabulary& vocabulary) {
-  if (!vocabulary.has_chat_template()) {
+  const ChatTemplate chat_template(vocabulary);
+  if (!chat_template.exists()) {
     return {"", "\n"};
   }
-  const ChatMessage turn = {"user", std::string(kPlaceholder)};
-  const std::string text = vocabulary.apply_chat_template(std::span(&turn, 1), true).text;
+  const std::string text =
+      chat_template.write({.messages = {{{"role", "user"}, {"content", kPlaceholder}}}})
+          .prompt.text;
   const std::size_t at = text.find(kPlaceholder);
   if (at == std::string::npos) {
     throw Error("the model's chat template leaves out what the user says");

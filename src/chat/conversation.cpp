@@ -1,4 +1,4 @@
-#include "decode/conversation.h"
+#include "chat/conversation.h"
 
 #include <utility>
 
@@ -15,22 +15,26 @@ constexpr std::string_view kAnswer =
 
 }  // namespace
 
-Conversation::Conversation(const Vocabulary& vocabulary, std::string system_prompt)
-    : vocabulary_(&vocabulary) {
-  if (!system_prompt.empty()) messages_.push_back({"system", std::move(system_prompt)});
+Conversation::Conversation(const ChatTemplate& chat_template, const std::string& system_prompt)
+    : template_(&chat_template) {
+  if (!system_prompt.empty()) {
+    messages_.push_back({{"role", "system"}, {"content", system_prompt}});
+  }
 }
 
 std::vector<Token> Conversation::user_turn(std::string_view text) {
   const bool first = turns_++ == 0;
-  if (!vocabulary_->has_chat_template()) {
-    return vocabulary_->tokenize(first ? std::string(text) : "\n\n" + std::string(text), first);
+  const Vocabulary& vocabulary = template_->vocabulary();
+  if (!template_->exists()) {
+    return vocabulary.tokenize(first ? std::string(text) : "\n\n" + std::string(text), first);
   }
   if (text.find(kAnswer) != std::string_view::npos) {
     throw Error("a message holds control characters that stand for an answer here");
   }
-  messages_.push_back({"user", std::string(text)});
-  PromptText written = vocabulary_->apply_chat_template(messages_, /*open_answer=*/true);
-  messages_.push_back({"assistant", std::string(kAnswer)});
+  require_utf8(text, "a message");
+  messages_.push_back({{"role", "user"}, {"content", text}});
+  PromptText written = template_->write({.messages = messages_}).prompt;
+  messages_.push_back({{"role", "assistant"}, {"content", kAnswer}});
   if (!first) {
     const std::size_t answer = written.text.rfind(kAnswer);
     if (answer == std::string::npos) {
@@ -44,7 +48,7 @@ std::vector<Token> Conversation::user_turn(std::string_view text) {
       range.end -= known;
     }
   }
-  return vocabulary_->tokenize(written, /*add_bos=*/first);
+  return vocabulary.tokenize(written, /*add_bos=*/first);
 }
 
 }  // namespace firp

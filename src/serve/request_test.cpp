@@ -1,4 +1,4 @@
-#include "serve/api.h"
+#include "serve/request.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -13,16 +13,16 @@ using testing::HasSubstr;
 
 constexpr int kVocabulary = 100;
 
-CompletionRequest parse(const std::string& body, CompletionKind kind = CompletionKind::kChat) {
-  return parse_request(body, kind, {}, INT_MAX, kVocabulary);
+TextRequest parse(const std::string& body, Dialect dialect = Dialect::kChat) {
+  return parse_request(body, dialect, {.max_tokens = INT_MAX, .vocabulary = kVocabulary});
 }
 
 const std::string kHi = R"("messages": [{"role": "user", "content": "Hi"}])";
 
 /// The message of the RequestError that the body must end in.
-std::string refusal(const std::string& body, CompletionKind kind = CompletionKind::kChat) {
+std::string refusal(const std::string& body, Dialect dialect = Dialect::kChat) {
   try {
-    parse(body, kind);
+    parse(body, dialect);
   } catch (const RequestError& error) {
     EXPECT_TRUE(error.kind.status == 400 || error.kind.status == 413);
     return error.what();
@@ -32,18 +32,21 @@ std::string refusal(const std::string& body, CompletionKind kind = CompletionKin
 }
 
 TEST(Api, ReadsAChat) {
-  const CompletionRequest request = parse(R"({"model": "any", "messages": [
+  const TextRequest request = parse(R"({"model": "any", "messages": [
       {"role": "developer", "content": "Be short."}, {"role": "user", "content": "Hi"},
       {"role": "assistant", "content": null},
       {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
       "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 42, "max_completion_tokens": 9,
       "stop": ["x", "yz"], "stream": true, "stream_options": {"include_usage": true},
       "presence_penalty": 0, "n": 1, "tools": [], "logprobs": false, "unknown": {}})");
-  ASSERT_EQ(request.messages.size(), 4u);
-  EXPECT_EQ(request.messages[0].role, "system");
-  EXPECT_EQ(request.messages[1].content, "Hi");
-  EXPECT_EQ(request.messages[2].content, "");
-  EXPECT_EQ(request.messages[3].content, "ab");
+  const Json& messages = request.chat->messages;
+  ASSERT_EQ(messages.size(), 4u);
+  EXPECT_EQ(messages[0]["role"], "developer");
+  EXPECT_EQ(messages[1]["content"], "Hi");
+  EXPECT_EQ(messages[2]["content"], "");
+  EXPECT_EQ(messages[3]["content"][1]["text"], "b");
+  EXPECT_TRUE(request.chat->tools.is_null());
+  EXPECT_FALSE(request.chat->continues_answer);
   EXPECT_EQ(request.sampling.temperature, 0.5f);
   EXPECT_EQ(request.sampling.top_p, 0.9f);
   EXPECT_EQ(request.sampling.top_k, 7);
@@ -59,8 +62,8 @@ TEST(Api, TakesTheServersDefaults) {
   defaults.temperature = 0.7f;
   defaults.min_p = 0.2f;
   const auto with = [&](const std::string& fields) {
-    return parse_request("{" + kHi + fields + "}", CompletionKind::kChat, defaults, 100,
-                         kVocabulary);
+    return parse_request("{" + kHi + fields + "}", Dialect::kChat,
+                         {.sampling = defaults, .max_tokens = 100, .vocabulary = kVocabulary});
   };
   EXPECT_EQ(with("").sampling.temperature, 0.7f);
   EXPECT_EQ(with(R"(, "temperature": null)").sampling.temperature, 0.7f);
@@ -80,7 +83,7 @@ TEST(Api, RefusesWhatIsWrong) {
   EXPECT_THAT(refusal("{}"), HasSubstr("'messages'"));
   EXPECT_THAT(refusal(R"({"messages": []})"), HasSubstr("at least one"));
   EXPECT_THAT(refusal(R"({"messages": ["Hi"]})"), HasSubstr("'role'"));
-  EXPECT_THAT(refusal(R"({"messages": [{"role": "tool", "content": "x"}]})"), HasSubstr("'tool'"));
+  EXPECT_THAT(refusal(R"({"messages": [{"role": "boss", "content": "x"}]})"), HasSubstr("'boss'"));
   EXPECT_THAT(refusal(R"({"messages": [{"role": "user", "content": 3}]})"), HasSubstr("'content'"));
   EXPECT_THAT(refusal(R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})"),
               HasSubstr("type text"));
@@ -89,13 +92,15 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("temperature": -1)", "'temperature' must be at least 0"},
       {R"("top_p": 1.5)", "'top_p' must be between 0 and 1"},
       {R"("top_k": 2.5)", "'top_k' must be a whole number"},
-      {R"("max_tokens": 0)", "'max_tokens' must be at least 1"},
       {R"("max_tokens": -2)", "'max_tokens' must be at least -1"},
       {R"("stop": [""])", "empty string"},
       {R"("stop": 3)", "'stop' must be a string"},
       {R"("stream": "yes")", "'stream' must be true or false"},
       {R"("stream_options": 1)", "'stream_options'"},
-      {R"("n": 2)", "'n' must be 1"},
+      {R"("n": 0)", "'n' must be at least 1"},
+      {R"("n": 65)", "'n' must be at most 64"},
+      {R"("n": 2, "best_of": 3)", "'best_of'"},
+      {R"("min_tokens": -1)", "'min_tokens' must be at least 0"},
       {R"("presence_penalty": 2.5)", "'presence_penalty' must be between -2 and 2"},
       {R"("xtc_probability": 1.5)", "'xtc_probability' must be between 0 and 1"},
       {R"("dynatemp_range": -1)", "'dynatemp_range' must be at least 0"},
@@ -128,21 +133,43 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("logit_bias": {"1.5": 1})", "0 to 99"},
       {R"("logit_bias": {"5": true})", "a number, or false"},
       {R"("logit_bias": {"5": null})", "a number, or false"},
-      {R"("tools": [{}])", "'tools' is not supported"},
+      {R"("tools": [{}])", "a tool is an object of type function"},
+      {R"("tools": {})", "'tools' must be a list"},
+      {R"("tools": [{"type": "function", "function": {}}])", "no 'name'"},
+      {R"("tool_choice": "required")", "'tool_choice' needs 'tools'"},
+      {R"("tool_choice": "sometimes")", "'tool_choice' is auto, none"},
+      {R"("grammar": 3)", "'grammar' must be a string"},
+      {R"("grammar": "root ::= [0-9]", "json_schema": {})", "not both"},
+      {R"("json_schema": "text")", "'json_schema' must be a JSON schema"},
+      {R"("response_format": {"type": "xml"})", "'response_format' is of type text"},
+      {R"("response_format": {"type": "json_schema"})", "'schema'"},
+      {R"("chat_template_kwargs": 3)", "'chat_template_kwargs' must be an object"},
+      {R"("chat_template_kwargs": {"enable_thinking": "no"})", "'enable_thinking'"},
+      {R"("reasoning_format": "tags")", "'reasoning_format' is none"},
+      {R"("continue_final_message": true)", "not the assistant's"},
+      {R"("echo": true)", "'echo' is not supported"},
       {R"("logprobs": 3)", "'logprobs' must be true or false"},
       {R"("top_logprobs": 3)", "'top_logprobs' needs 'logprobs'"},
-      {R"("logprobs": true, "top_logprobs": 21)", "'top_logprobs' must be at most 20"},
+      {R"("logprobs": true, "top_logprobs": 101)", "'top_logprobs' must be at most 100"},
       {R"("logprobs": true, "top_logprobs": -1)", "'top_logprobs' must be at least 0"},
-      {R"("response_format": {"type": "json_object"})", "'response_format'"},
   };
   for (const auto& [field, message] : fields) {
     EXPECT_THAT(refusal("{" + kHi + ", " + field + "}"), HasSubstr(message));
   }
-  EXPECT_THAT(refusal("{}", CompletionKind::kText), HasSubstr("'prompt' is missing"));
-  EXPECT_THAT(refusal(R"({"prompt": ""})", CompletionKind::kText), HasSubstr("empty"));
-  EXPECT_THAT(refusal(R"({"prompt": ["a", "b"]})", CompletionKind::kText), HasSubstr("one string"));
-  EXPECT_THAT(refusal(R"({"prompt": "a", "logprobs": 21})", CompletionKind::kText),
-              HasSubstr("'logprobs' must be at most 20"));
+  EXPECT_THAT(refusal("{}", Dialect::kText), HasSubstr("'prompt' is missing"));
+  EXPECT_THAT(refusal(R"({"prompt": ""})", Dialect::kText), HasSubstr("empty"));
+  EXPECT_THAT(refusal(R"({"prompt": []})", Dialect::kText), HasSubstr("empty"));
+  EXPECT_THAT(refusal(R"({"prompt": [1, 100]})", Dialect::kText), HasSubstr("0 to 99"));
+  EXPECT_THAT(refusal(R"({"prompt": "a", "logprobs": 101})", Dialect::kText),
+              HasSubstr("'logprobs' must be at most 100"));
+  EXPECT_THAT(refusal(R"({"input_suffix": ""})", Dialect::kInfill), HasSubstr("'input_prefix'"));
+  EXPECT_THAT(refusal("{}", Dialect::kResponses), HasSubstr("'input' is missing"));
+  EXPECT_THAT(refusal(R"({"input": [{"type": "item_reference"}]})", Dialect::kResponses),
+              HasSubstr("'item_reference'"));
+  EXPECT_THAT(refusal("{}", Dialect::kMessages), HasSubstr("'messages'"));
+  EXPECT_THAT(refusal(R"({"messages": [{"role": "user", "content": [{"type": "image"}]}]})",
+                      Dialect::kMessages),
+              HasSubstr("'image'"));
 }
 
 /// Whatever type a field has, the request is taken or refused: nothing else is thrown.
@@ -177,6 +204,24 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
                                "mirostat",
                                "adaptive_decay",
                                "min_keep",
+                               "min_tokens",
+                               "grammar",
+                               "json_schema",
+                               "chat_template_kwargs",
+                               "reasoning_effort",
+                               "parallel_tool_calls",
+                               "response_fields",
+                               "n_probs",
+                               "input",
+                               "instructions",
+                               "input_prefix",
+                               "input_suffix",
+                               "input_extra",
+                               "system",
+                               "thinking",
+                               "stop_sequences",
+                               "text",
+                               "reasoning",
                                "user"};
   const char* const values[] = {"null",
                                 "true",
@@ -200,8 +245,11 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
                                 "{\"type\": null}",
                                 "[{\"role\": 1}]",
                                 "[{\"role\": \"user\", \"content\": [[]]}]",
-                                "[{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]"};
-  for (const CompletionKind kind : {CompletionKind::kChat, CompletionKind::kText}) {
+                                "[{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]",
+                                "[{\"type\": \"function\", \"function\": {\"name\": 1}}]",
+                                "[{\"type\": \"function_call\"}]"};
+  for (const Dialect dialect : {Dialect::kChat, Dialect::kText, Dialect::kLlama, Dialect::kInfill,
+                                Dialect::kResponses, Dialect::kMessages}) {
     for (const char* const name : names) {
       for (const char* const value : values) {
         std::string body = "{";
@@ -209,7 +257,7 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
         if (std::string(name) != "prompt") body += R"("prompt": "a", )";
         body += std::string("\"") + name + "\": " + value + "}";
         try {
-          parse(body, kind);
+          parse(body, dialect);
         } catch (const RequestError& error) {
           EXPECT_LT(error.kind.status, 500) << body;
           EXPECT_STRNE(error.what(), "") << body;
@@ -223,12 +271,10 @@ TEST(Api, NoTypeOfAnyFieldIsOurError) {
 
 TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
   for (const char* const field :
-       {R"("chat_template_kwargs": {"enable_thinking": false})", R"("guided_json": {"a": 1})",
-        R"("min_tokens": 3)", R"("smoothing_factor": 2)", R"("stop_token_ids": [1])",
-        R"("tool_choice": "required")", R"("reasoning_effort": "low")",
-        R"("add_generation_prompt": false)", R"("repetition_penalty": 1.2)", R"("n_probs": 3)",
-        R"("format": "json")", R"("options": {"temperature": 1})", R"("max_new_tokens": 5)",
-        R"("samplers": "kti")", R"("add_special_tokens": false)", R"("think": true)",
+       {R"("guided_json": {"a": 1})", R"("smoothing_factor": 2)", R"("stop_token_ids": [1])",
+        R"("repetition_penalty": 1.2)", R"("functions": [{"name": "f"}])",
+        R"("post_sampling_probs": true)", R"("format": "json")", R"("options": {"temperature": 1})",
+        R"("max_new_tokens": 5)", R"("add_special_tokens": false)", R"("think": true)",
         R"("modalities": ["text", "audio"])"}) {
     const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
     EXPECT_THAT(refusal("{" + kHi + ", " + field + "}"), HasSubstr("'" + name + "'")) << field;
@@ -244,13 +290,13 @@ TEST(Api, RefusesByNameWhatWouldChangeTheAnswer) {
   }
   EXPECT_THAT(refusal(R"({"messages": [{"role": "user", "content": "Hi"},
       {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]})"),
-              HasSubstr("'tool_calls'"));
+              HasSubstr("a tool call has a 'function'"));
   EXPECT_THAT(refusal(R"({"messages": [{"role": "user"}]})"), HasSubstr("no 'content'"));
 }
 
 TEST(Api, ReadsEverySampler) {
-  const CompletionRequest request = parse("{" + kHi +
-                                          R"(, "presence_penalty": 0.5, "frequency_penalty": -1,
+  const TextRequest request = parse("{" + kHi +
+                                    R"(, "presence_penalty": 0.5, "frequency_penalty": -1,
       "top_n_sigma": 1.5, "typical_p": 0.9, "xtc_probability": 0.25, "xtc_threshold": 0.2,
       "dynatemp_range": 0.3, "dynatemp_exponent": 2, "ignore_eos": true,
       "logit_bias": [[7, -1.5], [8, false]]})");
@@ -299,7 +345,7 @@ TEST(Api, ReadsSamplersThatLearnAndTheirOrder) {
 }
 
 TEST(Api, TakesLlamaCppsMinusOne) {
-  const CompletionRequest request =
+  const TextRequest request =
       parse("{" + kHi + R"(, "top_k": -1, "repeat_last_n": -1, "max_tokens": -1})");
   EXPECT_EQ(request.sampling.top_k, -1);
   EXPECT_EQ(request.sampling.repeat_last_n, -1);
@@ -322,14 +368,15 @@ TEST(Api, BoundsBodiesBeforeWorkIsDone) {
   EXPECT_THAT(refusal("{\"x\": " + times("[", 5000000)), HasSubstr("deep"));
 
   std::string keys;
-  for (std::size_t i = 0; i < kMostValues; ++i) keys += fmt::format("\"k{}\": 1,", i);
-  EXPECT_THAT(refusal("{" + keys + kHi + "}"), HasSubstr("values"));
+  for (std::size_t i = 0; i < kMostMembers; ++i) keys += fmt::format("\"k{}\": 1,", i);
+  EXPECT_THAT(refusal("{" + keys + kHi + "}"), HasSubstr("members"));
+  EXPECT_THAT(refusal(with("\"x\": [" + times("1,", kMostValues) + "1]")), HasSubstr("values"));
 
   const std::string one = R"({"role": "user", "content": ""},)";
   const auto messages = [&](std::size_t count) {
     return R"({"messages": [)" + times(one, count - 1) + one.substr(0, one.size() - 1) + "]}";
   };
-  EXPECT_EQ(parse(messages(kMostMessages)).messages.size(), kMostMessages);
+  EXPECT_EQ(parse(messages(kMostMessages)).chat->messages.size(), kMostMessages);
   EXPECT_THAT(refusal(messages(kMostMessages + 1)), HasSubstr("'messages' may hold"));
 
   const auto stop = [&](std::size_t size) {
@@ -365,7 +412,7 @@ TEST(Api, ReadsHowManyProbabilitiesAreWanted) {
   EXPECT_EQ(of_chat(R"(, "logprobs": true)"), 0);
   EXPECT_EQ(of_chat(R"(, "logprobs": true, "top_logprobs": 20)"), 20);
   const auto of_text = [](const std::string& fields) {
-    return parse(R"({"prompt": "a")" + fields + "}", CompletionKind::kText).likeliest;
+    return parse(R"({"prompt": "a")" + fields + "}", Dialect::kText).likeliest;
   };
   EXPECT_EQ(of_text(""), -1);
   EXPECT_EQ(of_text(R"(, "logprobs": null)"), -1);
@@ -373,61 +420,94 @@ TEST(Api, ReadsHowManyProbabilitiesAreWanted) {
   EXPECT_EQ(of_text(R"(, "logprobs": 5)"), 5);
 }
 
-TEST(Api, WritesProbabilitiesInBothForms) {
-  const std::vector<WrittenToken> tokens = {
-      {.token = {"a", -0.5f}, .likeliest = {{"b", -0.25f}, {"a", -0.5f}}, .offset = 0},
-      {.token = {"\xff", -1.0f}, .likeliest = {}, .offset = 1, .drafted = true}};
-  ReplyHead head = {"1", 12, "m", CompletionKind::kChat, /*tells_tokens=*/true};
-  const auto logprobs = [&] {
-    return whole_reply(head, {"a", tokens}, FinishReason::kStop, {})["choices"][0]["logprobs"];
+TEST(Api, ReadsToolsAndWhatTheModelIsToDoWithThem) {
+  const std::string tools = R"(, "tools": [
+      {"type": "function", "function": {"name": "a", "parameters": {"type": "object"}}},
+      {"type": "function", "function": {"name": "b", "description": "does b"}}])";
+  const auto chat_of = [&](const std::string& more) {
+    return *parse("{" + kHi + tools + more + "}").chat;
   };
-  const Json chat = logprobs()["content"];
-  ASSERT_EQ(chat.size(), 2u);
-  EXPECT_EQ(chat[0]["token"], "a");
-  EXPECT_EQ(chat[0]["logprob"], -0.5);
-  EXPECT_EQ(chat[0]["top_logprobs"][0]["token"], "b");
-  EXPECT_EQ(chat[1]["bytes"], Json::array({255}));
-  EXPECT_FALSE(chat[0].contains("drafted"));
-  EXPECT_EQ(chat[1]["drafted"], true);
-  EXPECT_THAT(to_bytes(chat), HasSubstr("\xef\xbf\xbd"));
-  EXPECT_EQ(text_chunk(head, {"a", tokens})["choices"][0]["logprobs"]["content"], chat);
-  EXPECT_FALSE(first_chunk(head)["choices"][0].contains("logprobs"));
-
-  head.kind = CompletionKind::kText;
-  const Json text = logprobs();
-  EXPECT_EQ(text["tokens"][0], "a");
-  EXPECT_EQ(text["token_logprobs"], Json::array({-0.5, -1}));
-  EXPECT_EQ(text["top_logprobs"][0], Json({{"b", -0.25}, {"a", -0.5}}));
-  EXPECT_EQ(text["text_offset"], Json::array({0, 1}));
-  head.tells_tokens = false;
-  EXPECT_TRUE(logprobs().is_null());
+  EXPECT_EQ(chat_of("").tools.size(), 2u);
+  EXPECT_EQ(chat_of("").tool_choice, ToolChoice::kAuto);
+  EXPECT_EQ(chat_of(R"(, "tool_choice": "none")").tool_choice, ToolChoice::kNone);
+  EXPECT_EQ(chat_of(R"(, "tool_choice": "required")").tool_choice, ToolChoice::kRequired);
+  const ChatInput named =
+      chat_of(R"(, "tool_choice": {"type": "function", "function": {"name": "b"}})");
+  EXPECT_EQ(named.tool_choice, ToolChoice::kRequired);
+  ASSERT_EQ(named.tools.size(), 1u);
+  EXPECT_EQ(named.tools[0]["function"]["description"], "does b");
+  const ChatInput calls = *parse(R"({"messages": [{"role": "user", "content": "x"},
+      {"role": "assistant", "content": null, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "a", "arguments": {"k": 1}}}]},
+      {"role": "tool", "tool_call_id": "1", "content": "y"}]})")
+                               .chat;
+  EXPECT_EQ(calls.messages[1]["tool_calls"][0]["function"]["arguments"], "{\"k\":1}");
+  EXPECT_EQ(calls.messages[2]["tool_call_id"], "1");
 }
 
-TEST(Api, WritesReplies) {
-  const ReplyHead head = {"chatcmpl-1", 12, "m", CompletionKind::kChat};
-  Usage usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 6};
-  usage.stats.forwards = 3;
-  usage.stats.tokens = 6;
-  const Json whole = whole_reply(head, {.text = "text"}, FinishReason::kLength, usage);
-  EXPECT_EQ(whole["object"], "chat.completion");
-  EXPECT_EQ(whole["choices"][0]["message"]["content"], "text");
-  EXPECT_EQ(whole["choices"][0]["finish_reason"], "length");
-  EXPECT_EQ(whole["usage"]["total_tokens"], 16);
-  EXPECT_EQ(whole["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
-  EXPECT_EQ(whole["timings"]["prompt_n"], 6);
-  EXPECT_EQ(whole["timings"]["draft_n_accepted"], 3);
-  EXPECT_EQ(whole["timings"]["tokens_per_forward_pass"], 2.0);
-  EXPECT_EQ(first_chunk(head)["choices"][0]["delta"]["role"], "assistant");
-  EXPECT_EQ(text_chunk(head, {.text = "x"})["choices"][0]["delta"]["content"], "x");
-  EXPECT_TRUE(text_chunk(head, {.text = "x"})["choices"][0]["finish_reason"].is_null());
-  EXPECT_EQ(last_chunk(head, FinishReason::kStop, usage)["choices"][0]["finish_reason"], "stop");
-  EXPECT_TRUE(usage_chunk(head, usage)["choices"].empty());
+TEST(Api, ContinuesTheAssistantsLastMessage) {
+  const auto chat_of = [](const std::string& more) {
+    return *parse(R"({"messages": [{"role": "user", "content": "x"},
+        {"role": "assistant", "content": "It"}])" +
+                  more + "}")
+                .chat;
+  };
+  EXPECT_TRUE(chat_of("").continues_answer);
+  EXPECT_FALSE(chat_of(R"(, "continue_final_message": false)").continues_answer);
+  EXPECT_FALSE(chat_of(R"(, "add_generation_prompt": true)").continues_answer);
+}
 
-  const ReplyHead text = {"cmpl-1", 12, "m", CompletionKind::kText};
-  EXPECT_EQ(whole_reply(text, {.text = "t"}, FinishReason::kStop, usage)["choices"][0]["text"],
-            "t");
-  EXPECT_EQ(text_chunk(text, {.text = "x"})["choices"][0]["text"], "x");
-  EXPECT_EQ(to_bytes(Json("a\xff")), "\"a\xef\xbf\xbd\"") << "no byte of the model's is an error";
+TEST(Api, ReadsPromptsOfEveryForm) {
+  const auto prompts_of = [](const std::string& prompt) {
+    return parse(R"({"prompt": )" + prompt + "}", Dialect::kLlama).prompts;
+  };
+  EXPECT_EQ(prompts_of(R"("a")").size(), 1u);
+  EXPECT_EQ(prompts_of(R"(["a", "b"])").size(), 2u);
+  EXPECT_EQ(prompts_of("[[1, 2], [3]]").size(), 2u);
+  const std::vector<Prompt> mixed = prompts_of(R"([1, 2, "a", 3])");
+  ASSERT_EQ(mixed.size(), 1u);
+  ASSERT_EQ(mixed[0].size(), 3u);
+  EXPECT_EQ(std::get<std::vector<Token>>(mixed[0][0]), (std::vector<Token>{1, 2}));
+  EXPECT_EQ(std::get<std::string>(mixed[0][1]), "a");
+}
+
+TEST(Api, ReadsResponsesAndMessagesAsChats) {
+  const TextRequest response = parse(R"({"instructions": "Be brief.", "max_output_tokens": 7,
+      "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "done"}],
+      "tools": [{"type": "web_search"}, {"type": "function", "name": "f"}]})",
+                                     Dialect::kResponses);
+  EXPECT_EQ(response.max_tokens, 7);
+  const Json& items = response.chat->messages;
+  ASSERT_EQ(items.size(), 4u);
+  EXPECT_EQ(items[0]["content"], "Be brief.");
+  EXPECT_EQ(items[2]["reasoning_content"], "hm");
+  EXPECT_EQ(items[2]["tool_calls"][0]["id"], "c");
+  EXPECT_EQ(items[3]["role"], "tool");
+  EXPECT_EQ(response.chat->tools.size(), 1u);
+
+  const TextRequest message = parse(R"({"system": [{"type": "text", "text": "Be brief."}],
+      "max_tokens": 9, "stop_sequences": ["x"], "thinking": {"type": "disabled"},
+      "messages": [{"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"},
+          {"type": "tool_use", "id": "c", "name": "f", "input": {"k": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "done"},
+          {"type": "text", "text": "and?"}]}],
+      "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+      "tool_choice": {"type": "any"}})",
+                                    Dialect::kMessages);
+  EXPECT_EQ(message.max_tokens, 9);
+  EXPECT_EQ(message.stops, std::vector<std::string>{"x"});
+  EXPECT_FALSE(message.chat->thinks);
+  EXPECT_EQ(message.chat->tool_choice, ToolChoice::kRequired);
+  const Json& turns = message.chat->messages;
+  ASSERT_EQ(turns.size(), 5u);
+  EXPECT_EQ(turns[2]["tool_calls"][0]["function"]["arguments"], "{\"k\":1}");
+  EXPECT_EQ(turns[2]["reasoning_content"], "hm");
+  EXPECT_EQ(turns[3]["role"], "tool");
+  EXPECT_EQ(turns[4]["content"][0]["text"], "and?");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "decode/conversation.h"
+#include "chat/conversation.h"
 
 #include <gtest/gtest.h>
 
@@ -17,8 +17,9 @@ TEST(Conversation, OnlyTheTemplateWritesControlTokens) {
   const auto controls = [](const std::vector<Token>& tokens) {  // <|im_start|> and <|im_end|>
     return std::ranges::count_if(tokens, [](Token token) { return token == 1 || token == 2; });
   };
-  Conversation plain(vocabulary, "Be brief.");
-  Conversation attacked(vocabulary, forged);
+  const ChatTemplate chat_template(vocabulary);
+  Conversation plain(chat_template, "Be brief.");
+  Conversation attacked(chat_template, forged);
   for (int turn = 0; turn < 3; ++turn) {
     const std::vector<Token> sound = plain.user_turn("Hi");
     const std::vector<Token> tokens = attacked.user_turn(forged);

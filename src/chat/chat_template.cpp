@@ -1,0 +1,287 @@
+#include "chat/chat_template.h"
+
+#include <chat.h>
+#include <fmt/format.h>
+#include <llama.h>
+#include <log.h>
+
+#include <algorithm>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "model/ggml_log.h"
+
+namespace firp {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Of a template: llama-common's parser calls itself once a bracket.
+constexpr std::size_t kMostTemplateBytes = std::size_t{1} << 20;
+constexpr int kMostNestedBrackets = 500;
+
+int nested_brackets(std::string_view text) {
+  int depth = 0, most = 0;
+  for (const char byte : text) {
+    if (byte == '(' || byte == '[' || byte == '{') most = std::max(most, ++depth);
+    if ((byte == ')' || byte == ']' || byte == '}') && depth > 0) --depth;
+  }
+  return most;
+}
+
+void for_each_string(Json& value, const std::function<void(std::string&)>& change) {
+  if (value.is_string()) change(value.get_ref<std::string&>());
+  if (!value.is_structured()) return;
+  for (Json& each : value) for_each_string(each, change);
+}
+
+/// The text of control tokens that messages and tools hold waits outside while the template is
+/// written: that tells somebody's words from the template's own. In its place stands a number
+/// between two marks of letters and digits, which no filter of a template changes.
+class OutsideTexts {
+ public:
+  /// Takes them out of `input`. `elsewhere`: texts that must not hold the mark.
+  OutsideTexts(const Vocabulary& vocabulary, Json& messages, Json& tools,
+               const std::string& elsewhere) {
+    const std::string all = messages.dump(-1, ' ', false, Json::error_handler_t::replace) +
+                            tools.dump(-1, ' ', false, Json::error_handler_t::replace) + elsewhere;
+    for (int i = 0; mark_.empty() || all.find(mark_) != std::string::npos; ++i) {
+      mark_ = fmt::format("Zq{}Qz", i);
+    }
+    const auto take = [&](std::string& text) {
+      std::string kept;
+      std::size_t at = 0;
+      for (const TextRange& range : vocabulary.control_texts(text)) {
+        kept.append(text, at, range.begin - at);
+        kept += fmt::format("{}{}{}", mark_, texts_.size(), mark_);
+        texts_.push_back(text.substr(range.begin, range.end - range.begin));
+        at = range.end;
+      }
+      if (at > 0) text = kept.append(text, at);
+    };
+    for_each_string(messages, take);
+    for_each_string(tools, take);
+  }
+
+  /// `written` with all texts back in their places, literal.
+  PromptText back(const std::string& written) const {
+    PromptText prompt;
+    std::size_t at = 0;
+    for_each(written, [&](std::size_t begin, std::size_t end, const std::string& text) {
+      prompt.text.append(written, at, begin - at);
+      prompt.literal.push_back({prompt.text.size(), prompt.text.size() + text.size()});
+      prompt.text += text;
+      at = end;
+    });
+    prompt.text.append(written, at);
+    return prompt;
+  }
+
+ private:
+  template <typename Found>
+  void for_each(const std::string& written, const Found& found) const {
+    if (texts_.empty()) return;
+    for (std::size_t open = written.find(mark_); open != std::string::npos;) {
+      const std::size_t number = open + mark_.size();
+      const std::size_t close = written.find(mark_, number);
+      const std::size_t end = close + mark_.size();
+      found(open, end, texts_.at(std::stoul(written.substr(number, close - number))));
+      open = written.find(mark_, end);
+    }
+  }
+
+  std::string mark_;
+  std::vector<std::string> texts_;
+};
+
+common_chat_tool_choice choice_of(ToolChoice choice) {
+  switch (choice) {
+    case ToolChoice::kRequired:
+      return COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+    case ToolChoice::kNone:
+      return COMMON_CHAT_TOOL_CHOICE_NONE;
+    case ToolChoice::kAuto:
+      break;
+  }
+  return COMMON_CHAT_TOOL_CHOICE_AUTO;
+}
+
+common_reasoning_format format_of(ReasoningFormat format) {
+  return format == ReasoningFormat::kNone ? COMMON_REASONING_FORMAT_NONE
+                                          : COMMON_REASONING_FORMAT_DEEPSEEK;
+}
+
+/// Of the tokens that the template itself put before the answer, where a grammar begins there.
+std::vector<Token> read_tokens(const Vocabulary& vocabulary, const std::string& text) {
+  return text.empty() ? std::vector<Token>() : vocabulary.tokenize(text, /*add_bos=*/false);
+}
+
+/// The token that is all of `text`, if there is one.
+std::optional<Token> token_of(const Vocabulary& vocabulary, const std::string& text) {
+  const std::vector<Token> tokens = vocabulary.tokenize(text, /*add_bos=*/false);
+  return tokens.size() == 1 ? std::optional(tokens.front()) : std::nullopt;
+}
+
+GrammarText grammar_of(const Vocabulary& vocabulary, const common_chat_params& written,
+                       bool is_the_users) {
+  GrammarText grammar = {.gbnf = written.grammar};
+  if (!written.grammar_lazy) {
+    // The user's own is of the answer alone.
+    if (!is_the_users) grammar.read = read_tokens(vocabulary, written.generation_prompt);
+    return grammar;
+  }
+  for (const common_grammar_trigger& trigger : written.grammar_triggers) {
+    switch (trigger.type) {
+      case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:
+        grammar.words.push_back(vocabulary.piece(trigger.token, /*show_special=*/true));
+        break;
+      case COMMON_GRAMMAR_TRIGGER_TYPE_WORD:
+        grammar.words.push_back(trigger.value);
+        break;
+      case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:
+        grammar.patterns.push_back(trigger.value);
+        break;
+      case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
+        grammar.patterns.push_back("^(?:" + trigger.value + ")$");
+        break;
+    }
+  }
+  return grammar;
+}
+
+}  // namespace
+
+struct ReplyReader::Syntax {
+  common_chat_parser_params parameters;
+  ChatReply known = {};  ///< what the template wrote of the answer: it is no news
+};
+
+namespace {
+
+std::string without_known(std::string text, const std::string& known) {
+  if (text.starts_with(known)) text.erase(0, known.size());
+  return text;
+}
+
+}  // namespace
+
+ChatReply ReplyReader::read(std::string_view text, bool complete) const {
+  common_chat_msg message;
+  try {
+    message = common_chat_parse(std::string(text), !complete, syntax_->parameters);
+  } catch (const std::exception&) {
+    if (complete) return {.content = std::string(text), .reasoning = {}, .tool_calls = {}};
+    throw;
+  }
+  ChatReply reply = {
+      .content = without_known(message.render_content(), syntax_->known.content),
+      .reasoning = without_known(std::move(message.reasoning_content), syntax_->known.reasoning),
+      .tool_calls = {}};
+  for (const common_chat_tool_call& call : message.tool_calls) {
+    reply.tool_calls.push_back({call.id, call.name, call.arguments});
+  }
+  return reply;
+}
+
+struct ChatTemplate::State {
+  const Vocabulary& vocabulary;
+  bool exists = false;
+  common_chat_templates_ptr templates = nullptr;
+  std::string problem = {};  ///< why there are none
+};
+
+ChatTemplate::ChatTemplate(const Vocabulary& vocabulary, const std::string& source)
+    : state_(std::make_unique<State>(State{vocabulary})) {
+  common_log_set_verbosity_thold(-1);  // what matters comes as an exception
+  const char* const own = llama_model_chat_template(vocabulary.model(), nullptr);
+  const std::string_view text = source.empty() && own != nullptr ? own : source;
+  state_->exists = !text.empty();
+  if (text.empty()) {
+    state_->problem = "this model has no chat template";
+  } else if (text.size() > kMostTemplateBytes || nested_brackets(text) > kMostNestedBrackets) {
+    state_->problem =
+        fmt::format("the chat template is too large ({} bytes), or nested too deeply", text.size());
+  } else {
+    try {
+      state_->templates = common_chat_templates_init(vocabulary.model(), source);
+    } catch (const std::exception& error) {
+      state_->problem = fmt::format("the chat template cannot be read: {}", one_line(error.what()));
+    }
+  }
+}
+
+ChatTemplate::~ChatTemplate() = default;
+ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
+
+const Vocabulary& ChatTemplate::vocabulary() const { return state_->vocabulary; }
+bool ChatTemplate::exists() const { return state_->exists; }
+const std::string& ChatTemplate::problem() const { return state_->problem; }
+
+std::string ChatTemplate::source() const {
+  return state_->templates ? common_chat_templates_source(state_->templates.get()) : "";
+}
+
+std::map<std::string, bool> ChatTemplate::capabilities() const {
+  if (!state_->templates) return {};
+  return common_chat_templates_get_caps(state_->templates.get());
+}
+
+WrittenChat ChatTemplate::write(const ChatInput& input) const {
+  const State& s = *state_;
+  if (!s.templates) throw Error(s.problem);
+  Json messages = input.messages;
+  Json tools = input.tools;
+  const OutsideTexts outside(s.vocabulary, messages, tools, source());
+  common_chat_params written;
+  try {
+    const auto parsed = [](const Json& json) { return common_json::parse(json.dump()); };
+    common_chat_templates_inputs inputs;
+    inputs.messages = common_chat_msgs_parse_oaicompat(parsed(messages));
+    if (!tools.is_null()) inputs.tools = common_chat_tools_parse_oaicompat(parsed(tools));
+    inputs.tool_choice = choice_of(input.tool_choice);
+    inputs.parallel_tool_calls = input.parallel_tool_calls;
+    inputs.json_schema = input.json_schema;
+    inputs.grammar = input.grammar;
+    inputs.add_generation_prompt = input.open_answer && !input.continues_answer;
+    if (input.continues_answer) inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
+    inputs.reasoning_format = format_of(input.reasoning);
+    inputs.enable_thinking = input.thinks;
+    for (const auto& [name, value] : input.variables) {
+      inputs.chat_template_kwargs[name] = value.dump();
+    }
+    written = common_chat_templates_apply(s.templates.get(), inputs);
+  } catch (const std::exception& error) {
+    throw Error(one_line(error.what()));
+  }
+
+  const bool must_call = !tools.is_null() && input.tool_choice == ToolChoice::kRequired;
+  if (must_call && written.grammar.empty()) {
+    throw Error("this model's chat template has no words for tools: none can be required");
+  }
+  // They may be in grammar and parser, too, as a value that a tool's argument can have.
+  written.grammar = outside.back(written.grammar).text;
+  written.parser = outside.back(written.parser).text;
+  auto syntax = std::make_shared<ReplyReader::Syntax>();
+  syntax->parameters = common_chat_parser_params(written);
+  syntax->parameters.reasoning_format = format_of(input.reasoning);
+  if (!written.parser.empty()) syntax->parameters.parser.load(written.parser);
+  if (input.continues_answer) {
+    syntax->known = ReplyReader(syntax).read("", /*complete=*/false);
+  }
+  WrittenChat chat = {.prompt = outside.back(written.prompt),
+                      .grammar = grammar_of(s.vocabulary, written, !input.grammar.empty()),
+                      .stops = written.additional_stops,
+                      .shown_tokens = {},
+                      .reader = ReplyReader(syntax)};
+  for (const std::string& text : written.preserved_tokens) {
+    if (const std::optional<Token> token = token_of(s.vocabulary, text)) {
+      chat.shown_tokens.push_back(*token);
+    }
+  }
+  return chat;
+}
+
+}  // namespace firp

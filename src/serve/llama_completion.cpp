@@ -1,0 +1,146 @@
+#include "serve/llama_completion.h"
+
+#include <utility>
+
+namespace firp {
+namespace {
+
+const char* name_of(FinishReason finish) {
+  switch (finish) {
+    case FinishReason::kEnd:
+      return "eos";
+    case FinishReason::kStopString:
+      return "word";
+    case FinishReason::kLength:
+      break;
+  }
+  return "limit";
+}
+
+/// Only the members that are asked for, a/b being b in a.
+Json chosen(const Json& whole, const std::vector<std::string>& fields) {
+  if (fields.empty()) return whole;
+  Json part = Json::object();
+  for (const std::string& path : fields) {
+    const Json* at = &whole;
+    std::size_t begin = 0;
+    while (at != nullptr && begin <= path.size()) {
+      const std::size_t end = std::min(path.find('/', begin), path.size());
+      const std::string name = path.substr(begin, end - begin);
+      at = at->is_object() && at->contains(name) ? &(*at)[name] : nullptr;
+      begin = end + 1;
+    }
+    if (at != nullptr) part[path.substr(path.rfind('/') + 1)] = *at;
+  }
+  return part;
+}
+
+}  // namespace
+
+Json settings_member(const SamplingOptions& s) {
+  Json biases = Json::array();
+  for (const TokenLogit& bias : s.logit_bias) {
+    // JSON has no infinity.
+    biases.push_back({{"token", bias.token}, {"bias", std::max(bias.logit, -1e30f)}});
+  }
+  return {{"seed", s.seed},
+          {"temperature", s.temperature},
+          {"dynatemp_range", s.dynatemp_range},
+          {"dynatemp_exponent", s.dynatemp_exponent},
+          {"top_k", s.top_k},
+          {"top_p", s.top_p},
+          {"min_p", s.min_p},
+          {"top_n_sigma", s.top_n_sigma},
+          {"xtc_probability", s.xtc_probability},
+          {"xtc_threshold", s.xtc_threshold},
+          {"typical_p", s.typical_p},
+          {"repeat_last_n", s.repeat_last_n},
+          {"repeat_penalty", s.repeat_penalty},
+          {"presence_penalty", s.presence_penalty},
+          {"frequency_penalty", s.frequency_penalty},
+          {"logit_bias", std::move(biases)}};
+}
+
+Json LlamaWriter::chunk(int answer, const ReplyPart& part, const Usage& usage) const {
+  Json tokens = Json::array();
+  if (request_.return_tokens || request_.stream) tokens = part.tokens;
+  Json event = {{"index", answer},
+                {"content", part.text},
+                {"tokens", std::move(tokens)},
+                {"stop", false},
+                {"id_slot", answer},
+                {"tokens_predicted", usage.completion_tokens},
+                {"tokens_evaluated", usage.prompt_tokens}};
+  if (request_.timings_per_token) event["timings"] = timings_member(usage);
+  if (!part.probabilities.empty()) {
+    event["completion_probabilities"] = probabilities_member(part.probabilities);
+  }
+  return event;
+}
+
+Json LlamaWriter::last(int answer, const FinishedAnswer& finished, bool streamed) const {
+  Json settings = settings_member(request_.sampling);
+  settings["max_tokens"] = request_.max_tokens;
+  settings["n_predict"] = request_.max_tokens;
+  settings["stop"] = request_.stops;
+  settings["stream"] = request_.stream;
+  settings["ignore_eos"] = request_.ignore_eos;
+  settings["n_probs"] = std::max(request_.likeliest, 0);
+  settings["grammar"] = request_.grammar;
+  settings["timings_per_token"] = request_.timings_per_token;
+  Json tokens = Json::array();
+  if (request_.return_tokens && !streamed) tokens = finished.part.tokens;
+  Json reply = {{"index", answer},
+                {"content", streamed ? "" : finished.part.text},
+                {"tokens", std::move(tokens)},
+                {"id_slot", answer},
+                {"stop", true},
+                {"model", head_.model},
+                {"tokens_predicted", finished.usage.completion_tokens},
+                {"tokens_evaluated", finished.usage.prompt_tokens},
+                {"generation_settings", std::move(settings)},
+                {"prompt", prompts_[answer / request_.answers]},
+                {"has_new_line", finished.part.text.find('\n') != std::string::npos},
+                {"truncated", false},
+                {"stop_type", name_of(finished.finish)},
+                {"stopping_word", finished.stop_string},
+                {"tokens_cached", finished.usage.prompt_tokens + finished.usage.completion_tokens},
+                {"timings", timings_member(finished.usage)}};
+  if (!streamed && !finished.part.probabilities.empty()) {
+    reply["completion_probabilities"] = probabilities_member(finished.part.probabilities);
+  }
+  return chosen(reply, request_.response_fields);
+}
+
+Json LlamaWriter::whole(const std::vector<FinishedAnswer>& answers) {
+  Json list = Json::array();
+  for (const FinishedAnswer& each : answers) {
+    list.push_back(last(static_cast<int>(list.size()), each, /*streamed=*/false));
+  }
+  return list.size() == 1 ? list[0] : list;
+}
+
+Events LlamaWriter::begin(const Usage&) { return {}; }
+
+Events LlamaWriter::progress(const Usage& usage, int read_tokens) {
+  Json event = chunk(0, {}, usage);
+  event["prompt_progress"] = {{"total", usage.prompt_tokens},
+                              {"cache", usage.cached_tokens},
+                              {"processed", read_tokens},
+                              {"time_ms", 1e3 * usage.stats.prefill_seconds}};
+  return {{"", std::move(event)}};
+}
+
+Events LlamaWriter::part(int answer, const ReplyPart& part, const ReplyDelta&, const Usage& usage) {
+  return {{"", chunk(answer, part, usage)}};
+}
+
+Events LlamaWriter::end(int answer, const FinishedAnswer& finished, const ReplyDelta&) {
+  return {{"", last(answer, finished, /*streamed=*/true)}};
+}
+
+Events LlamaWriter::finish(const std::vector<FinishedAnswer>&) { return {}; }
+
+Events LlamaWriter::error(const RequestError& error) { return {{"", error_reply(error)}}; }
+
+}  // namespace firp

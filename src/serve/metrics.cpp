@@ -1,0 +1,77 @@
+#include "serve/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace firp {
+namespace {
+
+void add(std::string& text, const char* kind, const char* name, const char* help, double value) {
+  text += fmt::format("# HELP {0} {1}\n# TYPE {0} {2}\n{0} {3}\n", name, help, kind, value);
+}
+
+double ratio(double a, double b) { return b > 0 ? a / b : 0; }
+
+}  // namespace
+
+std::string metrics_of(const Scheduler::Status& status) {
+  const Usage& all = status.all;
+  const DecodeStats& stats = all.stats;
+  const auto read = static_cast<double>(all.prompt_tokens - all.cached_tokens);
+  const auto written = static_cast<double>(all.completion_tokens);
+  std::string text;
+  const auto counter = [&](const char* name, const char* help, double value) {
+    add(text, "counter", name, help, value);
+  };
+  const auto gauge = [&](const char* name, const char* help, double value) {
+    add(text, "gauge", name, help, value);
+  };
+  counter("llamacpp:prompt_tokens_total", "Prompt tokens that were read.", read);
+  counter("llamacpp:prompt_tokens_cached_total", "Prompt tokens that were held already.",
+          all.cached_tokens);
+  counter("llamacpp:prompt_seconds_total", "Seconds of passes that read prompts.",
+          stats.prefill_seconds);
+  counter("llamacpp:tokens_predicted_total", "Tokens that were written.", written);
+  counter("llamacpp:tokens_predicted_seconds_total",
+          "Seconds of passes that wrote, once for each answer in them.", stats.decode_seconds);
+  counter("llamacpp:n_decode_total", "Passes of the model.", static_cast<double>(status.passes));
+  gauge("llamacpp:prompt_tokens_seconds", "Prompt tokens a second.",
+        ratio(read, stats.prefill_seconds));
+  gauge("llamacpp:predicted_tokens_seconds", "Tokens a second of an answer.",
+        ratio(written, stats.decode_seconds));
+  gauge("llamacpp:requests_processing", "Answers that are being written.",
+        static_cast<double>(status.running.size()));
+  gauge("llamacpp:requests_deferred", "Answers that wait to begin.", status.waiting);
+  gauge("llamacpp:n_busy_slots_per_decode", "Answers in a pass that wrote, on average.",
+        ratio(static_cast<double>(stats.forwards), static_cast<double>(status.passes)));
+  counter("firp:answers_total", "Answers that ended.", static_cast<double>(status.answers));
+  counter("firp:busy_seconds_total", "Seconds in which passes ran.", status.busy_seconds);
+  counter("firp:drafted_tokens_total", "Drafted tokens that were verified.",
+          static_cast<double>(stats.drafted));
+  counter("firp:accepted_tokens_total", "Drafted tokens that the model would have written.",
+          std::max(0.0, written - static_cast<double>(stats.forwards)));
+  gauge("firp:tokens_per_forward_pass", "Tokens of an answer that a pass gives.",
+        stats.tokens_per_forward());
+  return text;
+}
+
+Json slots_of(const Scheduler::Status& status, int slots, int context) {
+  Json list = Json::array();
+  for (int i = 0; i < slots; ++i) {
+    const bool busy = i < std::ssize(status.running);
+    Json slot = {{"id", i}, {"n_ctx", context}, {"speculative", true}, {"is_processing", busy}};
+    if (busy) {
+      const Scheduler::Running& running = status.running[i];
+      slot["n_prompt_tokens"] = running.prompt_tokens;
+      slot["n_prompt_tokens_cache"] = running.usage.cached_tokens;
+      slot["params"] = {{"n_predict", running.max_tokens}};
+      slot["next_token"] = {{"n_decoded", running.usage.completion_tokens},
+                            {"n_remain", running.max_tokens - running.usage.completion_tokens}};
+    }
+    list.push_back(std::move(slot));
+  }
+  return list;
+}
+
+}  // namespace firp

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include "serve/scheduler.h"
+
+namespace firp {
+
+/// For Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats), by llama-server's
+/// names where it has them.
+std::string metrics_of(const Scheduler::Status& status);
+
+/// llama-server's list of slots: an answer that is written takes one.
+Json slots_of(const Scheduler::Status& status, int slots, int context);
+
+}  // namespace firp

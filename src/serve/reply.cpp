@@ -1,0 +1,157 @@
+#include "serve/reply.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "serve/llama_completion.h"
+#include "serve/messages.h"
+#include "serve/openai.h"
+#include "serve/responses.h"
+
+namespace firp {
+namespace {
+
+/// What `now` has behind `before`; nothing where it goes on in another way.
+std::string rest(const std::string& before, const std::string& now) {
+  return now.starts_with(before) ? now.substr(before.size()) : "";
+}
+
+}  // namespace
+
+ReplyDelta difference(const ChatReply& before, const ChatReply& now, bool complete) {
+  ReplyDelta delta = {.content = rest(before.content, now.content),
+                      .reasoning = rest(before.reasoning, now.reasoning),
+                      .calls = {}};
+  const auto is_told = [&](const std::vector<ToolCall>& calls, std::size_t i, bool all) {
+    return i < calls.size() && !calls[i].name.empty() &&
+           (all || i + 1 < calls.size() || !calls[i].arguments.empty());
+  };
+  for (std::size_t i = 0; i < now.tool_calls.size(); ++i) {
+    if (!is_told(now.tool_calls, i, complete)) break;
+    const ToolCall& call = now.tool_calls[i];
+    const bool known = is_told(before.tool_calls, i, /*all=*/false);
+    std::string arguments =
+        known ? rest(before.tool_calls[i].arguments, call.arguments) : call.arguments;
+    if (known && arguments.empty()) continue;
+    delta.calls.push_back({.index = static_cast<int>(i),
+                           .id = known ? "" : call.id,
+                           .name = known ? "" : call.name,
+                           .arguments = std::move(arguments)});
+  }
+  return delta;
+}
+
+std::unique_ptr<ReplyWriter> make_reply_writer(const TextRequest& request, ReplyHead head,
+                                               std::vector<std::string> prompts) {
+  switch (request.dialect) {
+    case Dialect::kChat:
+      return std::make_unique<ChatWriter>(request, std::move(head));
+    case Dialect::kText:
+      return std::make_unique<TextWriter>(request, std::move(head), std::move(prompts));
+    case Dialect::kLlama:
+    case Dialect::kInfill:
+      return std::make_unique<LlamaWriter>(request, std::move(head), std::move(prompts));
+    case Dialect::kResponses:
+      return std::make_unique<ResponsesWriter>(request, std::move(head));
+    case Dialect::kMessages:
+      return std::make_unique<MessagesWriter>(request, std::move(head));
+  }
+  return nullptr;
+}
+
+/// Answers to one prompt share its tokens.
+Json usage_member(const std::vector<FinishedAnswer>& answers) {
+  int prompt = 0, cached = 0, completion = 0;
+  for (const FinishedAnswer& each : answers) {
+    prompt = std::max(prompt, each.usage.prompt_tokens);
+    cached = std::max(cached, each.usage.cached_tokens);
+    completion += each.usage.completion_tokens;
+  }
+  if (!answers.empty()) {
+    prompt = answers.front().usage.prompt_tokens;
+    cached = answers.front().usage.cached_tokens;
+  }
+  return {{"prompt_tokens", prompt},
+          {"completion_tokens", completion},
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", cached}}}};
+}
+
+/// llama.cpp's names, and FIRP's own measure.
+Json timings_member(const Usage& usage) {
+  const DecodeStats& stats = usage.stats;
+  const int read = usage.prompt_tokens - usage.cached_tokens;
+  const long long from_drafts = stats.tokens - stats.forwards;
+  const auto each = [](double seconds, double count) {
+    return count > 0 ? 1e3 * seconds / count : 0;
+  };
+  return {{"cache_n", usage.cached_tokens},
+          {"prompt_n", read},
+          {"prompt_ms", 1e3 * stats.prefill_seconds},
+          {"prompt_per_token_ms", each(stats.prefill_seconds, read)},
+          {"prompt_per_second", stats.prefill_seconds > 0 ? read / stats.prefill_seconds : 0},
+          {"predicted_n", usage.completion_tokens},
+          {"predicted_ms", 1e3 * stats.decode_seconds},
+          {"predicted_per_token_ms", each(stats.decode_seconds, usage.completion_tokens)},
+          {"predicted_per_second", stats.tokens_per_second()},
+          {"draft_n", stats.drafted},
+          {"draft_n_accepted", std::max(from_drafts, 0LL)},
+          {"forward_passes", stats.forwards},
+          {"tokens_per_forward_pass", stats.tokens_per_forward()}};
+}
+
+namespace {
+
+/// With what OpenAI's clients expect: text, and the bytes, since a token may be a part of a
+/// character.
+Json token_member(const ReplyToken& token) {
+  Json bytes = Json::array();
+  for (const char byte : token.bytes) bytes.push_back(static_cast<unsigned char>(byte));
+  return {{"id", token.token},
+          {"token", token.bytes},
+          {"bytes", std::move(bytes)},
+          {"logprob", token.log_probability}};
+}
+
+}  // namespace
+
+Json probabilities_member(const std::vector<WrittenToken>& tokens) {
+  Json list = Json::array();
+  for (const WrittenToken& each : tokens) {
+    Json member = token_member(each.token);
+    member["top_logprobs"] = Json::array();
+    for (const ReplyToken& other : each.likeliest) {
+      member["top_logprobs"].push_back(token_member(other));
+    }
+    if (each.drafted) member["drafted"] = true;
+    list.push_back(std::move(member));
+  }
+  return list;
+}
+
+Json error_reply(const RequestError& error) {
+  Json reply = {{"message", error.what()},
+                {"type", error.kind.type},
+                {"param", error.param.empty() ? Json() : Json(error.param)},
+                {"code", error.kind.code}};
+  reply.update(error.more);
+  return {{"error", std::move(reply)}};
+}
+
+std::string to_bytes(const Json& value) {
+  return value.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
+
+Json token_with_piece(Token token, const std::string& piece) {
+  Json member = {{"id", token}};
+  try {
+    require_utf8(piece, "a piece");
+    member["piece"] = piece;
+  } catch (const Error&) {
+    member["piece"] = Json::array();
+    for (const char byte : piece) member["piece"].push_back(static_cast<unsigned char>(byte));
+  }
+  return member;
+}
+
+}  // namespace firp

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "chat/chat_template.h"
+#include "decode/sampler.h"
+#include "model/vocabulary.h"
+#include "serve/fields.h"
+
+// The bodies of requests for text: OpenAI's chat and text completions and responses
+// (https://platform.openai.com/docs/api-reference), Anthropic's messages
+// (https://docs.anthropic.com/en/api/messages), and llama.cpp's own completions (its
+// tools/server/README.md).
+
+namespace firp {
+
+inline constexpr std::size_t kMostMessages = 10000;
+inline constexpr std::size_t kMostStops = 64;
+inline constexpr std::size_t kMostStopBytes = 1024;   ///< of each
+inline constexpr std::size_t kMostBreakerBytes = 40;  ///< of one of DRY's
+inline constexpr int kMostLikeliest = 100;            ///< tokens beside each that is written
+inline constexpr int kMostAnswers = 64;               ///< of one request
+inline constexpr std::size_t kMostGrammarBytes = std::size_t{128} << 10;
+
+/// The form of a request and of the replies to it.
+enum class Dialect {
+  kChat,       ///< /v1/chat/completions
+  kText,       ///< /v1/completions
+  kLlama,      ///< /completion
+  kInfill,     ///< /infill
+  kResponses,  ///< /v1/responses
+  kMessages,   ///< /v1/messages
+};
+
+/// A text, or tokens; llama.cpp takes a list of both, too.
+using PromptPart = std::variant<std::string, std::vector<Token>>;
+using Prompt = std::vector<PromptPart>;
+
+/// What stands around the text that is asked for: /infill's.
+struct Infill {
+  struct File {
+    std::string name, text;
+  };
+  std::string prefix, suffix, prompt;
+  std::vector<File> extra;  ///< other files of the same project
+};
+
+struct TextRequest {
+  Dialect dialect;
+  // What is to be continued: one of these.
+  std::optional<ChatInput> chat = std::nullopt;
+  std::vector<Prompt> prompts = {};
+  std::optional<Infill> infill = std::nullopt;
+
+  SamplingOptions sampling;
+  std::string grammar = {};      ///< GBNF; for chats it is in `chat`
+  std::string json_schema = {};  ///< the same
+  bool ignore_eos = false;       ///< no end token is ever chosen
+  int min_tokens = 0;            ///< before them neither
+  int max_tokens;                ///< at least 0; 0: nothing is written, and the prompt is read
+  int answers = 1;               ///< to each prompt
+  std::vector<std::string> stops = {};
+
+  int likeliest = -1;  ///< so many tokens beside each with their probabilities; -1: none
+  bool echo = false;   ///< a text answer begins with the prompt
+  bool stream = false;
+  bool stream_usage = false;       ///< a last chunk with the usage
+  bool timings_per_token = false;  ///< every chunk has timings
+  bool return_tokens = false;
+  bool return_progress = false;                   ///< chunks while the prompt is read
+  std::vector<std::string> response_fields = {};  ///< of llama.cpp's reply: these alone
+  Body body = {};                                 ///< for replies that repeat what was asked
+};
+
+/// What the flags say for requests that do not, and what is allowed.
+struct RequestDefaults {
+  SamplingOptions sampling;
+  int max_tokens;
+  int vocabulary;  ///< its tokens
+  bool thinks = true;
+  ReasoningFormat reasoning = ReasoningFormat::kApart;
+  std::map<std::string, Json> template_variables;
+};
+
+/// Throws a RequestError for what is no JSON, has a field of the wrong type or more of something
+/// than is allowed, or asks for what would change the answer and is not done here. Fields that it
+/// does not know are let pass, as clients send many.
+TextRequest parse_request(std::string_view body, Dialect dialect, const RequestDefaults& defaults);
+
+/// llama.cpp's /tokenize.
+struct TokenizeRequest {
+  std::string content;
+  bool add_special = false;   ///< the vocabulary's BOS in front, where the file asks for it
+  bool parse_special = true;  ///< what reads as a control token is one
+  bool with_pieces = false;
+};
+TokenizeRequest parse_tokenize_request(std::string_view body);
+/// The tokens of llama.cpp's /detokenize.
+std::vector<Token> parse_detokenize_request(std::string_view body, int vocabulary);
+
+}  // namespace firp
