@@ -30,7 +30,7 @@ Json chosen(const Json& whole, const std::vector<std::string>& fields) {
       at = at->is_object() && at->contains(name) ? &(*at)[name] : nullptr;
       begin = end + 1;
     }
-    if (at != nullptr) part[path.substr(path.rfind('/') + 1)] = *at;
+    if (at != nullptr) part[path] = *at;
   }
   return part;
 }

@@ -175,8 +175,7 @@ Json MessagesWriter::whole(const std::vector<FinishedAnswer>& answers) {
           {"model", head_.model},
           {"stop_reason", reason_of(answer)},
           {"stop_sequence", stop_sequence_of(answer)},
-          {"usage", usage_of(answer.usage)},
-          {"timings", timings_member(answer.usage)}};
+          {"usage", usage_of(answer.usage)}};
 }
 
 Events MessagesWriter::begin(const Usage& usage) {
@@ -240,8 +239,7 @@ Events MessagesWriter::end(int answer, const FinishedAnswer& finished, const Rep
   events.push_back(event("message_delta", {{"delta",
                                             {{"stop_reason", reason_of(finished)},
                                              {"stop_sequence", stop_sequence_of(finished)}}},
-                                           {"usage", usage_of(finished.usage)},
-                                           {"timings", timings_member(finished.usage)}}));
+                                           {"usage", usage_of(finished.usage)}}));
   events.push_back(event("message_stop", Json::object()));
   return events;
 }

@@ -117,7 +117,7 @@ TEST(Reply, OfLlamaCppHasItsMembers) {
   EXPECT_EQ(whole["tokens"], Json::array());
   request.response_fields = {"content", "timings/predicted_n", "none"};
   EXPECT_EQ(make_reply_writer(request, kHead, {"p"})->whole({answer_of("a")}),
-            Json({{"content", "a"}, {"predicted_n", 6}}));
+            Json({{"content", "a"}, {"timings/predicted_n", 6}}));
 }
 
 /// The names of the events, in their order.
