@@ -43,7 +43,7 @@ void for_each_string(Json& value, const std::function<void(std::string&)>& chang
 /// between two marks of letters and digits, which no filter of a template changes.
 class OutsideTexts {
  public:
-  /// Takes them out of `input`. `elsewhere`: texts that must not hold the mark.
+  /// `elsewhere`: texts that must not hold the mark.
   OutsideTexts(const Vocabulary& vocabulary, Json& messages, Json& tools,
                const std::string& elsewhere) {
     const std::string all = messages.dump(-1, ' ', false, Json::error_handler_t::replace) +
@@ -70,29 +70,22 @@ class OutsideTexts {
   PromptText back(const std::string& written) const {
     PromptText prompt;
     std::size_t at = 0;
-    for_each(written, [&](std::size_t begin, std::size_t end, const std::string& text) {
-      prompt.text.append(written, at, begin - at);
+    while (!texts_.empty()) {
+      const std::size_t open = written.find(mark_, at);
+      if (open == std::string::npos) break;
+      const std::size_t number = open + mark_.size();
+      const std::size_t close = written.find(mark_, number);
+      const std::string& text = texts_.at(std::stoul(written.substr(number, close - number)));
+      prompt.text.append(written, at, open - at);
       prompt.literal.push_back({prompt.text.size(), prompt.text.size() + text.size()});
       prompt.text += text;
-      at = end;
-    });
+      at = close + mark_.size();
+    }
     prompt.text.append(written, at);
     return prompt;
   }
 
  private:
-  template <typename Found>
-  void for_each(const std::string& written, const Found& found) const {
-    if (texts_.empty()) return;
-    for (std::size_t open = written.find(mark_); open != std::string::npos;) {
-      const std::size_t number = open + mark_.size();
-      const std::size_t close = written.find(mark_, number);
-      const std::size_t end = close + mark_.size();
-      found(open, end, texts_.at(std::stoul(written.substr(number, close - number))));
-      open = written.find(mark_, end);
-    }
-  }
-
   std::string mark_;
   std::vector<std::string> texts_;
 };
@@ -114,11 +107,6 @@ common_reasoning_format format_of(ReasoningFormat format) {
                                           : COMMON_REASONING_FORMAT_DEEPSEEK;
 }
 
-/// Of the tokens that the template itself put before the answer, where a grammar begins there.
-std::vector<Token> read_tokens(const Vocabulary& vocabulary, const std::string& text) {
-  return text.empty() ? std::vector<Token>() : vocabulary.tokenize(text, /*add_bos=*/false);
-}
-
 /// The token that is all of `text`, if there is one.
 std::optional<Token> token_of(const Vocabulary& vocabulary, const std::string& text) {
   const std::vector<Token> tokens = vocabulary.tokenize(text, /*add_bos=*/false);
@@ -129,8 +117,10 @@ GrammarText grammar_of(const Vocabulary& vocabulary, const common_chat_params& w
                        bool is_the_users) {
   GrammarText grammar = {.gbnf = written.grammar};
   if (!written.grammar_lazy) {
-    // The user's own is of the answer alone.
-    if (!is_the_users) grammar.read = read_tokens(vocabulary, written.generation_prompt);
+    // What the template put before the answer it has read; the user's own is of the answer alone.
+    if (!is_the_users) {
+      grammar.read = vocabulary.tokenize(written.generation_prompt, /*add_bos=*/false);
+    }
     return grammar;
   }
   for (const common_grammar_trigger& trigger : written.grammar_triggers) {

@@ -56,7 +56,8 @@ class ReplyReader {
   explicit ReplyReader(std::shared_ptr<const Syntax> syntax) : syntax_(std::move(syntax)) {}
 
   /// `text`: all that came so far; `complete`: and nothing more will. A text that is nothing of
-  /// what the template writes is all content: no text is lost.
+  /// what the template writes is all content: no text is lost. An exception where it is not
+  /// complete, and makes no sense yet.
   ChatReply read(std::string_view text, bool complete) const;
 
  private:

@@ -15,8 +15,6 @@
 
 namespace firp {
 
-using Body = Json;
-
 // What a body may have at most; what has more is refused before anything is done with it.
 inline constexpr std::size_t kMostBodyBytes = std::size_t{32} << 20;
 inline constexpr int kMostDepth = 32;               ///< of objects and lists in each other
@@ -29,24 +27,27 @@ inline constexpr std::size_t kMostMembers = 8192;
 [[noreturn]] void refuse_unsupported(const char* name);
 
 /// The body, if it is a JSON object and no larger than one may be.
-Body parse_body(std::string_view body);
+Json parse_body(std::string_view body);
 
 /// The member, unless it is missing or null.
-const Body* find(const Body& object, const char* name);
+const Json* find(const Json& object, const char* name);
 
 // nullopt: the member is missing or null.
-std::optional<double> number(const Body& object, const char* name, double least, double most);
+std::optional<double> number(const Json& object, const char* name, double least, double most);
 /// Also one written as 16.0, as some languages do. What is more than `most` counts as that.
-std::optional<std::int64_t> integer(const Body& object, const char* name, std::int64_t least,
+std::optional<std::int64_t> integer(const Json& object, const char* name, std::int64_t least,
                                     std::int64_t most = INT_MAX);
-std::optional<bool> boolean(const Body& object, const char* name);
+std::optional<bool> boolean(const Json& object, const char* name);
 /// A string, or as many as `most` in a list.
-std::vector<std::string> strings(const Body& object, const char* name, std::size_t most);
+std::vector<std::string> strings(const Json& object, const char* name, std::size_t most);
 
 /// The value, which is a string.
-std::string text_of(const Body& value, const char* name);
+std::string text_of(const Json& value, const char* name);
+
+/// The member, a string; empty where it is missing.
+std::string optional_text(const Json& object, const char* name);
 
 /// Says nothing, or "no": null, false, 0, nothing in it.
-bool is_off(const Body& value);
+bool is_off(const Json& value);
 
 }  // namespace firp

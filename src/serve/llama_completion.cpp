@@ -120,14 +120,9 @@ Json LlamaWriter::whole(const std::vector<FinishedAnswer>& answers) {
   return list.size() == 1 ? list[0] : list;
 }
 
-Events LlamaWriter::begin(const Usage&) { return {}; }
-
 Events LlamaWriter::progress(const Usage& usage, int read_tokens) {
   Json event = chunk(0, {}, usage);
-  event["prompt_progress"] = {{"total", usage.prompt_tokens},
-                              {"cache", usage.cached_tokens},
-                              {"processed", read_tokens},
-                              {"time_ms", 1e3 * usage.stats.prefill_seconds}};
+  event["prompt_progress"] = progress_member(usage, read_tokens);
   return {{"", std::move(event)}};
 }
 
@@ -138,9 +133,5 @@ Events LlamaWriter::part(int answer, const ReplyPart& part, const ReplyDelta&, c
 Events LlamaWriter::end(int answer, const FinishedAnswer& finished, const ReplyDelta&) {
   return {{"", last(answer, finished, /*streamed=*/true)}};
 }
-
-Events LlamaWriter::finish(const std::vector<FinishedAnswer>&) { return {}; }
-
-Events LlamaWriter::error(const RequestError& error) { return {{"", error_reply(error)}}; }
 
 }  // namespace firp

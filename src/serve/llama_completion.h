@@ -12,13 +12,10 @@ class LlamaWriter : public ReplyWriter {
 
   /// A list where there are several prompts.
   Json whole(const std::vector<FinishedAnswer>& answers) override;
-  Events begin(const Usage& usage) override;
   Events progress(const Usage& usage, int read_tokens) override;
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;
-  Events finish(const std::vector<FinishedAnswer>& answers) override;
-  Events error(const RequestError& error) override;
 
  private:
   Json chunk(int answer, const ReplyPart& part, const Usage& usage) const;

@@ -7,57 +7,52 @@
 namespace firp {
 namespace {
 
-std::string text_member(const Body& object, const char* name) {
-  const Body* const value = find(object, name);
-  return value == nullptr ? "" : text_of(*value, name);
-}
-
-std::string type_of(const Body& block) {
-  return block.is_object() ? text_member(block, "type") : "";
+std::string type_of(const Json& block) {
+  return block.is_object() ? optional_text(block, "type") : "";
 }
 
 /// A string, or blocks of type text.
-std::string text_of_blocks(const Body& content, const char* name) {
+std::string text_of_blocks(const Json& content, const char* name) {
   if (!content.is_array()) return text_of(content, name);
   std::string text;
-  for (const Body& block : content) {
+  for (const Json& block : content) {
     if (type_of(block) != "text") {
       refuse(name, fmt::format("'{}' may hold blocks of type text only", name), kUnsupported);
     }
-    text += text_member(block, "text");
+    text += optional_text(block, "text");
   }
   return text;
 }
 
 /// The messages that a message with blocks stands for: results of tools are messages of their own.
-void add_message(const Body& message, Body& messages) {
-  const Body* const content = message.is_object() ? find(message, "content") : nullptr;
+void add_message(const Json& message, Json& messages) {
+  const Json* const content = message.is_object() ? find(message, "content") : nullptr;
   if (content == nullptr || !content->is_array()) {
     messages.push_back(message);
     return;
   }
-  Body written = {{"role", text_member(message, "role")}, {"content", Body::array()}};
-  Body results = Body::array();
+  Json written = {{"role", optional_text(message, "role")}, {"content", Json::array()}};
+  Json results = Json::array();
   std::string thinking;
-  for (const Body& block : *content) {
+  for (const Json& block : *content) {
     const std::string type = type_of(block);
     if (type == "text") {
-      written["content"].push_back({{"type", "text"}, {"text", text_member(block, "text")}});
+      written["content"].push_back({{"type", "text"}, {"text", optional_text(block, "text")}});
     } else if (type == "thinking") {
-      thinking += text_member(block, "thinking");
+      thinking += optional_text(block, "thinking");
     } else if (type == "redacted_thinking") {
       // Nothing that a model here could read.
     } else if (type == "tool_use") {
-      const Body* const input = find(block, "input");
-      written["tool_calls"].push_back({{"id", text_member(block, "id")},
+      const Json* const input = find(block, "input");
+      written["tool_calls"].push_back({{"id", optional_text(block, "id")},
                                        {"type", "function"},
                                        {"function",
-                                        {{"name", text_member(block, "name")},
+                                        {{"name", optional_text(block, "name")},
                                          {"arguments", input == nullptr ? "{}" : input->dump()}}}});
     } else if (type == "tool_result") {
-      const Body* const result = find(block, "content");
+      const Json* const result = find(block, "content");
       results.push_back({{"role", "tool"},
-                         {"tool_call_id", text_member(block, "tool_use_id")},
+                         {"tool_call_id", optional_text(block, "tool_use_id")},
                          {"content", result == nullptr ? "" : text_of_blocks(*result, "content")}});
     } else {
       refuse("content", fmt::format("blocks of type '{}' are not supported", type), kUnsupported);
@@ -65,7 +60,7 @@ void add_message(const Body& message, Body& messages) {
   }
   if (!thinking.empty()) written["reasoning_content"] = thinking;
   // What a tool gave stands right behind the call, before what the user says to it.
-  for (Body& result : results) messages.push_back(std::move(result));
+  for (Json& result : results) messages.push_back(std::move(result));
   if (written["content"].empty()) {
     if (!written.contains("tool_calls") && thinking.empty()) return;
     written["content"] = "";
@@ -73,27 +68,27 @@ void add_message(const Body& message, Body& messages) {
   messages.push_back(std::move(written));
 }
 
-Body tools_of_messages(const Body& tools) {
+Json tools_of_messages(const Json& tools) {
   if (!tools.is_array()) refuse("tools", "'tools' must be a list");
-  Body list = Body::array();
-  for (const Body& tool : tools) {
+  Json list = Json::array();
+  for (const Json& tool : tools) {
     if (!tool.is_object()) refuse("tools", "a tool is an object with 'name' and 'input_schema'");
-    const Body* const schema = find(tool, "input_schema");
+    const Json* const schema = find(tool, "input_schema");
     list.push_back({{"type", "function"},
                     {"function",
-                     {{"name", text_member(tool, "name")},
-                      {"description", text_member(tool, "description")},
-                      {"parameters", schema == nullptr ? Body::object() : *schema}}}});
+                     {{"name", optional_text(tool, "name")},
+                      {"description", optional_text(tool, "description")},
+                      {"parameters", schema == nullptr ? Json::object() : *schema}}}});
   }
   return list;
 }
 
-Body tool_choice_of_messages(const Body& choice) {
+Json tool_choice_of_messages(const Json& choice) {
   const std::string type = type_of(choice);
   if (type == "auto" || type == "none") return type;
   if (type == "any") return "required";
   if (type == "tool") {
-    return {{"type", "function"}, {"function", {{"name", text_member(choice, "name")}}}};
+    return {{"type", "function"}, {"function", {{"name", optional_text(choice, "name")}}}};
   }
   refuse("tool_choice", "'tool_choice' is of type auto, any, tool or none");
 }
@@ -122,31 +117,31 @@ Event event(const char* type, Json members) {
 
 }  // namespace
 
-Body chat_of_messages(const Body& body) {
+Json chat_of_messages(const Json& body) {
   // Sampling and the like have the same names.
-  Body chat = body;
+  Json chat = body;
   for (const char* const name : {"system", "tools", "tool_choice", "thinking", "stop_sequences",
                                  "metadata", "output_config"}) {
     chat.erase(name);
   }
-  Body messages = Body::array();
-  if (const Body* const system = find(body, "system")) {
+  Json messages = Json::array();
+  if (const Json* const system = find(body, "system")) {
     messages.push_back({{"role", "system"}, {"content", text_of_blocks(*system, "system")}});
   }
-  const Body* const given = find(body, "messages");
+  const Json* const given = find(body, "messages");
   if (given == nullptr || !given->is_array()) {
     refuse("messages", "'messages' must be a list of at least one message",
            given == nullptr ? kMissing : kInvalidValue);
   }
-  for (const Body& message : *given) add_message(message, messages);
+  for (const Json& message : *given) add_message(message, messages);
   chat["messages"] = std::move(messages);
-  if (const Body* const tools = find(body, "tools"); tools != nullptr && !is_off(*tools)) {
+  if (const Json* const tools = find(body, "tools"); tools != nullptr && !is_off(*tools)) {
     chat["tools"] = tools_of_messages(*tools);
-    const Body* const choice = find(body, "tool_choice");
+    const Json* const choice = find(body, "tool_choice");
     if (choice != nullptr) chat["tool_choice"] = tool_choice_of_messages(*choice);
   }
-  if (const Body* const stops = find(body, "stop_sequences")) chat["stop"] = *stops;
-  if (const Body* const thinking = find(body, "thinking")) {
+  if (const Json* const stops = find(body, "stop_sequences")) chat["stop"] = *stops;
+  if (const Json* const thinking = find(body, "thinking")) {
     chat["enable_thinking"] = type_of(*thinking) != "disabled";
   }
   return chat;
@@ -243,8 +238,6 @@ Events MessagesWriter::end(int answer, const FinishedAnswer& finished, const Rep
   events.push_back(event("message_stop", Json::object()));
   return events;
 }
-
-Events MessagesWriter::finish(const std::vector<FinishedAnswer>&) { return {}; }
 
 Events MessagesWriter::error(const RequestError& error) {
   return {{"error", messages_error(error)}};

@@ -9,7 +9,7 @@ namespace firp {
 
 /// The body of a chat completion that asks for what a body of Anthropic's messages
 /// (https://docs.anthropic.com/en/api/messages) asks for.
-Body chat_of_messages(const Body& body);
+Json chat_of_messages(const Json& body);
 
 /// Anthropic's replies.
 class MessagesWriter : public ReplyWriter {
@@ -23,7 +23,6 @@ class MessagesWriter : public ReplyWriter {
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;
-  Events finish(const std::vector<FinishedAnswer>& answers) override;
   Events error(const RequestError& error) override;
 
  private:

@@ -17,6 +17,12 @@ Json reply(const ReplyHead& head, const char* object, Json choices) {
           {"choices", std::move(choices)}};
 }
 
+Json with_usage(Json reply, const std::vector<FinishedAnswer>& answers) {
+  reply["usage"] = usage_member(answers);
+  reply["timings"] = timings_member(answers.front().usage);
+  return reply;
+}
+
 const char* name_of(FinishReason finish) {
   return finish == FinishReason::kLength ? "length" : "stop";
 }
@@ -24,13 +30,6 @@ const char* name_of(FinishReason finish) {
 const char* name_of_chat(const FinishedAnswer& answer) {
   const bool calls = answer.finish != FinishReason::kLength && !answer.reply.tool_calls.empty();
   return calls ? "tool_calls" : name_of(answer.finish);
-}
-
-Json progress_member(const Usage& usage, int read_tokens) {
-  return {{"total", usage.prompt_tokens},
-          {"cache", usage.cached_tokens},
-          {"processed", read_tokens},
-          {"time_ms", 1e3 * usage.stats.prefill_seconds}};
 }
 
 Json call_member(const ToolCall& call) {
@@ -79,10 +78,7 @@ Json ChatWriter::whole(const std::vector<FinishedAnswer>& answers) {
          {"logprobs", request_.likeliest < 0 ? Json() : chat_logprobs(each.part.probabilities)},
          {"message", std::move(message)}});
   }
-  Json whole = reply(head_, "chat.completion", std::move(choices));
-  whole["usage"] = usage_member(answers);
-  whole["timings"] = timings_member(answers.front().usage);
-  return whole;
+  return with_usage(reply(head_, "chat.completion", std::move(choices)), answers);
 }
 
 Json ChatWriter::chunk(int answer, Json delta, Json finish) const {
@@ -140,13 +136,8 @@ Events ChatWriter::end(int answer, const FinishedAnswer& finished, const ReplyDe
 
 Events ChatWriter::finish(const std::vector<FinishedAnswer>& answers) {
   if (!request_.stream_usage) return {};
-  Json last = reply(head_, "chat.completion.chunk", Json::array());
-  last["usage"] = usage_member(answers);
-  last["timings"] = timings_member(answers.front().usage);
-  return {{"", std::move(last)}};
+  return {{"", with_usage(reply(head_, "chat.completion.chunk", Json::array()), answers)}};
 }
-
-Events ChatWriter::error(const RequestError& error) { return {{"", error_reply(error)}}; }
 
 Json TextWriter::whole(const std::vector<FinishedAnswer>& answers) {
   Json choices = Json::array();
@@ -158,10 +149,7 @@ Json TextWriter::whole(const std::vector<FinishedAnswer>& answers) {
          {"logprobs", request_.likeliest < 0 ? Json() : text_logprobs(each.part.probabilities)},
          {"text", (request_.echo ? prompt_of(index) : "") + each.part.text}});
   }
-  Json whole = reply(head_, "text_completion", std::move(choices));
-  whole["usage"] = usage_member(answers);
-  whole["timings"] = timings_member(answers.front().usage);
-  return whole;
+  return with_usage(reply(head_, "text_completion", std::move(choices)), answers);
 }
 
 Json TextWriter::chunk(int answer, const std::string& text, Json finish) const {
@@ -203,12 +191,7 @@ Events TextWriter::end(int answer, const FinishedAnswer& finished, const ReplyDe
 
 Events TextWriter::finish(const std::vector<FinishedAnswer>& answers) {
   if (!request_.stream_usage) return {};
-  Json last = reply(head_, "text_completion", Json::array());
-  last["usage"] = usage_member(answers);
-  last["timings"] = timings_member(answers.front().usage);
-  return {{"", std::move(last)}};
+  return {{"", with_usage(reply(head_, "text_completion", Json::array()), answers)}};
 }
-
-Events TextWriter::error(const RequestError& error) { return {{"", error_reply(error)}}; }
 
 }  // namespace firp

@@ -18,7 +18,6 @@ class ChatWriter : public ReplyWriter {
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;
   Events finish(const std::vector<FinishedAnswer>& answers) override;
-  Events error(const RequestError& error) override;
   bool says_done() const override { return true; }
 
  private:
@@ -41,7 +40,6 @@ class TextWriter : public ReplyWriter {
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;
   Events finish(const std::vector<FinishedAnswer>& answers) override;
-  Events error(const RequestError& error) override;
   bool says_done() const override { return true; }
 
  private:

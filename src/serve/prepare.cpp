@@ -72,7 +72,7 @@ std::vector<Token> infill_tokens(const TextRequest& request, const Vocabulary& v
   const Infill& infill = *request.infill;
   const Vocabulary::InfillTokens marks = vocabulary.infill_tokens();
   if (marks.prefix == kNoToken || marks.suffix == kNoToken || marks.middle == kNoToken) {
-    throw RequestError(kNotDone, "this model has no tokens for filling in (FIM)");
+    throw RequestError(kNotImplemented, "this model has no tokens for filling in (FIM)");
   }
   std::size_t bytes = infill.prefix.size() + infill.suffix.size() + infill.prompt.size();
   for (const Infill::File& file : infill.extra) bytes += file.name.size() + file.text.size();

@@ -61,20 +61,23 @@ std::unique_ptr<ReplyWriter> make_reply_writer(const TextRequest& request, Reply
 
 /// Answers to one prompt share its tokens.
 Json usage_member(const std::vector<FinishedAnswer>& answers) {
-  int prompt = 0, cached = 0, completion = 0;
-  for (const FinishedAnswer& each : answers) {
-    prompt = std::max(prompt, each.usage.prompt_tokens);
-    cached = std::max(cached, each.usage.cached_tokens);
-    completion += each.usage.completion_tokens;
-  }
-  if (!answers.empty()) {
-    prompt = answers.front().usage.prompt_tokens;
-    cached = answers.front().usage.cached_tokens;
-  }
+  const int prompt = answers.front().usage.prompt_tokens;
+  const int cached = answers.front().usage.cached_tokens;
+  int completion = 0;
+  for (const FinishedAnswer& each : answers) completion += each.usage.completion_tokens;
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
           {"total_tokens", prompt + completion},
           {"prompt_tokens_details", {{"cached_tokens", cached}}}};
+}
+
+Events ReplyWriter::error(const RequestError& error) { return {{"", error_reply(error)}}; }
+
+Json progress_member(const Usage& usage, int read_tokens) {
+  return {{"total", usage.prompt_tokens},
+          {"cache", usage.cached_tokens},
+          {"processed", read_tokens},
+          {"time_ms", 1e3 * usage.stats.prefill_seconds}};
 }
 
 /// llama.cpp's names, and FIRP's own measure.

@@ -94,15 +94,15 @@ class ReplyWriter {
 
   // A stream's events, in this order.
   /// `usage`: what is known of the first answer's prompt.
-  virtual Events begin(const Usage& usage) = 0;
+  virtual Events begin(const Usage& /*usage*/) { return {}; }
   /// While the prompt is read, where return_progress asks for it.
   virtual Events progress(const Usage& usage, int read_tokens) = 0;
   virtual Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
                       const Usage& usage) = 0;
   /// `delta`: what came after the last part.
   virtual Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) = 0;
-  virtual Events finish(const std::vector<FinishedAnswer>& answers) = 0;
-  virtual Events error(const RequestError& error) = 0;
+  virtual Events finish(const std::vector<FinishedAnswer>& /*answers*/) { return {}; }
+  virtual Events error(const RequestError& error);
   /// The stream's last line is [DONE].
   virtual bool says_done() const { return false; }
 };
@@ -115,6 +115,8 @@ std::unique_ptr<ReplyWriter> make_reply_writer(const TextRequest& request, Reply
 // What several dialects have in common.
 Json usage_member(const std::vector<FinishedAnswer>& answers);
 Json timings_member(const Usage& usage);
+/// How far the prompt is read.
+Json progress_member(const Usage& usage, int read_tokens);
 /// llama.cpp's list of tokens with their probabilities.
 Json probabilities_member(const std::vector<WrittenToken>& tokens);
 Json error_reply(const RequestError& error);

@@ -20,7 +20,7 @@ namespace {
 /// value, besides null, false, 0 and what is empty.
 struct NotDone {
   const char* name;
-  Body neutral = nullptr;
+  Json neutral = nullptr;
 };
 const NotDone kNotDone[] = {
     {"add_special_tokens", true},
@@ -97,32 +97,32 @@ const NotDone kNotDone[] = {
     {"web_search_options"},
 };
 
-void refuse_what_is_not_done(const Body& body) {
+void refuse_what_is_not_done(const Json& body) {
   for (const auto& [name, neutral] : kNotDone) {
     // These are on where they are not mentioned.
     const bool on_by_default = neutral == true;
-    const Body* const value = find(body, name);
+    const Json* const value = find(body, name);
     if (value == nullptr || *value == neutral || (is_off(*value) && !on_by_default)) continue;
     // What is done with no functions to choose from.
     if (*value == "auto" && neutral == "none") continue;
     refuse_unsupported(name);
   }
   // A number asks for those of the token itself, 0 for no others besides.
-  const Body* const of_prompt = find(body, "prompt_logprobs");
+  const Json* const of_prompt = find(body, "prompt_logprobs");
   if (of_prompt != nullptr && of_prompt->is_number()) refuse_unsupported("prompt_logprobs");
-  if (const Body* const modalities = find(body, "modalities")) {
-    if (*modalities != Body::array({"text"})) refuse_unsupported("modalities");
+  if (const Json* const modalities = find(body, "modalities")) {
+    if (*modalities != Json::array({"text"})) refuse_unsupported("modalities");
   }
 }
 
 /// llama.cpp's and OpenAI's forms: a list of [token, bias], or an object of "token": bias. A bias
 /// of false: never.
-std::vector<TokenLogit> logit_bias_of(const Body& body, int vocabulary) {
+std::vector<TokenLogit> logit_bias_of(const Json& body, int vocabulary) {
   const char* const name = "logit_bias";
-  const Body* const biases = find(body, name);
+  const Json* const biases = find(body, name);
   std::vector<TokenLogit> list;
   if (biases == nullptr) return list;
-  const auto add = [&](const Body& token, const Body& bias) {
+  const auto add = [&](const Json& token, const Json& bias) {
     if (!token.is_number_integer() || token < 0 || token >= vocabulary) {
       refuse(name,
              fmt::format("'{}' names tokens by their numbers, 0 to {}", name, vocabulary - 1));
@@ -139,10 +139,10 @@ std::vector<TokenLogit> logit_bias_of(const Body& body, int vocabulary) {
   };
   if (biases->is_object()) {
     for (const auto& [key, bias] : biases->items()) {
-      add(Body::parse(key, nullptr, /*allow_exceptions=*/false), bias);
+      add(Json::parse(key, nullptr, /*allow_exceptions=*/false), bias);
     }
   } else if (biases->is_array()) {
-    for (const Body& pair : *biases) {
+    for (const Json& pair : *biases) {
       if (!pair.is_array() || pair.size() != 2) {
         refuse(name, fmt::format("'{}' is a list of [token, bias]", name));
       }
@@ -155,7 +155,7 @@ std::vector<TokenLogit> logit_bias_of(const Body& body, int vocabulary) {
 }
 
 /// llama.cpp's forms: a list of names, or a string of letters.
-std::vector<Sampler> samplers_of(const Body& samplers) {
+std::vector<Sampler> samplers_of(const Json& samplers) {
   const char* const name = "samplers";
   if (!samplers.is_array() && !samplers.is_string()) {
     refuse(name, fmt::format("'{}' is a list of names, or a string of letters", name));
@@ -163,7 +163,7 @@ std::vector<Sampler> samplers_of(const Body& samplers) {
   try {
     if (samplers.is_string()) return samplers_of_letters(samplers.get<std::string>());
     std::vector<std::string> names;
-    for (const Body& each : samplers) names.push_back(text_of(each, name));
+    for (const Json& each : samplers) names.push_back(text_of(each, name));
     return samplers_of_names(names);
   } catch (const RequestError&) {
     throw;
@@ -172,13 +172,13 @@ std::vector<Sampler> samplers_of(const Body& samplers) {
   }
 }
 
-std::vector<std::string> breakers_of(const Body& breakers) {
+std::vector<std::string> breakers_of(const Json& breakers) {
   const char* const name = "dry_sequence_breakers";
   if (!breakers.is_array() || breakers.size() > kMostStops) {
     refuse(name, fmt::format("'{}' is a list of at most {} strings", name, kMostStops));
   }
   std::vector<std::string> texts;
-  for (const Body& each : breakers) {
+  for (const Json& each : breakers) {
     texts.push_back(text_of(each, name));
     if (texts.back().empty() || texts.back().size() > kMostBreakerBytes) {
       refuse(name, fmt::format("a string of '{}' has 1 to {} bytes", name, kMostBreakerBytes));
@@ -187,7 +187,7 @@ std::vector<std::string> breakers_of(const Body& breakers) {
   return texts;
 }
 
-SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int vocabulary) {
+SamplingOptions sampling_of(const Json& body, SamplingOptions sampling, int vocabulary) {
   const auto real = [&](const char* name, float& to, double least, double most = 1e30) {
     to = static_cast<float>(number(body, name, least, most).value_or(to));
   };
@@ -215,7 +215,7 @@ SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int voca
   real("dry_base", sampling.dry.base, 1);
   whole("dry_allowed_length", sampling.dry.allowed_length, 0);
   whole("dry_penalty_last_n", sampling.dry.penalty_last_n, -1);
-  if (const Body* const breakers = find(body, "dry_sequence_breakers")) {
+  if (const Json* const breakers = find(body, "dry_sequence_breakers")) {
     sampling.dry.sequence_breakers = breakers_of(*breakers);
   }
   whole("mirostat", sampling.mirostat.version, 0);
@@ -224,7 +224,7 @@ SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int voca
   real("mirostat_eta", sampling.mirostat.eta, 0);
   real("adaptive_target", sampling.adaptive.target, -1e30, 1);
   real("adaptive_decay", sampling.adaptive.decay, 0, 0.99);
-  if (const Body* const samplers = find(body, "samplers")) {
+  if (const Json* const samplers = find(body, "samplers")) {
     sampling.samplers = samplers_of(*samplers);
   }
   whole("min_keep", sampling.min_keep, 0);
@@ -237,17 +237,17 @@ SamplingOptions sampling_of(const Body& body, SamplingOptions sampling, int voca
 }
 
 /// Text, or a list of parts of type text.
-Json content_of(const Body& message, const std::string& role) {
-  const Body* const content = find(message, "content");
+Json content_of(const Json& message, const std::string& role) {
+  const Json* const content = find(message, "content");
   if (content == nullptr) {
     if (role == "assistant") return nullptr;
     refuse("content", fmt::format("a message of role {} has no 'content'", role), kMissing);
   }
   if (!content->is_array()) return text_of(*content, "content");
   Json parts = Json::array();
-  for (const Body& part : *content) {
-    const Body* const type = part.is_object() ? find(part, "type") : nullptr;
-    const Body* const words = type != nullptr && *type == "text" ? find(part, "text") : nullptr;
+  for (const Json& part : *content) {
+    const Json* const type = part.is_object() ? find(part, "type") : nullptr;
+    const Json* const words = type != nullptr && *type == "text" ? find(part, "text") : nullptr;
     if (words == nullptr) {
       refuse("content", "'content' may hold parts of type text only", kUnsupported);
     }
@@ -256,29 +256,29 @@ Json content_of(const Body& message, const std::string& role) {
   return parts;
 }
 
-Json tool_calls_of(const Body& calls) {
+Json tool_calls_of(const Json& calls) {
   if (!calls.is_array()) refuse("tool_calls", "'tool_calls' must be a list");
   Json list = Json::array();
-  for (const Body& call : calls) {
-    const Body* const function = call.is_object() ? find(call, "function") : nullptr;
-    const Body* const name =
+  for (const Json& call : calls) {
+    const Json* const function = call.is_object() ? find(call, "function") : nullptr;
+    const Json* const name =
         function != nullptr && function->is_object() ? find(*function, "name") : nullptr;
     if (name == nullptr) refuse("tool_calls", "a tool call has a 'function' with a 'name'");
-    const Body* const arguments = find(*function, "arguments");
+    const Json* const arguments = find(*function, "arguments");
     Json written = {{"type", "function"},
                     {"function",
                      {{"name", text_of(*name, "name")},
                       {"arguments", arguments == nullptr     ? "{}"
                                     : arguments->is_string() ? arguments->get<std::string>()
                                                              : arguments->dump()}}}};
-    if (const Body* const id = find(call, "id")) written["id"] = text_of(*id, "id");
+    if (const Json* const id = find(call, "id")) written["id"] = text_of(*id, "id");
     list.push_back(std::move(written));
   }
   return list;
 }
 
-Json message_of(const Body& message) {
-  const Body* const role_member = message.is_object() ? find(message, "role") : nullptr;
+Json message_of(const Json& message) {
+  const Json* const role_member = message.is_object() ? find(message, "role") : nullptr;
   if (role_member == nullptr) {
     refuse("messages", "a message must be an object with 'role' and 'content'");
   }
@@ -290,24 +290,24 @@ Json message_of(const Body& message) {
                                one_line(role)));
   }
   for (const char* const name : {"function_call", "audio", "images", "prefix"}) {
-    const Body* const value = find(message, name);
+    const Json* const value = find(message, name);
     if (value != nullptr && !is_off(*value)) refuse_unsupported(name);
   }
   Json written = {{"role", role}, {"content", content_of(message, role)}};
-  const Body* const calls = find(message, "tool_calls");
+  const Json* const calls = find(message, "tool_calls");
   if (calls != nullptr && !calls->empty()) {
     written["tool_calls"] = tool_calls_of(*calls);
   } else if (written["content"].is_null()) {
     written["content"] = "";
   }
   for (const char* const name : {"reasoning_content", "name", "tool_call_id"}) {
-    if (const Body* const value = find(message, name)) written[name] = text_of(*value, name);
+    if (const Json* const value = find(message, name)) written[name] = text_of(*value, name);
   }
   return written;
 }
 
-Json messages_of(const Body& body) {
-  const Body* const messages = find(body, "messages");
+Json messages_of(const Json& body) {
+  const Json* const messages = find(body, "messages");
   if (messages == nullptr || !messages->is_array() || messages->empty()) {
     refuse("messages", "'messages' must be a list of at least one message",
            messages == nullptr ? kMissing : kInvalidValue);
@@ -316,29 +316,29 @@ Json messages_of(const Body& body) {
     refuse("messages", fmt::format("'messages' may hold {} messages", kMostMessages), kTooLarge);
   }
   Json list = Json::array();
-  for (const Body& message : *messages) list.push_back(message_of(message));
+  for (const Json& message : *messages) list.push_back(message_of(message));
   return list;
 }
 
-Json tools_of(const Body& body) {
-  const Body* const tools = find(body, "tools");
+Json tools_of(const Json& body) {
+  const Json* const tools = find(body, "tools");
   if (tools == nullptr) return nullptr;
   if (!tools->is_array()) refuse("tools", "'tools' must be a list");
   if (tools->empty()) return nullptr;
   Json list = Json::array();
-  for (const Body& tool : *tools) {
-    const Body* const type = tool.is_object() ? find(tool, "type") : nullptr;
-    const Body* const function = type != nullptr ? find(tool, "function") : nullptr;
+  for (const Json& tool : *tools) {
+    const Json* const type = tool.is_object() ? find(tool, "type") : nullptr;
+    const Json* const function = type != nullptr ? find(tool, "function") : nullptr;
     if (type == nullptr || *type != "function" || function == nullptr || !function->is_object()) {
       refuse("tools", "a tool is an object of type function, with a 'function'");
     }
-    const Body* const name = find(*function, "name");
-    const Body* const parameters = find(*function, "parameters");
+    const Json* const name = find(*function, "name");
+    const Json* const parameters = find(*function, "parameters");
     if (name == nullptr) refuse("tools", "a tool's 'function' has no 'name'", kMissing);
     if (parameters != nullptr && !parameters->is_object()) {
       refuse("tools", "a function's 'parameters' must be a JSON schema, an object");
     }
-    const Body* const description = find(*function, "description");
+    const Json* const description = find(*function, "description");
     list.push_back(
         {{"type", "function"},
          {"function",
@@ -350,16 +350,16 @@ Json tools_of(const Body& body) {
 }
 
 /// OpenAI's forms; a function by its name leaves that one alone among the tools.
-void choose_tool(const Body& body, ChatInput& chat) {
-  const Body* const choice = find(body, "tool_choice");
+void choose_tool(const Json& body, ChatInput& chat) {
+  const Json* const choice = find(body, "tool_choice");
   if (choice == nullptr || *choice == "auto") return;
   if (*choice == "none") {
     chat.tool_choice = ToolChoice::kNone;
     return;
   }
   if (*choice != "required") {
-    const Body* const function = choice->is_object() ? find(*choice, "function") : nullptr;
-    const Body* const name =
+    const Json* const function = choice->is_object() ? find(*choice, "function") : nullptr;
+    const Json* const name =
         function != nullptr && function->is_object() ? find(*function, "name") : nullptr;
     if (name == nullptr) {
       refuse("tool_choice", "'tool_choice' is auto, none, required, or a function by its name");
@@ -376,7 +376,7 @@ void choose_tool(const Body& body, ChatInput& chat) {
 }
 
 /// Of any object, where the schema says nothing.
-std::string schema_text(const Body& schema, const char* name) {
+std::string schema_text(const Json& schema, const char* name) {
   if (!schema.is_object() && !schema.is_boolean()) {
     refuse(name, fmt::format("'{}' must be a JSON schema, an object", name));
   }
@@ -384,22 +384,22 @@ std::string schema_text(const Body& schema, const char* name) {
 }
 
 /// `json_schema` and `response_format`; empty: neither.
-std::string json_schema_of(const Body& body) {
+std::string json_schema_of(const Json& body) {
   std::string schema;
-  if (const Body* const own = find(body, "json_schema")) schema = schema_text(*own, "json_schema");
-  const Body* const format = find(body, "response_format");
+  if (const Json* const own = find(body, "json_schema")) schema = schema_text(*own, "json_schema");
+  const Json* const format = find(body, "response_format");
   if (format == nullptr) return schema;
   const char* const name = "response_format";
-  const Body* const type = format->is_object() ? find(*format, "type") : nullptr;
+  const Json* const type = format->is_object() ? find(*format, "type") : nullptr;
   if (type != nullptr && *type == "text") return schema;
   if (type != nullptr && *type == "json_object") {
-    const Body* const inside = find(*format, "schema");
+    const Json* const inside = find(*format, "schema");
     if (inside == nullptr && !schema.empty()) return schema;
-    return schema_text(inside == nullptr ? Body::object() : *inside, name);
+    return schema_text(inside == nullptr ? Json::object() : *inside, name);
   }
   if (type != nullptr && *type == "json_schema") {
-    const Body* const wrapped = find(*format, "json_schema");
-    const Body* inside =
+    const Json* const wrapped = find(*format, "json_schema");
+    const Json* inside =
         wrapped != nullptr && wrapped->is_object() ? find(*wrapped, "schema") : nullptr;
     if (inside == nullptr) inside = find(*format, "schema");
     if (inside == nullptr) {
@@ -411,8 +411,8 @@ std::string json_schema_of(const Body& body) {
   refuse(name, "'response_format' is of type text, json_object or json_schema");
 }
 
-std::string grammar_of(const Body& body) {
-  const Body* const grammar = find(body, "grammar");
+std::string grammar_of(const Json& body) {
+  const Json* const grammar = find(body, "grammar");
   if (grammar == nullptr) return {};
   std::string gbnf = text_of(*grammar, "grammar");
   if (gbnf.size() > kMostGrammarBytes) {
@@ -421,8 +421,8 @@ std::string grammar_of(const Body& body) {
   return gbnf;
 }
 
-ReasoningFormat reasoning_of(const Body& body, ReasoningFormat otherwise) {
-  const Body* const format = find(body, "reasoning_format");
+ReasoningFormat reasoning_of(const Json& body, ReasoningFormat otherwise) {
+  const Json* const format = find(body, "reasoning_format");
   if (format == nullptr) return otherwise;
   if (*format == "none") return ReasoningFormat::kNone;
   if (*format == "auto" || *format == "deepseek" || *format == "deepseek-legacy") {
@@ -432,8 +432,8 @@ ReasoningFormat reasoning_of(const Body& body, ReasoningFormat otherwise) {
 }
 
 /// What `chat_template_kwargs` and OpenAI's `reasoning_effort` say to the template.
-void set_template_variables(const Body& body, ChatInput& chat) {
-  if (const Body* const variables = find(body, "chat_template_kwargs")) {
+void set_template_variables(const Json& body, ChatInput& chat) {
+  if (const Json* const variables = find(body, "chat_template_kwargs")) {
     if (!variables->is_object()) {
       refuse("chat_template_kwargs", "'chat_template_kwargs' must be an object");
     }
@@ -447,7 +447,7 @@ void set_template_variables(const Body& body, ChatInput& chat) {
     chat.thinks = at->second.get<bool>();
     chat.variables.erase(at);
   }
-  if (const Body* const effort = find(body, "reasoning_effort")) {
+  if (const Json* const effort = find(body, "reasoning_effort")) {
     const std::string level = text_of(*effort, "reasoning_effort");
     if (level == "none") {
       chat.thinks = false;
@@ -457,7 +457,7 @@ void set_template_variables(const Body& body, ChatInput& chat) {
   }
 }
 
-ChatInput chat_of(const Body& body, const RequestDefaults& defaults) {
+ChatInput chat_of(const Json& body, const RequestDefaults& defaults) {
   ChatInput chat = {.messages = messages_of(body),
                     .tools = tools_of(body),
                     .parallel_tool_calls = boolean(body, "parallel_tool_calls").value_or(false),
@@ -496,7 +496,7 @@ ChatInput chat_of(const Body& body, const RequestDefaults& defaults) {
   return chat;
 }
 
-Token token_of(const Body& value, int vocabulary) {
+Token token_of(const Json& value, int vocabulary) {
   if (!value.is_number_integer() || value < 0 || value >= vocabulary) {
     refuse("prompt", fmt::format("tokens of 'prompt' are numbers of 0 to {}", vocabulary - 1));
   }
@@ -504,13 +504,13 @@ Token token_of(const Body& value, int vocabulary) {
 }
 
 /// A string, or a list of tokens and strings.
-Prompt one_prompt_of(const Body& value, int vocabulary) {
+Prompt one_prompt_of(const Json& value, int vocabulary) {
   Prompt prompt;
   if (!value.is_array()) {
     prompt.emplace_back(text_of(value, "prompt"));
     return prompt;
   }
-  for (const Body& each : value) {
+  for (const Json& each : value) {
     if (each.is_string()) {
       prompt.emplace_back(each.get<std::string>());
       continue;
@@ -522,15 +522,15 @@ Prompt one_prompt_of(const Body& value, int vocabulary) {
 }
 
 /// One prompt, or a list of several: of strings, or of lists.
-std::vector<Prompt> prompts_of(const Body& body, int vocabulary) {
-  const Body* const prompt = find(body, "prompt");
+std::vector<Prompt> prompts_of(const Json& body, int vocabulary) {
+  const Json* const prompt = find(body, "prompt");
   if (prompt == nullptr) refuse("prompt", "'prompt' is missing", kMissing);
   std::vector<Prompt> list;
   const bool several =
       prompt->is_array() && !prompt->empty() &&
-      std::ranges::all_of(*prompt, [](const Body& each) { return !each.is_number(); });
+      std::ranges::all_of(*prompt, [](const Json& each) { return !each.is_number(); });
   if (several) {
-    for (const Body& each : *prompt) list.push_back(one_prompt_of(each, vocabulary));
+    for (const Json& each : *prompt) list.push_back(one_prompt_of(each, vocabulary));
   } else {
     list.push_back(one_prompt_of(*prompt, vocabulary));
   }
@@ -546,12 +546,7 @@ std::vector<Prompt> prompts_of(const Body& body, int vocabulary) {
   return list;
 }
 
-std::string optional_text(const Body& body, const char* name) {
-  const Body* const value = find(body, name);
-  return value == nullptr ? "" : text_of(*value, name);
-}
-
-Infill infill_of(const Body& body) {
+Infill infill_of(const Json& body) {
   if (find(body, "input_prefix") == nullptr) {
     refuse("input_prefix", "'input_prefix' is missing", kMissing);
   }
@@ -562,10 +557,10 @@ Infill infill_of(const Body& body) {
                    .suffix = optional_text(body, "input_suffix"),
                    .prompt = optional_text(body, "prompt"),
                    .extra = {}};
-  const Body* const extra = find(body, "input_extra");
+  const Json* const extra = find(body, "input_extra");
   if (extra == nullptr) return infill;
   if (!extra->is_array()) refuse("input_extra", "'input_extra' must be a list");
-  for (const Body& file : *extra) {
+  for (const Json& file : *extra) {
     if (!file.is_object() || find(file, "text") == nullptr) {
       refuse("input_extra", "'input_extra' holds objects with 'filename' and 'text'");
     }
@@ -574,7 +569,7 @@ Infill infill_of(const Body& body) {
   return infill;
 }
 
-std::vector<std::string> stops_of(const Body& body) {
+std::vector<std::string> stops_of(const Json& body) {
   std::vector<std::string> stops = strings(body, "stop", kMostStops);
   for (const std::string& each : stops) {
     if (each.empty()) refuse("stop", "'stop' must not hold an empty string");
@@ -585,7 +580,7 @@ std::vector<std::string> stops_of(const Body& body) {
   return stops;
 }
 
-int count_of(const Body& body, const char* name) {
+int count_of(const Json& body, const char* name) {
   const auto count = integer(body, name, 0);
   if (count.value_or(0) > kMostLikeliest) {
     refuse(name, fmt::format("'{}' must be at most {}", name, kMostLikeliest));
@@ -595,9 +590,9 @@ int count_of(const Body& body, const char* name) {
 
 /// Of chats a flag and a number, of texts a number, as llama.cpp writes it `n_probs`. -1: not asked
 /// for.
-int likeliest_of(const Body& body, Dialect dialect) {
+int likeliest_of(const Json& body, Dialect dialect) {
   if (dialect == Dialect::kText) {
-    const Body* const value = find(body, "logprobs");
+    const Json* const value = find(body, "logprobs");
     if (value == nullptr || (value->is_boolean() && !value->get<bool>())) return -1;
     return count_of(body, "logprobs");
   }
@@ -611,7 +606,7 @@ int likeliest_of(const Body& body, Dialect dialect) {
   return wanted ? count : -1;
 }
 
-int most_tokens_of(const Body& body, int limit) {
+int most_tokens_of(const Json& body, int limit) {
   for (const char* const name : {"n_predict", "max_tokens", "max_completion_tokens"}) {
     // llama.cpp's -1: without a limit.
     const std::int64_t most = integer(body, name, -1).value_or(-1);
@@ -620,7 +615,7 @@ int most_tokens_of(const Body& body, int limit) {
   return limit;
 }
 
-int answers_of(const Body& body) {
+int answers_of(const Json& body) {
   const auto count = [&](const char* name) {
     const std::int64_t value = integer(body, name, 1).value_or(1);
     if (value > kMostAnswers) {
@@ -638,7 +633,7 @@ int answers_of(const Body& body) {
 }  // namespace
 
 TextRequest parse_request(std::string_view text, Dialect dialect, const RequestDefaults& defaults) {
-  Body body = parse_body(text);
+  Json body = parse_body(text);
   if (dialect == Dialect::kResponses) body = chat_of_responses(body);
   if (dialect == Dialect::kMessages) body = chat_of_messages(body);
   refuse_what_is_not_done(body);
@@ -678,7 +673,7 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
       refuse("grammar", "give a 'grammar' or a JSON schema, not both");
     }
   }
-  if (const Body* const options = find(body, "stream_options")) {
+  if (const Json* const options = find(body, "stream_options")) {
     if (!options->is_object()) refuse("stream_options", "'stream_options' must be an object");
     request.stream_usage = boolean(*options, "include_usage").value_or(false);
   }
@@ -687,8 +682,8 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
 }
 
 TokenizeRequest parse_tokenize_request(std::string_view body) {
-  const Body parsed = parse_body(body);
-  const Body* const content = find(parsed, "content");
+  const Json parsed = parse_body(body);
+  const Json* const content = find(parsed, "content");
   if (content == nullptr) refuse("content", "'content' is missing", kMissing);
   return {.content = text_of(*content, "content"),
           .add_special = boolean(parsed, "add_special").value_or(false),
@@ -697,12 +692,12 @@ TokenizeRequest parse_tokenize_request(std::string_view body) {
 }
 
 std::vector<Token> parse_detokenize_request(std::string_view body, int vocabulary) {
-  const Body parsed = parse_body(body);
-  const Body* const list = find(parsed, "tokens");
+  const Json parsed = parse_body(body);
+  const Json* const list = find(parsed, "tokens");
   if (list == nullptr) refuse("tokens", "'tokens' is missing", kMissing);
   if (!list->is_array()) refuse("tokens", "'tokens' must be a list of numbers");
   std::vector<Token> tokens;
-  for (const Body& token : *list) {
+  for (const Json& token : *list) {
     if (!token.is_number_integer() || token < 0 || token >= vocabulary) {
       refuse("tokens", fmt::format("'tokens' holds numbers of 0 to {}", vocabulary - 1));
     }

@@ -73,7 +73,7 @@ struct TextRequest {
   bool return_tokens = false;
   bool return_progress = false;                   ///< chunks while the prompt is read
   std::vector<std::string> response_fields = {};  ///< of llama.cpp's reply: these alone
-  Body body = {};                                 ///< for replies that repeat what was asked
+  Json body = {};                                 ///< for replies that repeat what was asked
 };
 
 /// What the flags say for requests that do not, and what is allowed.

@@ -7,54 +7,50 @@
 namespace firp {
 namespace {
 
-std::string text_member(const Body& object, const char* name) {
-  const Body* const value = find(object, name);
-  return value == nullptr ? "" : text_of(*value, name);
-}
-
 /// A string, or parts of type input_text and output_text.
-Body content_of_item(const Body& content) {
+Json content_of_item(const Json& content) {
   if (!content.is_array()) return text_of(content, "content");
-  Body parts = Body::array();
-  for (const Body& part : content) {
-    const std::string type = part.is_object() ? text_member(part, "type") : "";
+  Json parts = Json::array();
+  for (const Json& part : content) {
+    const std::string type = part.is_object() ? optional_text(part, "type") : "";
     if (type != "input_text" && type != "output_text" && type != "text") {
       refuse("input", fmt::format("parts of type '{}' are not supported", type), kUnsupported);
     }
-    parts.push_back({{"type", "text"}, {"text", text_member(part, "text")}});
+    parts.push_back({{"type", "text"}, {"text", optional_text(part, "text")}});
   }
   return parts;
 }
 
 /// The assistant's message that is being put together, or a new one: reasoning, text and calls are
 /// items of their own in a response, and one message in a chat.
-Body& assistant_message(Body& messages) {
+Json& assistant_message(Json& messages) {
   if (messages.empty() || messages.back()["role"] != "assistant") {
     messages.push_back({{"role", "assistant"}, {"content", nullptr}});
   }
   return messages.back();
 }
 
-void add_item(const Body& item, Body& messages) {
+void add_item(const Json& item, Json& messages) {
   if (!item.is_object()) refuse("input", "'input' must be a string, or a list of objects");
-  const std::string type = text_member(item, "type");
-  const std::string role = text_member(item, "role");
-  const Body* const content = find(item, "content");
+  const std::string type = optional_text(item, "type");
+  const std::string role = optional_text(item, "role");
+  const Json* const content = find(item, "content");
   if (type == "function_call") {
     assistant_message(messages)["tool_calls"].push_back(
-        {{"id", text_member(item, "call_id")},
+        {{"id", optional_text(item, "call_id")},
          {"type", "function"},
          {"function",
-          {{"name", text_member(item, "name")}, {"arguments", text_member(item, "arguments")}}}});
+          {{"name", optional_text(item, "name")},
+           {"arguments", optional_text(item, "arguments")}}}});
   } else if (type == "function_call_output") {
-    const Body* const output = find(item, "output");
+    const Json* const output = find(item, "output");
     messages.push_back({{"role", "tool"},
-                        {"tool_call_id", text_member(item, "call_id")},
-                        {"content", output == nullptr ? Body("") : content_of_item(*output)}});
+                        {"tool_call_id", optional_text(item, "call_id")},
+                        {"content", output == nullptr ? Json("") : content_of_item(*output)}});
   } else if (type == "reasoning") {
     std::string text;
     if (content != nullptr && content->is_array()) {
-      for (const Body& part : *content) text += text_member(part, "text");
+      for (const Json& part : *content) text += optional_text(part, "text");
     }
     if (!text.empty()) assistant_message(messages)["reasoning_content"] = text;
   } else if (!role.empty() && (type.empty() || type == "message")) {
@@ -70,13 +66,13 @@ void add_item(const Body& item, Body& messages) {
 }
 
 /// Functions; what only OpenAI's own servers run is left out, as the model cannot call it.
-Body tools_of_responses(const Body& tools) {
+Json tools_of_responses(const Json& tools) {
   if (!tools.is_array()) refuse("tools", "'tools' must be a list");
-  Body list = Body::array();
-  for (const Body& tool : tools) {
+  Json list = Json::array();
+  for (const Json& tool : tools) {
     if (!tool.is_object()) refuse("tools", "a tool is an object");
-    if (text_member(tool, "type") != "function") continue;
-    Body function = tool;
+    if (optional_text(tool, "type") != "function") continue;
+    Json function = tool;
     function.erase("type");
     list.push_back({{"type", "function"}, {"function", std::move(function)}});
   }
@@ -85,36 +81,36 @@ Body tools_of_responses(const Body& tools) {
 
 }  // namespace
 
-Body chat_of_responses(const Body& body) {
-  Body chat = body;
+Json chat_of_responses(const Json& body) {
+  Json chat = body;
   for (const char* const name : {"input", "instructions", "tools", "tool_choice", "reasoning",
                                  "max_output_tokens", "text", "truncation"}) {
     chat.erase(name);
   }
-  const Body* const input = find(body, "input");
+  const Json* const input = find(body, "input");
   if (input == nullptr) refuse("input", "'input' is missing", kMissing);
-  Body messages = Body::array();
-  if (const std::string text = text_member(body, "instructions"); !text.empty()) {
+  Json messages = Json::array();
+  if (const std::string text = optional_text(body, "instructions"); !text.empty()) {
     messages.push_back({{"role", "system"}, {"content", text}});
   }
   if (input->is_array()) {
-    for (const Body& item : *input) add_item(item, messages);
+    for (const Json& item : *input) add_item(item, messages);
   } else {
     messages.push_back({{"role", "user"}, {"content", text_of(*input, "input")}});
   }
   chat["messages"] = std::move(messages);
-  if (const Body* const tools = find(body, "tools")) chat["tools"] = tools_of_responses(*tools);
-  if (const Body* const choice = find(body, "tool_choice")) {
+  if (const Json* const tools = find(body, "tools")) chat["tools"] = tools_of_responses(*tools);
+  if (const Json* const choice = find(body, "tool_choice")) {
     const bool by_name = choice->is_object() && choice->contains("name");
     chat["tool_choice"] =
-        by_name ? Body{{"type", "function"}, {"function", {{"name", (*choice)["name"]}}}} : *choice;
+        by_name ? Json{{"type", "function"}, {"function", {{"name", (*choice)["name"]}}}} : *choice;
   }
-  if (const Body* const most = find(body, "max_output_tokens")) chat["max_tokens"] = *most;
-  if (const Body* const reasoning = find(body, "reasoning"); reasoning && reasoning->is_object()) {
-    if (const Body* const effort = find(*reasoning, "effort")) chat["reasoning_effort"] = *effort;
+  if (const Json* const most = find(body, "max_output_tokens")) chat["max_tokens"] = *most;
+  if (const Json* const reasoning = find(body, "reasoning"); reasoning && reasoning->is_object()) {
+    if (const Json* const effort = find(*reasoning, "effort")) chat["reasoning_effort"] = *effort;
   }
-  if (const Body* const text = find(body, "text"); text != nullptr && text->is_object()) {
-    if (const Body* const format = find(*text, "format")) chat["response_format"] = *format;
+  if (const Json* const text = find(body, "text"); text != nullptr && text->is_object()) {
+    if (const Json* const format = find(*text, "format")) chat["response_format"] = *format;
   }
   return chat;
 }
@@ -315,8 +311,6 @@ Events ResponsesWriter::end(int answer, const FinishedAnswer& finished, const Re
             {{"response", std::move(whole)}, {"timings", timings_member(finished.usage)}}));
   return events;
 }
-
-Events ResponsesWriter::finish(const std::vector<FinishedAnswer>&) { return {}; }
 
 Events ResponsesWriter::error(const RequestError& error) {
   Events events;

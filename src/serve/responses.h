@@ -10,7 +10,7 @@ namespace firp {
 /// The body of a chat completion that asks for what a body of OpenAI's responses
 /// (https://platform.openai.com/docs/api-reference/responses) asks for. Nothing is stored: there is
 /// no `previous_response_id`.
-Body chat_of_responses(const Body& body);
+Json chat_of_responses(const Json& body);
 
 /// The replies of OpenAI's responses.
 class ResponsesWriter : public ReplyWriter {
@@ -24,7 +24,6 @@ class ResponsesWriter : public ReplyWriter {
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;
-  Events finish(const std::vector<FinishedAnswer>& answers) override;
   Events error(const RequestError& error) override;
 
  private:

@@ -479,7 +479,7 @@ void Server::State::props(const httplib::Request&, httplib::Response& response, 
 void Server::State::slots(const httplib::Request& request, httplib::Response& response,
                           const Reader*) {
   if (!options.tells_slots) {
-    throw RequestError(kNotDone, "this server does not tell its slots (--slots)");
+    throw RequestError(kNotImplemented, "this server does not tell its slots (--slots)");
   }
   const Scheduler::Status status = scheduler.status();
   if (request.has_param("fail_on_no_slot") && std::ssize(status.running) >= options.parallel) {
@@ -490,7 +490,7 @@ void Server::State::slots(const httplib::Request& request, httplib::Response& re
 
 void Server::State::metrics(const httplib::Request&, httplib::Response& response, const Reader*) {
   if (!options.tells_metrics) {
-    throw RequestError(kNotDone, "this server does not tell its metrics (--metrics)");
+    throw RequestError(kNotImplemented, "this server does not tell its metrics (--metrics)");
   }
   response.set_header("Process-Start-Time-Unix", std::to_string(start_seconds));
   response.set_content(metrics_of(scheduler.status()), "text/plain; version=0.0.4");
@@ -535,7 +535,7 @@ void Server::State::apply_template(const httplib::Request& request, httplib::Res
 }
 
 void Server::State::not_done(const httplib::Request& request, httplib::Response&, const Reader*) {
-  throw RequestError(kNotDone, fmt::format("{} is not done by this server", request.path));
+  throw RequestError(kNotImplemented, fmt::format("{} is not done by this server", request.path));
 }
 
 TextRequest Server::State::read_request(Dialect dialect, const httplib::Request& request,
