@@ -113,14 +113,12 @@ std::optional<Token> token_of(const Vocabulary& vocabulary, const std::string& t
   return tokens.size() == 1 ? std::optional(tokens.front()) : std::nullopt;
 }
 
-GrammarText grammar_of(const Vocabulary& vocabulary, const common_chat_params& written,
-                       bool is_the_users) {
+/// Of tools or a schema.
+GrammarText grammar_of(const Vocabulary& vocabulary, const common_chat_params& written) {
   GrammarText grammar = {.gbnf = written.grammar};
   if (!written.grammar_lazy) {
-    // What the template put before the answer it has read; the user's own is of the answer alone.
-    if (!is_the_users) {
-      grammar.read = vocabulary.tokenize(written.generation_prompt, /*add_bos=*/false);
-    }
+    // It has read what the template put before the answer.
+    grammar.read = vocabulary.tokenize(written.generation_prompt, /*add_bos=*/false);
     return grammar;
   }
   for (const common_grammar_trigger& trigger : written.grammar_triggers) {
@@ -262,7 +260,8 @@ WrittenChat ChatTemplate::write(const ChatInput& input) const {
     syntax->known = ReplyReader(syntax).read("", /*complete=*/false);
   }
   WrittenChat chat = {.prompt = outside.back(written.prompt),
-                      .grammar = grammar_of(s.vocabulary, written, !input.grammar.empty()),
+                      .grammar = input.grammar.empty() ? grammar_of(s.vocabulary, written)
+                                                       : GrammarText{.gbnf = input.grammar},
                       .stops = written.additional_stops,
                       .shown_tokens = {},
                       .reader = ReplyReader(syntax)};

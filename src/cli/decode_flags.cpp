@@ -222,10 +222,13 @@ int most_tokens(int predict, int least) {
   return predict;
 }
 
-std::uint64_t seed_of(std::int64_t seed) {
+bool is_random(std::int64_t seed) {
   constexpr std::int64_t kLlamaRandomSeed = 0xFFFFFFFF;  // -1 in the 32 bits that llama.cpp keeps
-  const bool random = seed == kRandomSeed || seed == kLlamaRandomSeed;
-  return random ? std::random_device()() : static_cast<std::uint64_t>(seed);
+  return seed == kRandomSeed || seed == kLlamaRandomSeed;
+}
+
+std::uint64_t seed_of(std::int64_t seed) {
+  return is_random(seed) ? std::random_device()() : static_cast<std::uint64_t>(seed);
 }
 
 int DecodeFlags::thread_count() const {

@@ -23,7 +23,8 @@ inline const std::vector<std::string> kDraftNames = {"none", "firp", "ngram", "f
 
 /// A --seed that stands for another one each time.
 inline constexpr std::int64_t kRandomSeed = -1;
-/// What a --seed stands for: for a random one, where it is kRandomSeed.
+bool is_random(std::int64_t seed);
+/// What a --seed stands for: for a random one, where it is_random().
 std::uint64_t seed_of(std::int64_t seed);
 
 /// What -n allows: -1 and -2 stand for no limit but the context's. An Error for less than `least`.

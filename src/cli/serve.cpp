@@ -94,6 +94,9 @@ int run_serve(const ServeFlags& flags) {
   const int most = most_tokens(flags.tokens);
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   options.max_tokens = most;
+  if (!is_random(flags.decode.seed.value_or(kRandomSeed))) {
+    options.seed = decoder.options.sampling.seed;
+  }
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
   options.model_path = flags.decode.model.string();
   options.thinks = flags.reasoning != "off";
@@ -127,8 +130,8 @@ Verb add_serve(CLI::App& program) {
 Endpoints: POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /completion, /infill,
 /tokenize; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
 with the model. Tools, JSON schemas and grammars are followed, with drafts. Several requests are answered at once and share their passes. What a
-request does not say (temperature, top_k, ...) is as the flags have it, but for the seed: without one
-of its own a request has another one each time.
+request does not say (temperature, top_k, ...) is as the flags have it. Without a seed of its own, or of
+--seed, a request has another one each time.
 
 With the native engine (--engine) drafts never change the text: with temperature 0, or with a seed, a
 request has the same answer every time, whatever else is being answered. With --engine llama the
@@ -168,6 +171,11 @@ Examples:
       ->capture_default_str();
   app->add_flag("--slots,!--no-slots", server.tells_slots,
                 "Tell at /slots what is being written (default: on)");
+  app->add_flag("--ui,--webui,!--no-ui,!--no-webui", server.has_page,
+                "The page to chat with the model (default: on)");
+  app->add_flag("-v,--verbose", server.verbose,
+                "Replies to chats tell what the model read (__verbose), as a request's \"verbose\" "
+                "asks for");
   app->add_flag("--metrics", server.tells_metrics, "Tell numbers for Prometheus at /metrics");
   app->add_option("--reasoning", flags->reasoning,
                   "(-rea) Whether templates that know of thinking open it: on, off, auto")

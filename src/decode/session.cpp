@@ -57,6 +57,27 @@ TokenProbability probability_of(Token token, std::span<const float> logits, int 
   return probability_of(token, best, likeliest);
 }
 
+/// The token is one of those that have a share.
+TokenProbability probability_of(Token token, std::vector<TokenShare> shares, int likeliest) {
+  std::ranges::stable_sort(shares, std::ranges::greater{}, &TokenShare::probability);
+  TokenProbability probability;
+  for (const TokenShare& each : shares) {
+    const auto log_probability = static_cast<float>(std::log(each.probability));
+    if (each.token == token) probability.log_probability = log_probability;
+    if (std::ssize(probability.likeliest) < likeliest && each.probability > 0) {
+      probability.likeliest.push_back({each.token, log_probability});
+    }
+  }
+  return probability;
+}
+
+/// For a token that is sampled anew, as the first one was forbidden: a random number of its own.
+SamplingOptions anew(SamplingOptions sampling) {
+  constexpr int kAnew = 1 << 29;
+  sampling.stream += kAnew;
+  return sampling;
+}
+
 }  // namespace
 
 Session::Session(BatchDecoder& decoder, const DecodeOptions& options)
@@ -224,7 +245,8 @@ void Session::walk(Part& part, const Choose& choose) const {
 
 /// Whether best tokens alone don't tell what comes next.
 bool Session::needs_logits() const {
-  return tokens_to_sample_from(options_.sampling) == 0 || (may_forbid() && options_.likeliest >= 0);
+  return tokens_to_sample_from(options_.sampling) == 0 ||
+         (options_.likeliest >= 0 && (may_forbid() || options_.after_sampling));
 }
 
 /// Of each of its rows.
@@ -265,7 +287,8 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
       } else {
         const int row_of_pass = part.first_row + row;
         state = before;
-        token = sample_allowed(part, pass.logits({&row_of_pass, 1}), tokens_, state);
+        token = sample_token(allowed_logits(part, pass.logits({&row_of_pass, 1})), tokens_,
+                             position, anew(options_.sampling), state);
       }
     }
     part.states.push_back(state);
@@ -285,9 +308,8 @@ bool Session::allows(const Part& part, Token token) const {
   return !part.grammar || part.grammar->allows(token);
 }
 
-/// From all tokens that are allowed, `history` before it with what the part has decoded.
-Token Session::sample_allowed(const Part& part, std::span<const float> logits,
-                              std::span<const Token> history, SamplerState& state) const {
+/// What may not stand behind what the part has decoded has -infinity.
+std::vector<float> Session::allowed_logits(const Part& part, std::span<const float> logits) const {
   std::vector<float> allowed(logits.begin(), logits.end());
   if (part.grammar) part.grammar->mask(allowed);
   for (const Token token : options_.end_tokens) {
@@ -296,12 +318,7 @@ Token Session::sample_allowed(const Part& part, std::span<const float> logits,
   if (std::ranges::none_of(allowed, [](float logit) { return std::isfinite(logit); })) {
     throw Error("the grammar allows nothing that this model's tokens can write");
   }
-  SamplingOptions sampling = options_.sampling;
-  // A random number of its own: the first one led to a token that is forbidden.
-  constexpr int kAnew = 1 << 29;
-  sampling.stream += kAnew;
-  const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
-  return sample_token(allowed, history, position, sampling, state);
+  return allowed;
 }
 
 /// By all logits of the part's token rows.
@@ -311,18 +328,25 @@ void Session::choose(Part& part, std::span<const float> logits) const {
   SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const float> of_row = logits.subspan(row * vocabulary, vocabulary);
+    const auto position = static_cast<int>(history.size());
     const SamplerState before = state;
-    Token token =
-        sample_token(of_row, history, static_cast<int>(history.size()), options_.sampling, state);
+    std::span<const float> from = of_row;
+    std::vector<float> allowed;
+    Token token = sample_token(from, history, position, options_.sampling, state);
     if (!allows(part, token)) {
       state = before;
-      token = sample_allowed(part, of_row, history, state);
+      from = allowed = allowed_logits(part, of_row);
+      token = sample_token(from, history, position, anew(options_.sampling), state);
+    }
+    if (options_.likeliest >= 0 && options_.after_sampling) {
+      part.probabilities.push_back(
+          probability_of(token, distribution(from, history, position, options_.sampling, before),
+                         options_.likeliest));
+    } else if (options_.likeliest >= 0) {
+      part.probabilities.push_back(probability_of(token, of_row, options_.likeliest));
     }
     history.push_back(token);
     part.states.push_back(state);
-    if (options_.likeliest >= 0) {
-      part.probabilities.push_back(probability_of(token, of_row, options_.likeliest));
-    }
     return token;
   });
 }

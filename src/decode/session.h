@@ -42,6 +42,8 @@ struct DecodeOptions {
   /// Of each token that is decoded its probability, and so many of the likeliest tokens in its
   /// place (Session::probabilities); -1: not asked for.
   int likeliest = -1;
+  /// These are of what sampling draws from, not the model's own.
+  bool after_sampling = false;
   /// Whether what other sequences hold of its tokens is taken from them; not where reading is to be
   /// measured.
   bool adopts = true;
@@ -52,7 +54,8 @@ struct DecodedToken {
   bool drafted;  ///< an accepted draft; false: the model's own token at the end of a path
 };
 
-/// What the model itself says of a token that was decoded, whatever sampling made of it.
+/// What the model itself says of a token that was decoded, whatever sampling made of it; or what
+/// sampling made of it, where DecodeOptions::after_sampling asks for that.
 struct TokenProbability {
   float log_probability = 0;
   std::vector<TokenLogit> likeliest = {};  ///< in its place, best first: log probabilities
@@ -162,8 +165,7 @@ class Session {
   int best_tokens_needed(const Pass& pass) const;
   void choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const;
   void choose(Part& part, std::span<const float> logits) const;
-  Token sample_allowed(const Part& part, std::span<const float> logits,
-                       std::span<const Token> history, SamplerState& state) const;
+  std::vector<float> allowed_logits(const Part& part, std::span<const float> logits) const;
   template <typename Choose>
   void walk(Part& part, const Choose& choose) const;
   void absorb(Part& part);

@@ -246,6 +246,43 @@ TEST_F(Sessions, ProbabilitiesAreThoseOfTheModel) {
       all({.sampling = {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 4}}), 1e-5f);
 }
 
+/// Of what is left out nothing is told, and what is left sums to 1.
+TEST_F(Sessions, ProbabilitiesCanBeThoseOfSampling) {
+  const auto all = [&](int nodes) {
+    Session session(decoder_, {.sampling = {.temperature = 0.7f, .top_k = 3, .seed = 2},
+                               .tree_nodes = nodes,
+                               .likeliest = 8,
+                               .after_sampling = true});
+    session.append(kPrompt);
+    std::vector<TokenProbability> probabilities;
+    while (probabilities.size() < 40) {
+      session.step();
+      std::ranges::copy(session.probabilities(), std::back_inserter(probabilities));
+    }
+    probabilities.resize(40);
+    return probabilities;
+  };
+  const auto plain = all(1);
+  const auto drafted = all(12);
+  bool leaves_some = false;
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    const auto& likeliest = plain[i].likeliest;
+    ASSERT_LE(likeliest.size(), 3u);
+    leaves_some = leaves_some || likeliest.size() > 1;
+    double sum = 0;
+    bool is_there = false;
+    for (const TokenLogit& each : likeliest) {
+      sum += std::exp(double{each.logit});
+      is_there = is_there || each.logit == plain[i].log_probability;
+    }
+    EXPECT_NEAR(sum, 1, 1e-5);
+    EXPECT_TRUE(is_there);
+    EXPECT_EQ(drafted[i].log_probability, plain[i].log_probability);
+    EXPECT_EQ(drafted[i].likeliest.size(), likeliest.size());
+  }
+  EXPECT_TRUE(leaves_some);
+}
+
 TEST_F(Sessions, SaysWhatWasVerifiedAndAccepted) {
   Session session(decoder_, {.tree_nodes = 12});
   session.append(kPrompt);

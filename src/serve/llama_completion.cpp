@@ -40,8 +40,8 @@ Json chosen(const Json& whole, const std::vector<std::string>& fields) {
 Json settings_member(const SamplingOptions& s) {
   Json biases = Json::array();
   for (const TokenLogit& bias : s.logit_bias) {
-    // JSON has no infinity.
-    biases.push_back({{"token", bias.token}, {"bias", std::max(bias.logit, -1e30f)}});
+    // JSON has no infinity: null.
+    biases.push_back({{"token", bias.token}, {"bias", bias.logit}});
   }
   return {{"seed", s.seed},
           {"temperature", s.temperature},
@@ -73,7 +73,8 @@ Json LlamaWriter::chunk(int answer, const ReplyPart& part, const Usage& usage) c
                 {"tokens_evaluated", usage.prompt_tokens}};
   if (request_.timings_per_token) event["timings"] = timings_member(usage);
   if (!part.probabilities.empty()) {
-    event["completion_probabilities"] = probabilities_member(part.probabilities);
+    event["completion_probabilities"] =
+        probabilities_member(part.probabilities, request_.after_sampling);
   }
   return event;
 }
@@ -90,6 +91,8 @@ Json LlamaWriter::last(int answer, const FinishedAnswer& finished, bool streamed
   settings["timings_per_token"] = request_.timings_per_token;
   Json tokens = Json::array();
   if (request_.return_tokens && !streamed) tokens = finished.part.tokens;
+  const bool is_full = finished.finish == FinishReason::kLength &&
+                       finished.usage.completion_tokens < request_.max_tokens;
   Json reply = {{"index", answer},
                 {"content", streamed ? "" : finished.part.text},
                 {"tokens", std::move(tokens)},
@@ -101,13 +104,14 @@ Json LlamaWriter::last(int answer, const FinishedAnswer& finished, bool streamed
                 {"generation_settings", std::move(settings)},
                 {"prompt", prompts_[answer / request_.answers]},
                 {"has_new_line", finished.part.text.find('\n') != std::string::npos},
-                {"truncated", false},
+                {"truncated", is_full},
                 {"stop_type", name_of(finished.finish)},
                 {"stopping_word", finished.stop_string},
                 {"tokens_cached", finished.usage.prompt_tokens + finished.usage.completion_tokens},
                 {"timings", timings_member(finished.usage)}};
   if (!streamed && !finished.part.probabilities.empty()) {
-    reply["completion_probabilities"] = probabilities_member(finished.part.probabilities);
+    reply["completion_probabilities"] =
+        probabilities_member(finished.part.probabilities, request_.after_sampling);
   }
   return chosen(reply, request_.response_fields);
 }
@@ -120,9 +124,9 @@ Json LlamaWriter::whole(const std::vector<FinishedAnswer>& answers) {
   return list.size() == 1 ? list[0] : list;
 }
 
-Events LlamaWriter::progress(const Usage& usage, int read_tokens) {
+Events LlamaWriter::progress(const Usage& usage) {
   Json event = chunk(0, {}, usage);
-  event["prompt_progress"] = progress_member(usage, read_tokens);
+  event["prompt_progress"] = progress_member(usage);
   return {{"", std::move(event)}};
 }
 

@@ -12,7 +12,7 @@ class LlamaWriter : public ReplyWriter {
 
   /// A list where there are several prompts.
   Json whole(const std::vector<FinishedAnswer>& answers) override;
-  Events progress(const Usage& usage, int read_tokens) override;
+  Events progress(const Usage& usage) override;
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;

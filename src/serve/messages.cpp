@@ -185,7 +185,7 @@ Events MessagesWriter::begin(const Usage& usage) {
                                     {"usage", usage_of(usage)}}}})};
 }
 
-Events MessagesWriter::progress(const Usage&, int) { return {event("ping", Json::object())}; }
+Events MessagesWriter::progress(const Usage&) { return {event("ping", Json::object())}; }
 
 void MessagesWriter::open(Events& events, Block block, Json start) {
   if (block_ == block && block != Block::kTool) return;

@@ -19,7 +19,7 @@ class MessagesWriter : public ReplyWriter {
 
   Json whole(const std::vector<FinishedAnswer>& answers) override;
   Events begin(const Usage& usage) override;
-  Events progress(const Usage& usage, int read_tokens) override;
+  Events progress(const Usage& usage) override;
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;

@@ -18,7 +18,7 @@ double ratio(double a, double b) { return b > 0 ? a / b : 0; }
 std::string metrics_of(const Scheduler::Status& status) {
   const Usage& all = status.all;
   const DecodeStats& stats = all.stats;
-  const auto read = static_cast<double>(all.prompt_tokens - all.cached_tokens);
+  const auto read = static_cast<double>(all.read_tokens - all.cached_tokens);
   const auto written = static_cast<double>(all.completion_tokens);
   std::string text;
   const auto counter = [&](const char* name, const char* help, double value) {
@@ -36,6 +36,14 @@ std::string metrics_of(const Scheduler::Status& status) {
   counter("llamacpp:tokens_predicted_seconds_total",
           "Seconds of passes that wrote, once for each answer in them.", stats.decode_seconds);
   counter("llamacpp:n_decode_total", "Passes of the model.", static_cast<double>(status.passes));
+  counter("llamacpp:n_tokens_max", "The most tokens of a prompt and its answer.", status.longest);
+  counter("llamacpp:spec_decode_num_drafts_total", "Passes that drafted.",
+          static_cast<double>(stats.drafting_passes));
+  counter("llamacpp:spec_decode_num_draft_tokens_total", "Drafted tokens that were verified.",
+          static_cast<double>(stats.drafted));
+  counter("llamacpp:spec_decode_num_accepted_tokens_total",
+          "Drafted tokens that the model would have written.",
+          std::max(0.0, written - static_cast<double>(stats.forwards)));
   gauge("llamacpp:prompt_tokens_seconds", "Prompt tokens a second.",
         ratio(read, stats.prefill_seconds));
   gauge("llamacpp:predicted_tokens_seconds", "Tokens a second of an answer.",
@@ -47,10 +55,6 @@ std::string metrics_of(const Scheduler::Status& status) {
         ratio(static_cast<double>(stats.forwards), static_cast<double>(status.passes)));
   counter("firp:answers_total", "Answers that ended.", static_cast<double>(status.answers));
   counter("firp:busy_seconds_total", "Seconds in which passes ran.", status.busy_seconds);
-  counter("firp:drafted_tokens_total", "Drafted tokens that were verified.",
-          static_cast<double>(stats.drafted));
-  counter("firp:accepted_tokens_total", "Drafted tokens that the model would have written.",
-          std::max(0.0, written - static_cast<double>(stats.forwards)));
   gauge("firp:tokens_per_forward_pass", "Tokens of an answer that a pass gives.",
         stats.tokens_per_forward());
   return text;

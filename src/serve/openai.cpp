@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "serve/llama_completion.h"
+
 namespace firp {
 namespace {
 
@@ -78,7 +80,9 @@ Json ChatWriter::whole(const std::vector<FinishedAnswer>& answers) {
          {"logprobs", request_.likeliest < 0 ? Json() : chat_logprobs(each.part.probabilities)},
          {"message", std::move(message)}});
   }
-  return with_usage(reply(head_, "chat.completion", std::move(choices)), answers);
+  Json whole = with_usage(reply(head_, "chat.completion", std::move(choices)), answers);
+  if (request_.verbose) whole["__verbose"] = LlamaWriter(request_, head_, prompts_).whole(answers);
+  return whole;
 }
 
 Json ChatWriter::chunk(int answer, Json delta, Json finish) const {
@@ -95,9 +99,9 @@ Events ChatWriter::begin(const Usage&) {
   return events;
 }
 
-Events ChatWriter::progress(const Usage& usage, int read_tokens) {
+Events ChatWriter::progress(const Usage& usage) {
   Json event = chunk(0, {{"role", "assistant"}, {"content", nullptr}}, nullptr);
-  event["prompt_progress"] = progress_member(usage, read_tokens);
+  event["prompt_progress"] = progress_member(usage);
   return {{"", std::move(event)}};
 }
 
@@ -168,9 +172,9 @@ Events TextWriter::begin(const Usage&) {
   return events;
 }
 
-Events TextWriter::progress(const Usage& usage, int read_tokens) {
+Events TextWriter::progress(const Usage& usage) {
   Json event = chunk(0, "", nullptr);
-  event["prompt_progress"] = progress_member(usage, read_tokens);
+  event["prompt_progress"] = progress_member(usage);
   return {{"", std::move(event)}};
 }
 

@@ -8,12 +8,12 @@ namespace firp {
 /// llama.cpp's `timings` and `reasoning_content`.
 class ChatWriter : public ReplyWriter {
  public:
-  ChatWriter(const TextRequest& request, ReplyHead head)
-      : request_(request), head_(std::move(head)) {}
+  ChatWriter(const TextRequest& request, ReplyHead head, std::vector<std::string> prompts)
+      : request_(request), head_(std::move(head)), prompts_(std::move(prompts)) {}
 
   Json whole(const std::vector<FinishedAnswer>& answers) override;
   Events begin(const Usage& usage) override;
-  Events progress(const Usage& usage, int read_tokens) override;
+  Events progress(const Usage& usage) override;
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;
@@ -25,6 +25,7 @@ class ChatWriter : public ReplyWriter {
 
   const TextRequest& request_;
   const ReplyHead head_;
+  const std::vector<std::string> prompts_;
 };
 
 /// OpenAI's text completions (https://platform.openai.com/docs/api-reference/completions).
@@ -35,7 +36,7 @@ class TextWriter : public ReplyWriter {
 
   Json whole(const std::vector<FinishedAnswer>& answers) override;
   Events begin(const Usage& usage) override;
-  Events progress(const Usage& usage, int read_tokens) override;
+  Events progress(const Usage& usage) override;
   Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
               const Usage& usage) override;
   Events end(int answer, const FinishedAnswer& finished, const ReplyDelta& delta) override;

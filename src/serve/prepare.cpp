@@ -23,7 +23,8 @@ const char* field_of(const TextRequest& request) {
   if (!tokens.is_null()) more["n_prompt_tokens"] = std::move(tokens);
   throw RequestError(
       kContextExceeded,
-      fmt::format("{}; this model's maximum context length is {} tokens here (firp serve -c)",
+      fmt::format("{}; this exceeds the available context size: this model's maximum context "
+                  "length is {} tokens here (firp serve -c)",
                   message, context),
       field_of(request), std::move(more));
 }
@@ -138,6 +139,16 @@ GrammarText grammar_of(const TextRequest& request) {
   }
 }
 
+/// What is asked for in words, in tokens.
+void set_biases(TextRequest& request, const Vocabulary& vocabulary) {
+  for (const auto& [text, bias] : request.text_biases) {
+    for (const Token token : vocabulary.tokenize(PromptText{text}, /*add_bos=*/false)) {
+      request.sampling.logit_bias.push_back({token, bias});
+    }
+  }
+  if (request.ignore_eos) forbid(request.sampling, vocabulary.end_tokens());
+}
+
 }  // namespace
 
 WrittenChat written_chat(const TextRequest& request, const ChatTemplate& chat_template) {
@@ -151,17 +162,18 @@ WrittenChat written_chat(const TextRequest& request, const ChatTemplate& chat_te
   }
 }
 
-PreparedRequest prepare(const TextRequest& request, const ChatTemplate& chat_template,
-                        int context) {
+PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, int context) {
   const Vocabulary& vocabulary = chat_template.vocabulary();
-  PreparedRequest prepared;
+  set_biases(asked, vocabulary);
+  PreparedRequest prepared = {.request = std::move(asked)};
+  const TextRequest& request = prepared.request;
   Generation generation = {.prompt = {},
                            .sampling = request.sampling,
                            .likeliest = request.likeliest,
+                           .after_sampling = request.after_sampling,
                            .min_tokens = request.min_tokens,
                            .max_tokens = request.max_tokens,
                            .stops = request.stops};
-  if (request.ignore_eos) forbid(generation.sampling, vocabulary.end_tokens());
   std::vector<std::vector<Token>> prompts;
   if (request.chat) {
     require_fits(request, vocabulary, bytes_of(request.chat->messages), context);

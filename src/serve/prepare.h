@@ -12,6 +12,7 @@ namespace firp {
 
 /// A request as the scheduler and the writers of replies need it.
 struct PreparedRequest {
+  TextRequest request;                  ///< its biases are those of tokens
   std::vector<Generation> generations;  ///< all answers to the first prompt first
   std::vector<std::string> prompts;     ///< as text
   std::optional<ReplyReader> reader;    ///< of chats
@@ -19,7 +20,7 @@ struct PreparedRequest {
 
 /// `context`: tokens that prompt and answer may have together. A RequestError for what does not
 /// fit, or what the chat template or the grammar refuses.
-PreparedRequest prepare(const TextRequest& request, const ChatTemplate& chat_template, int context);
+PreparedRequest prepare(TextRequest request, const ChatTemplate& chat_template, int context);
 
 /// The prompt as the template writes it.
 WrittenChat written_chat(const TextRequest& request, const ChatTemplate& chat_template);

@@ -1,6 +1,7 @@
 #include "serve/reply.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "serve/llama_completion.h"
@@ -45,7 +46,7 @@ std::unique_ptr<ReplyWriter> make_reply_writer(const TextRequest& request, Reply
                                                std::vector<std::string> prompts) {
   switch (request.dialect) {
     case Dialect::kChat:
-      return std::make_unique<ChatWriter>(request, std::move(head));
+      return std::make_unique<ChatWriter>(request, std::move(head), std::move(prompts));
     case Dialect::kText:
       return std::make_unique<TextWriter>(request, std::move(head), std::move(prompts));
     case Dialect::kLlama:
@@ -73,17 +74,17 @@ Json usage_member(const std::vector<FinishedAnswer>& answers) {
 
 Events ReplyWriter::error(const RequestError& error) { return {{"", error_reply(error)}}; }
 
-Json progress_member(const Usage& usage, int read_tokens) {
+Json progress_member(const Usage& usage) {
   return {{"total", usage.prompt_tokens},
           {"cache", usage.cached_tokens},
-          {"processed", read_tokens},
+          {"processed", usage.read_tokens},
           {"time_ms", 1e3 * usage.stats.prefill_seconds}};
 }
 
 /// llama.cpp's names, and FIRP's own measure.
 Json timings_member(const Usage& usage) {
   const DecodeStats& stats = usage.stats;
-  const int read = usage.prompt_tokens - usage.cached_tokens;
+  const int read = usage.read_tokens - usage.cached_tokens;
   const long long from_drafts = stats.tokens - stats.forwards;
   const auto each = [](double seconds, double count) {
     return count > 0 ? 1e3 * seconds / count : 0;
@@ -107,24 +108,28 @@ namespace {
 
 /// With what OpenAI's clients expect: text, and the bytes, since a token may be a part of a
 /// character.
-Json token_member(const ReplyToken& token) {
+Json token_member(const ReplyToken& token, bool after_sampling) {
   Json bytes = Json::array();
   for (const char byte : token.bytes) bytes.push_back(static_cast<unsigned char>(byte));
-  return {{"id", token.token},
-          {"token", token.bytes},
-          {"bytes", std::move(bytes)},
-          {"logprob", token.log_probability}};
+  Json member = {{"id", token.token}, {"token", token.bytes}, {"bytes", std::move(bytes)}};
+  if (after_sampling) {
+    member["prob"] = std::exp(token.log_probability);
+  } else {
+    member["logprob"] = token.log_probability;
+  }
+  return member;
 }
 
 }  // namespace
 
-Json probabilities_member(const std::vector<WrittenToken>& tokens) {
+Json probabilities_member(const std::vector<WrittenToken>& tokens, bool after_sampling) {
+  const char* const others = after_sampling ? "top_probs" : "top_logprobs";
   Json list = Json::array();
   for (const WrittenToken& each : tokens) {
-    Json member = token_member(each.token);
-    member["top_logprobs"] = Json::array();
+    Json member = token_member(each.token, after_sampling);
+    member[others] = Json::array();
     for (const ReplyToken& other : each.likeliest) {
-      member["top_logprobs"].push_back(token_member(other));
+      member[others].push_back(token_member(other, after_sampling));
     }
     if (each.drafted) member["drafted"] = true;
     list.push_back(std::move(member));

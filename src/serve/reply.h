@@ -41,6 +41,7 @@ struct ReplyPart {
 struct Usage {
   int prompt_tokens = 0;
   int cached_tokens = 0;  ///< of the prompt, which other requests had read
+  int read_tokens = 0;    ///< of the prompt so far, with those
   int completion_tokens = 0;
   DecodeStats stats;
 };
@@ -96,7 +97,7 @@ class ReplyWriter {
   /// `usage`: what is known of the first answer's prompt.
   virtual Events begin(const Usage& /*usage*/) { return {}; }
   /// While the prompt is read, where return_progress asks for it.
-  virtual Events progress(const Usage& usage, int read_tokens) = 0;
+  virtual Events progress(const Usage& usage) = 0;
   virtual Events part(int answer, const ReplyPart& part, const ReplyDelta& delta,
                       const Usage& usage) = 0;
   /// `delta`: what came after the last part.
@@ -116,9 +117,10 @@ std::unique_ptr<ReplyWriter> make_reply_writer(const TextRequest& request, Reply
 Json usage_member(const std::vector<FinishedAnswer>& answers);
 Json timings_member(const Usage& usage);
 /// How far the prompt is read.
-Json progress_member(const Usage& usage, int read_tokens);
-/// llama.cpp's list of tokens with their probabilities.
-Json probabilities_member(const std::vector<WrittenToken>& tokens);
+Json progress_member(const Usage& usage);
+/// llama.cpp's list of tokens with their probabilities: logarithms, unless they are those of
+/// sampling.
+Json probabilities_member(const std::vector<WrittenToken>& tokens, bool after_sampling = false);
 Json error_reply(const RequestError& error);
 
 /// The bytes to send. What is not UTF-8, in the text of a model that writes single bytes, becomes

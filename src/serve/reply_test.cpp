@@ -18,7 +18,8 @@ FinishedAnswer answer_of(const std::string& text) {
   FinishedAnswer answer = {
       .part = {.text = text, .tokens = {1}},
       .reply = {.content = text},
-      .usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 6}};
+      .usage = {
+          .prompt_tokens = 10, .cached_tokens = 4, .read_tokens = 10, .completion_tokens = 6}};
   answer.usage.stats.forwards = 3;
   answer.usage.stats.tokens = 6;
   return answer;

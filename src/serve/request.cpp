@@ -62,7 +62,6 @@ const NotDone kNotDone[] = {
     {"num_beams", 1},
     {"options"},
     {"penalize_nl"},
-    {"post_sampling_probs"},
     {"previous_response_id"},
     {"prompt_embeds"},
     {"prompt_logprobs"},
@@ -115,18 +114,13 @@ void refuse_what_is_not_done(const Json& body) {
   }
 }
 
-/// llama.cpp's and OpenAI's forms: a list of [token, bias], or an object of "token": bias. A bias
-/// of false: never.
-std::vector<TokenLogit> logit_bias_of(const Json& body, int vocabulary) {
+/// llama.cpp's and OpenAI's forms: a list of [token, bias], or an object of "token": bias. Instead
+/// of a token there may be a text. A bias of false: never.
+void set_logit_bias(const Json& body, int vocabulary, TextRequest& request) {
   const char* const name = "logit_bias";
   const Json* const biases = find(body, name);
-  std::vector<TokenLogit> list;
-  if (biases == nullptr) return list;
+  if (biases == nullptr) return;
   const auto add = [&](const Json& token, const Json& bias) {
-    if (!token.is_number_integer() || token < 0 || token >= vocabulary) {
-      refuse(name,
-             fmt::format("'{}' names tokens by their numbers, 0 to {}", name, vocabulary - 1));
-    }
     const bool never = bias.is_boolean() && !bias.get<bool>();
     if (!never && !bias.is_number()) {
       refuse(name, fmt::format("a bias of '{}' is a number, or false", name));
@@ -135,11 +129,24 @@ std::vector<TokenLogit> logit_bias_of(const Json& body, int vocabulary) {
     if (std::isnan(value) || value == std::numeric_limits<float>::infinity()) {
       refuse(name, fmt::format("a bias of '{}' is a number, or false", name));
     }
-    list.push_back({token.get<Token>(), value});
+    if (token.is_string()) {
+      const std::string text = text_of(token, name);
+      if (text.size() > kMostStopBytes) {
+        refuse(name, fmt::format("a text of '{}' may have {} bytes", name, kMostStopBytes));
+      }
+      return request.text_biases.push_back({text, value});
+    }
+    if (!token.is_number_integer() || token < 0 || token >= vocabulary) {
+      refuse(name,
+             fmt::format("'{}' names tokens by their numbers, 0 to {}", name, vocabulary - 1));
+    }
+    request.sampling.logit_bias.push_back({token.get<Token>(), value});
   };
+  request.sampling.logit_bias.clear();
   if (biases->is_object()) {
     for (const auto& [key, bias] : biases->items()) {
-      add(Json::parse(key, nullptr, /*allow_exceptions=*/false), bias);
+      const Json number = Json::parse(key, nullptr, /*allow_exceptions=*/false);
+      add(number.is_number() ? number : Json(key), bias);
     }
   } else if (biases->is_array()) {
     for (const Json& pair : *biases) {
@@ -151,7 +158,6 @@ std::vector<TokenLogit> logit_bias_of(const Json& body, int vocabulary) {
   } else {
     refuse(name, fmt::format("'{}' is a list of [token, bias], or an object", name));
   }
-  return list;
 }
 
 /// llama.cpp's forms: a list of names, or a string of letters.
@@ -187,7 +193,8 @@ std::vector<std::string> breakers_of(const Json& breakers) {
   return texts;
 }
 
-SamplingOptions sampling_of(const Json& body, SamplingOptions sampling, int vocabulary) {
+SamplingOptions sampling_of(const Json& body, const RequestDefaults& defaults) {
+  SamplingOptions sampling = defaults.sampling;
   const auto real = [&](const char* name, float& to, double least, double most = 1e30) {
     to = static_cast<float>(number(body, name, least, most).value_or(to));
   };
@@ -208,9 +215,6 @@ SamplingOptions sampling_of(const Json& body, SamplingOptions sampling, int voca
   real("xtc_threshold", sampling.xtc_threshold, 0, 1);
   real("dynatemp_range", sampling.dynatemp_range, 0);
   real("dynatemp_exponent", sampling.dynatemp_exponent, 0);
-  if (find(body, "logit_bias") != nullptr) {
-    sampling.logit_bias = logit_bias_of(body, vocabulary);
-  }
   real("dry_multiplier", sampling.dry.multiplier, 0);
   real("dry_base", sampling.dry.base, 1);
   whole("dry_allowed_length", sampling.dry.allowed_length, 0);
@@ -230,9 +234,13 @@ SamplingOptions sampling_of(const Json& body, SamplingOptions sampling, int voca
   whole("min_keep", sampling.min_keep, 0);
   whole("top_k", sampling.top_k, INT_MIN);
   whole("repeat_last_n", sampling.repeat_last_n, -1);
-  // As in llama.cpp, a negative seed, like none, is another one each time.
-  const std::int64_t seed = integer(body, "seed", INT64_MIN, INT64_MAX).value_or(-1);
-  sampling.seed = seed >= 0 ? static_cast<std::uint64_t>(seed) : std::random_device()();
+  // As in llama.cpp, a negative seed is another one each time.
+  const auto seed = integer(body, "seed", INT64_MIN, INT64_MAX);
+  if (seed && *seed >= 0) {
+    sampling.seed = static_cast<std::uint64_t>(*seed);
+  } else {
+    sampling.seed = !seed && defaults.seed ? *defaults.seed : std::random_device()();
+  }
   return sampling;
 }
 
@@ -503,9 +511,18 @@ Token token_of(const Json& value, int vocabulary) {
   return value.get<Token>();
 }
 
-/// A string, or a list of tokens and strings.
+/// A string, or a list of tokens and strings; llama.cpp also has an object with the string in it,
+/// beside media.
 Prompt one_prompt_of(const Json& value, int vocabulary) {
   Prompt prompt;
+  if (value.is_object()) {
+    const Json* const media = find(value, "multimodal_data");
+    if (media != nullptr && !is_off(*media)) refuse_unsupported("multimodal_data");
+    const Json* const text = find(value, "prompt_string");
+    if (text == nullptr) refuse("prompt", "an object in 'prompt' has a 'prompt_string'", kMissing);
+    prompt.emplace_back(text_of(*text, "prompt_string"));
+    return prompt;
+  }
   if (!value.is_array()) {
     prompt.emplace_back(text_of(value, "prompt"));
     return prompt;
@@ -638,19 +655,25 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
   if (dialect == Dialect::kMessages) body = chat_of_messages(body);
   refuse_what_is_not_done(body);
   TextRequest request = {.dialect = dialect,
-                         .sampling = sampling_of(body, defaults.sampling, defaults.vocabulary),
+                         .sampling = sampling_of(body, defaults),
                          .ignore_eos = boolean(body, "ignore_eos").value_or(false),
                          .min_tokens = static_cast<int>(integer(body, "min_tokens", 0).value_or(0)),
                          .max_tokens = most_tokens_of(body, defaults.max_tokens),
                          .stops = stops_of(body),
                          .likeliest = likeliest_of(body, dialect),
+                         .after_sampling = boolean(body, "post_sampling_probs").value_or(false),
                          .echo = boolean(body, "echo").value_or(false),
                          .stream = boolean(body, "stream").value_or(false),
                          .timings_per_token = boolean(body, "timings_per_token").value_or(false),
+                         .verbose = boolean(body, "verbose").value_or(defaults.verbose),
                          .return_tokens = boolean(body, "return_tokens").value_or(false),
                          .return_progress = boolean(body, "return_progress").value_or(false),
                          .response_fields = strings(body, "response_fields", kMostStops)};
   request.answers = answers_of(body);
+  set_logit_bias(body, defaults.vocabulary, request);
+  // Other dialects have no place for a probability that is 0 or not the model's.
+  const bool is_own = dialect == Dialect::kLlama || dialect == Dialect::kInfill;
+  if (request.after_sampling && !is_own) refuse_unsupported("post_sampling_probs");
   switch (dialect) {
     case Dialect::kChat:
     case Dialect::kResponses:

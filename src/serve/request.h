@@ -57,6 +57,12 @@ struct TextRequest {
   std::optional<Infill> infill = std::nullopt;
 
   SamplingOptions sampling;
+  /// Added to the logits of all tokens of a text.
+  struct TextBias {
+    std::string text;
+    float bias;
+  };
+  std::vector<TextBias> text_biases = {};
   std::string grammar = {};      ///< GBNF; for chats it is in `chat`
   std::string json_schema = {};  ///< the same
   bool ignore_eos = false;       ///< no end token is ever chosen
@@ -65,11 +71,13 @@ struct TextRequest {
   int answers = 1;               ///< to each prompt
   std::vector<std::string> stops = {};
 
-  int likeliest = -1;  ///< so many tokens beside each with their probabilities; -1: none
-  bool echo = false;   ///< a text answer begins with the prompt
+  int likeliest = -1;           ///< so many tokens beside each with their probabilities; -1: none
+  bool after_sampling = false;  ///< which are those that sampling draws from
+  bool echo = false;            ///< a text answer begins with the prompt
   bool stream = false;
   bool stream_usage = false;       ///< a last chunk with the usage
   bool timings_per_token = false;  ///< every chunk has timings
+  bool verbose = false;            ///< a whole reply has llama.cpp's, with the prompt, in it
   bool return_tokens = false;
   bool return_progress = false;                   ///< chunks while the prompt is read
   std::vector<std::string> response_fields = {};  ///< of llama.cpp's reply: these alone
@@ -79,8 +87,10 @@ struct TextRequest {
 /// What the flags say for requests that do not, and what is allowed.
 struct RequestDefaults {
   SamplingOptions sampling;
+  std::optional<std::uint64_t> seed = std::nullopt;  ///< none: another one for each request
   int max_tokens;
   int vocabulary;  ///< its tokens
+  bool verbose = false;
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;

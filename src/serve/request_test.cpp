@@ -128,8 +128,8 @@ TEST(Api, RefusesWhatIsWrong) {
       {R"("logit_bias": [[3]])", "a list of [token, bias]"},
       {R"("logit_bias": [[100, 1]])", "0 to 99"},
       {R"("logit_bias": [[-1, 1]])", "0 to 99"},
-      {R"("logit_bias": [["the", 1]])", "0 to 99"},
-      {R"("logit_bias": {"x": 1})", "0 to 99"},
+      {R"("logit_bias": [["the", "x"]])", "a number, or false"},
+      {R"("post_sampling_probs": true)", "'post_sampling_probs' is not supported"},
       {R"("logit_bias": {"1.5": 1})", "0 to 99"},
       {R"("logit_bias": {"5": true})", "a number, or false"},
       {R"("logit_bias": {"5": null})", "a number, or false"},
@@ -316,7 +316,13 @@ TEST(Api, ReadsEverySampler) {
   EXPECT_EQ(sampling.logit_bias[1].token, 8);
   EXPECT_TRUE(std::isinf(sampling.logit_bias[1].logit));
   EXPECT_EQ(parse("{" + kHi + R"(, "typ_p": 0.8})").sampling.typical_p, 0.8f);
-  EXPECT_EQ(parse("{" + kHi + R"(, "logit_bias": {"99": 100}})").sampling.logit_bias[0].token, 99);
+  const TextRequest biased =
+      parse("{" + kHi + R"(, "logit_bias": {"99": 100, "the": false, "9a": 2}})");
+  EXPECT_EQ(biased.sampling.logit_bias.at(0).token, 99);
+  ASSERT_EQ(biased.text_biases.size(), 2u);
+  EXPECT_EQ(biased.text_biases[0].text, "the");
+  EXPECT_TRUE(std::isinf(biased.text_biases[0].bias));
+  EXPECT_EQ(biased.text_biases[1].text, "9a");
 }
 
 TEST(Api, ReadsSamplersThatLearnAndTheirOrder) {

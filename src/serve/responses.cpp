@@ -213,11 +213,11 @@ Events ResponsesWriter::begin(const Usage&) {
   return events;
 }
 
-Events ResponsesWriter::progress(const Usage&, int) {
-  Events events;
-  events.push_back(
-      event("response.in_progress", {{"response", response("in_progress", Json::array())}}));
-  return events;
+Events ResponsesWriter::progress(const Usage& usage) {
+  Json member = {{"response", response("in_progress", Json::array())},
+                 {"prompt_progress", progress_member(usage)}};
+  if (request_.timings_per_token) member["timings"] = timings_member(usage);
+  return {event("response.in_progress", std::move(member))};
 }
 
 void ResponsesWriter::open(Events& events, Item item) {
@@ -272,7 +272,7 @@ void ResponsesWriter::close(Events& events) {
                          {{"output_index", index}, {"item", item_member(item, "completed")}}));
 }
 
-Events ResponsesWriter::part(int, const ReplyPart&, const ReplyDelta& delta, const Usage&) {
+Events ResponsesWriter::part(int, const ReplyPart&, const ReplyDelta& delta, const Usage& usage) {
   Events events;
   const auto add = [&](const char* type, const std::string& text) {
     Item& item = items_.back();
@@ -293,6 +293,9 @@ Events ResponsesWriter::part(int, const ReplyPart&, const ReplyDelta& delta, con
   for (const ReplyDelta::Call& call : delta.calls) {
     if (!call.name.empty()) open(events, {Kind::kCall, item_id("fc"), "", call.id, call.name});
     add("response.function_call_arguments.delta", call.arguments);
+  }
+  if (request_.timings_per_token && !events.empty()) {
+    events.back().data["timings"] = timings_member(usage);
   }
   return events;
 }

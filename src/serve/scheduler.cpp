@@ -22,6 +22,7 @@ bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0x
 void add(Usage& sum, const Usage& usage) {
   sum.prompt_tokens += usage.prompt_tokens;
   sum.cached_tokens += usage.cached_tokens;
+  sum.read_tokens += usage.read_tokens;
   sum.completion_tokens += usage.completion_tokens;
   sum.stats += usage.stats;
 }
@@ -49,7 +50,6 @@ struct Scheduler::Job {
 
   // Shared, under the scheduler's mutex.
   ReplyPart ready;    ///< that nobody has taken yet
-  int read = 0;       ///< tokens of the prompt
   Usage usage;        ///< so far
   bool news = false;  ///< nobody knows of some of that
   bool done = false;
@@ -101,7 +101,6 @@ std::vector<Scheduler::Answer> Scheduler::complete(std::vector<Generation> gener
     int answer;
     ReplyPart part;
     Usage usage;
-    int read;
   };
   bool all_done = false;
   while (!all_done) {
@@ -111,7 +110,7 @@ std::vector<Scheduler::Answer> Scheduler::complete(std::vector<Generation> gener
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       Job& job = *jobs[i];
       if (!has_news(jobs[i])) continue;
-      news.push_back({static_cast<int>(i), std::exchange(job.ready, {}), job.usage, job.read});
+      news.push_back({static_cast<int>(i), std::exchange(job.ready, {}), job.usage});
       job.news = false;
       job.told = job.done;
       if (job.error && !error) error = job.error;
@@ -120,7 +119,7 @@ std::vector<Scheduler::Answer> Scheduler::complete(std::vector<Generation> gener
     lock.unlock();
     try {
       for (const News& each : news) {
-        if (listener.on_reading) listener.on_reading(each.answer, each.usage, each.read);
+        if (listener.on_reading) listener.on_reading(each.answer, each.usage);
         if (!each.part.text.empty() || !each.part.tokens.empty()) {
           listener.on_part(each.answer, each.part, each.usage);
         }
@@ -197,6 +196,7 @@ void Scheduler::begin(Job& job) {
     options.sampling = g.sampling;
     options.grammar = g.grammar;
     options.likeliest = g.likeliest;
+    options.after_sampling = g.after_sampling;
     options.min_tokens = g.min_tokens;
     const std::span<const Token> ends = vocabulary_.end_tokens();
     if (g.min_tokens > 0) options.end_tokens.assign(ends.begin(), ends.end());
@@ -281,6 +281,7 @@ Usage Scheduler::usage_of(const Job& job) const {
   const auto prompt = static_cast<int>(job.generation.prompt.size());
   Usage usage = {.prompt_tokens = prompt,
                  .cached_tokens = std::min(job.session->adopted(), prompt),
+                 .read_tokens = std::min(job.session->seen(), prompt),
                  .completion_tokens = job.written,
                  .stats = job.session->stats()};
   usage.stats.tokens = job.written;
@@ -319,7 +320,6 @@ void Scheduler::take_tokens(Job& job) {
     std::ranges::move(part.tokens, std::back_inserter(job.ready.tokens));
     std::ranges::move(part.probabilities, std::back_inserter(job.ready.probabilities));
     job.usage = usage_of(job);
-    job.read = std::min<int>(session.seen(), std::ssize(g.prompt));
     job.news = job.news || decoded.empty() || !part.text.empty();
     if (job.news) job.group->changed.notify_all();
   }
@@ -342,6 +342,8 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
   const std::lock_guard lock(mutex_);
   ++done_.answers;
   add(done_.all, answer.usage);
+  done_.longest =
+      std::max(done_.longest, answer.usage.prompt_tokens + answer.usage.completion_tokens);
   job.ready.text += rest;
   job.usage = answer.usage;
   job.answer = std::move(answer);

@@ -23,6 +23,7 @@ struct Generation {
   SamplingOptions sampling;
   std::shared_ptr<const Grammar> grammar = nullptr;
   int likeliest = -1;  ///< as in DecodeOptions
+  bool after_sampling = false;
   int min_tokens = 0;
   int max_tokens;
   std::vector<std::string> stops = {};
@@ -32,8 +33,8 @@ struct Generation {
 /// Who asked for answers; answers are told apart by their numbers.
 struct Listener {
   std::function<void(int answer, const ReplyPart& part, const Usage& usage)> on_part;
-  /// After each pass that read a prompt, and before its answer's first part; `read`: tokens of it.
-  std::function<void(int answer, const Usage& usage, int read)> on_reading = nullptr;
+  /// After each pass that read a prompt, and before its answer's first part.
+  std::function<void(int answer, const Usage& usage)> on_reading = nullptr;
   std::function<bool()> is_unwanted = [] { return false; };
 };
 
@@ -82,6 +83,7 @@ class Scheduler {
     Usage all;          ///< of those, and of what is being written
     double busy_seconds;
     long long passes;
+    int longest;  ///< of those: prompt and answer, in tokens
   };
   Status status();
   int most_running() const { return most_running_; }

@@ -181,13 +181,11 @@ RequestError error_of(const httplib::Request& request, int status) {
 
 /// A request for text, from its body to its reply.
 struct Exchange {
-  Exchange(TextRequest r, PreparedRequest p, ReplyHead head)
-      : request(std::move(r)),
-        prepared(std::move(p)),
-        writer(make_reply_writer(request, std::move(head), prepared.prompts)),
+  Exchange(PreparedRequest p, ReplyHead head)
+      : prepared(std::move(p)),
+        writer(make_reply_writer(prepared.request, std::move(head), prepared.prompts)),
         answers(prepared.generations.size(), prepared.reader) {}
 
-  const TextRequest request;
   PreparedRequest prepared;
   const std::unique_ptr<ReplyWriter> writer;
   GrowingAnswers answers;
@@ -202,8 +200,10 @@ struct Server::State {
         chat_template(t),
         options(std::move(o)),
         defaults{.sampling = d.sampling,
+                 .seed = options.seed,
                  .max_tokens = options.max_tokens,
                  .vocabulary = vocabulary.size(),
+                 .verbose = options.verbose,
                  .thinks = options.thinks,
                  .reasoning = options.reasoning,
                  .template_variables = options.template_variables},
@@ -408,6 +408,7 @@ RequestError Server::State::error_of(const std::exception_ptr& thrown) const {
 }
 
 void Server::State::page(const httplib::Request&, httplib::Response& response, const Reader*) {
+  if (!options.has_page) throw RequestError(kNotFound, "this server has no page (--ui)");
   response.set_header("Content-Security-Policy", kPageRules);
   reply_page(response, kPage, "text/html; charset=utf-8");
 }
@@ -449,6 +450,7 @@ void Server::State::models(const httplib::Request&, httplib::Response& response,
 
 void Server::State::props(const httplib::Request&, httplib::Response& response, const Reader*) {
   Json settings = settings_member(defaults.sampling);
+  settings["seed"] = defaults.seed.value_or(LLAMA_DEFAULT_SEED);  // llama.cpp's "any"
   settings["n_predict"] = defaults.max_tokens;
   settings["max_tokens"] = defaults.max_tokens;
   const llama_vocab* const v = llama_model_get_vocab(vocabulary.model());
@@ -563,6 +565,20 @@ void Server::State::answer(Exchange& exchange, const std::function<void(const Ev
   const auto begin = [&](const Usage& usage) {
     if (!std::exchange(began, true)) send(writer.begin(usage));
   };
+  // Tokens of each prompt that its listener knows to be read. What was held is told first.
+  std::vector<int> told(exchange.prepared.generations.size(), -1);
+  const auto tell_reading = [&](int answer, const Usage& usage) {
+    if (told[answer] < 0) {
+      Usage held = usage;
+      held.read_tokens = usage.cached_tokens;
+      held.stats = {};
+      send(writer.progress(held));
+    }
+    if (usage.read_tokens > std::max(told[answer], usage.cached_tokens)) {
+      send(writer.progress(usage));
+    }
+    told[answer] = usage.read_tokens;
+  };
   const Listener listener = {
       .on_part =
           [&](int answer, const ReplyPart& part, const Usage& usage) {
@@ -570,11 +586,9 @@ void Server::State::answer(Exchange& exchange, const std::function<void(const Ev
             send(writer.part(answer, part, exchange.answers.add(answer, part), usage));
           },
       .on_reading =
-          [&](int, const Usage& usage, int read) {
+          [&](int answer, const Usage& usage) {
             begin(usage);
-            if (exchange.request.return_progress && usage.completion_tokens == 0) {
-              send(writer.progress(usage, read));
-            }
+            if (exchange.prepared.request.return_progress) tell_reading(answer, usage);
           },
       .is_unwanted = is_unwanted};
   const std::vector<Scheduler::Answer> ended =
@@ -626,11 +640,10 @@ void Server::State::complete(const httplib::Request& http_request, httplib::Resp
   TextRequest request = read_request(dialect, http_request, response, *read);
   DryOptions& dry = request.sampling.dry;
   if (dry.is_on() && !dry.texts) dry.texts = texts();
-  PreparedRequest prepared = prepare(request, chat_template, context());
   const auto exchange =
-      std::make_shared<Exchange>(std::move(request), std::move(prepared),
+      std::make_shared<Exchange>(prepare(std::move(request), chat_template, context()),
                                  ReplyHead{new_id(dialect), now_seconds(), options.model_name});
-  if (exchange->request.stream) {
+  if (exchange->prepared.request.stream) {
     // While the status can still say so.
     scheduler.refuse_if_full(exchange->prepared.generations.size());
     return stream(exchange, http_request, response);

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,13 +24,16 @@ struct ServerOptions {
   std::vector<std::string> allowed_origins;  ///< of pages that may use it besides this machine's
   std::vector<std::string> allowed_hosts;    ///< names of it besides this machine's
   int max_tokens;                            ///< of an answer
+  std::optional<std::uint64_t> seed;         ///< of requests without; none: another one for each
   // What requests can say otherwise, of a chat template that knows of thinking.
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;
   bool tells_slots = true;
   bool tells_metrics = false;
-  bool log = true;  ///< a line for each request, on standard error
+  bool has_page = true;
+  bool verbose = false;  ///< replies tell the prompt, as requests can ask for
+  bool log = true;       ///< a line for each request, on standard error
 };
 
 /// An HTTP server with OpenAI's, Anthropic's and llama.cpp's endpoints (docs/serve.md lists them,

@@ -556,6 +556,74 @@ TEST_F(ServerTest, SpeaksAnthropicsAndOpenAIsOtherForms) {
   EXPECT_THAT(prompt["prompt"].get<std::string>(), HasSubstr("Name three colours."));
 }
 
+TEST_F(ServerTest, FollowsAGrammarOfTheRequestsOwn) {
+  start();
+  const Json fields = {{"max_tokens", 8}, {"grammar", R"(root ::= "a"{5})"}};
+  const Json reply = chat(kQuestion, fields);
+  EXPECT_EQ(text_of(reply), "aaaaa");
+  EXPECT_EQ(reply["choices"][0]["finish_reason"], "stop");
+  const Json wrong = chat(kQuestion, {{"grammar", "root ::= this is (no GBNF"}});
+  EXPECT_EQ(wrong["error"]["param"], "grammar");
+}
+
+TEST_F(ServerTest, TellsHowFarAPromptIsRead) {
+  start();
+  const Json body = {{"prompt", "Once upon a time there was a lighthouse"},
+                     {"n_predict", 2},
+                     {"stream", true},
+                     {"return_progress", true},
+                     {"timings_per_token", true}};
+  for (const bool held : {false, true}) {
+    const httplib::Result result = post("/completion", body);
+    ASSERT_TRUE(result);
+    std::vector<Json> events;
+    for (std::size_t at = 0, end; (end = result->body.find("\n\n", at)) != std::string::npos;
+         at = end + 2) {
+      const Json event = Json::parse(result->body.substr(at + 6, end - at - 6));
+      if (event.contains("prompt_progress")) events.push_back(event);
+    }
+    ASSERT_GE(events.size(), 2u);
+    const Json& first = events.front()["prompt_progress"];
+    EXPECT_EQ(first["processed"], first["cache"]);
+    EXPECT_EQ(events.front()["timings"]["prompt_n"], 0);
+    EXPECT_EQ(first["cache"] > 0, held);
+    const Json& last = events.back()["prompt_progress"];
+    EXPECT_EQ(last["processed"], last["total"]);
+    EXPECT_GT(events.back()["timings"]["prompt_n"], 0);
+  }
+}
+
+TEST_F(ServerTest, TakesItsSeedAndBiasesInWords) {
+  start({.seed = 9});
+  const auto complete = [&](Json fields) {
+    if (!fields.contains("prompt")) fields["prompt"] = "The keeper of the lighthouse";
+    fields["n_predict"] = 20;
+    const httplib::Result result = post("/completion", fields);
+    return result ? Json::parse(result->body) : Json();
+  };
+  const Json first = complete({{"temperature", 1}});
+  EXPECT_EQ(first["generation_settings"]["seed"], 9);
+  EXPECT_EQ(first["content"], complete({{"temperature", 1}})["content"]);
+  EXPECT_NE(complete({{"temperature", 1}, {"seed", -1}})["generation_settings"]["seed"], 9);
+
+  const std::string text = complete(Json::object())["content"];
+  ASSERT_THAT(text, HasSubstr(" the"));
+  const Json biased = complete({{"logit_bias", {{" the", false}}}});
+  EXPECT_THAT(std::string(biased["content"]), Not(HasSubstr(" the ")));
+  EXPECT_TRUE(biased["generation_settings"]["logit_bias"][0]["bias"].is_null());
+
+  const Json sampled =
+      complete({{"temperature", 1}, {"n_probs", 5}, {"post_sampling_probs", true}});
+  for (const Json& token : sampled.at("completion_probabilities")) {
+    double sum = 0;
+    for (const Json& each : token.at("top_probs")) sum += each.at("prob").get<double>();
+    EXPECT_GT(token.at("prob"), 0);
+    EXPECT_LE(sum, 1.0001);
+  }
+  const Json object = complete({{"prompt", {{"prompt_string", "Once"}}}});
+  EXPECT_TRUE(object["content"].is_string());
+}
+
 TEST_F(ServerTest, TellsWhatItDoes) {
   start({.tells_metrics = true});
   chat("Hi", {{"max_tokens", 5}});
