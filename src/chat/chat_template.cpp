@@ -185,7 +185,8 @@ ChatTemplate::ChatTemplate(const Vocabulary& vocabulary, const std::string& sour
     : state_(std::make_unique<State>(State{vocabulary})) {
   common_log_set_verbosity_thold(-1);  // what matters comes as an exception
   const char* const own = llama_model_chat_template(vocabulary.model(), nullptr);
-  const std::string_view text = source.empty() && own != nullptr ? own : source;
+  const bool is_own = source.empty() && own != nullptr;
+  const auto text = is_own ? std::string_view(own) : std::string_view(source);
   state_->exists = !text.empty();
   if (text.empty()) {
     state_->problem = "this model has no chat template";
