@@ -169,7 +169,9 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
   const TextRequest& request = prepared.request;
   Generation generation = {.prompt = {},
                            .sampling = request.sampling,
-                           .likeliest = request.likeliest,
+                           .likeliest = request.tried > request.answers
+                                            ? std::max(request.likeliest, 0)
+                                            : request.likeliest,
                            .after_sampling = request.after_sampling,
                            .min_tokens = request.min_tokens,
                            .max_tokens = request.max_tokens,
@@ -205,7 +207,7 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
                     context, tokens.size());
     }
     generation.prompt = tokens;
-    for (int i = 0; i < request.answers; ++i) {
+    for (int i = 0; i < request.tried; ++i) {
       generation.sampling.stream = static_cast<int>(prepared.generations.size());
       prepared.generations.push_back(generation);
     }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <iterator>
 #include <utility>
 
 #include "serve/llama_completion.h"
@@ -58,6 +60,26 @@ std::unique_ptr<ReplyWriter> make_reply_writer(const TextRequest& request, Reply
       return std::make_unique<MessagesWriter>(request, std::move(head));
   }
   return nullptr;
+}
+
+std::vector<FinishedAnswer> best_answers(std::vector<FinishedAnswer> tried,
+                                         const TextRequest& request) {
+  if (request.tried == request.answers) return tried;
+  const auto mean_log_probability = [](const FinishedAnswer& answer) {
+    double sum = 0;
+    for (const WrittenToken& each : answer.part.probabilities) sum += each.token.log_probability;
+    return sum / std::max<double>(1, std::ssize(answer.part.probabilities));
+  };
+  std::vector<FinishedAnswer> best;
+  for (auto prompt = tried.begin(); prompt != tried.end(); prompt += request.tried) {
+    std::ranges::stable_sort(prompt, prompt + request.tried, std::ranges::greater{},
+                             mean_log_probability);
+    std::move(prompt, prompt + request.answers, std::back_inserter(best));
+  }
+  for (FinishedAnswer& each : best) {
+    if (request.likeliest < 0) each.part.probabilities.clear();
+  }
+  return best;
 }
 
 /// Answers to one prompt share its tokens.

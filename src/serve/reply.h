@@ -72,6 +72,11 @@ struct FinishedAnswer {
   Usage usage;
 };
 
+/// Of those that were tried for each prompt the answers that are given: those whose tokens the
+/// model finds likeliest on average, best first.
+std::vector<FinishedAnswer> best_answers(std::vector<FinishedAnswer> tried,
+                                         const TextRequest& request);
+
 /// What all replies to one request have in common.
 struct ReplyHead {
   std::string id;

@@ -632,7 +632,7 @@ int most_tokens_of(const Json& body, int limit) {
   return limit;
 }
 
-int answers_of(const Json& body) {
+void set_answers(const Json& body, TextRequest& request) {
   const auto count = [&](const char* name) {
     const std::int64_t value = integer(body, name, 1).value_or(1);
     if (value > kMostAnswers) {
@@ -640,11 +640,12 @@ int answers_of(const Json& body) {
     }
     return static_cast<int>(value);
   };
-  const int answers = std::max(count("n"), count("n_cmpl"));
-  if (count("best_of") != 1 && count("best_of") != answers) {
-    refuse("best_of", "'best_of' must be as large as 'n': all answers are given", kUnsupported);
+  request.answers = std::max(count("n"), count("n_cmpl"));
+  request.tried = find(body, "best_of") == nullptr ? request.answers : count("best_of");
+  if (request.tried < request.answers) refuse("best_of", "'best_of' must be at least 'n'");
+  if (request.tried > request.answers && request.stream) {
+    refuse("best_of", "which of them is best is known at the end: ask without 'stream'");
   }
-  return answers;
 }
 
 }  // namespace
@@ -669,7 +670,7 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
                          .return_tokens = boolean(body, "return_tokens").value_or(false),
                          .return_progress = boolean(body, "return_progress").value_or(false),
                          .response_fields = strings(body, "response_fields", kMostStops)};
-  request.answers = answers_of(body);
+  set_answers(body, request);
   set_logit_bias(body, defaults.vocabulary, request);
   // Other dialects have no place for a probability that is 0 or not the model's.
   const bool is_own = dialect == Dialect::kLlama || dialect == Dialect::kInfill;

@@ -69,6 +69,7 @@ struct TextRequest {
   int min_tokens = 0;            ///< before them neither
   int max_tokens;                ///< at least 0; 0: nothing is written, and the prompt is read
   int answers = 1;               ///< to each prompt
+  int tried = 1;                 ///< so many are written, and the likeliest `answers` of them given
   std::vector<std::string> stops = {};
 
   int likeliest = -1;           ///< so many tokens beside each with their probabilities; -1: none

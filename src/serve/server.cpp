@@ -651,7 +651,8 @@ void Server::State::complete(const httplib::Request& http_request, httplib::Resp
   answer(
       *exchange, [](const Events&) {}, [this] { return is_unwanted(); });
   log(http_request.path, exchange->answers.answers());
-  reply(response, exchange->writer->whole(exchange->answers.answers()));
+  reply(response, exchange->writer->whole(
+                      best_answers(exchange->answers.answers(), exchange->prepared.request)));
 }
 
 void Server::State::route() {

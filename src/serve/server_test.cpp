@@ -566,6 +566,29 @@ TEST_F(ServerTest, FollowsAGrammarOfTheRequestsOwn) {
   EXPECT_EQ(wrong["error"]["param"], "grammar");
 }
 
+TEST_F(ServerTest, GivesTheBestOfWhatItTries) {
+  start();
+  Json fields = {
+      {"prompt", "The keeper"}, {"max_tokens", 12}, {"temperature", 1.2}, {"seed", 3}, {"n", 4},
+      {"logprobs", 0}};
+  const auto mean_of = [](const Json& choice) {
+    double sum = 0;
+    for (const Json& each : choice["logprobs"]["token_logprobs"]) sum += each.get<double>();
+    return sum / choice["logprobs"]["token_logprobs"].size();
+  };
+  const Json all = Json::parse(post("/v1/completions", fields)->body)["choices"];
+  ASSERT_EQ(all.size(), 4u);
+  const auto best = std::ranges::max_element(all, {}, mean_of);
+  fields["n"] = 1;
+  fields["best_of"] = 4;
+  const Json given = Json::parse(post("/v1/completions", fields)->body)["choices"];
+  ASSERT_EQ(given.size(), 1u);
+  EXPECT_EQ(given[0]["text"], (*best)["text"]);
+  fields.erase("logprobs");
+  EXPECT_TRUE(
+      Json::parse(post("/v1/completions", fields)->body)["choices"][0]["logprobs"].is_null());
+}
+
 TEST_F(ServerTest, TellsHowFarAPromptIsRead) {
   start();
   const Json body = {{"prompt", "Once upon a time there was a lighthouse"},
