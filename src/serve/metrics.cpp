@@ -1,14 +1,24 @@
 #include "serve/metrics.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 
 namespace firp {
 namespace {
 
 void add(std::string& text, const char* kind, const char* name, const char* help, double value) {
   text += fmt::format("# HELP {0} {1}\n# TYPE {0} {2}\n{0} {3}\n", name, help, kind, value);
+}
+
+/// Of Linux (proc_pid_statm(5)); 0 where it does not tell.
+double resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  double pages = 0, resident_pages = 0;
+  statm >> pages >> resident_pages;
+  return resident_pages * static_cast<double>(sysconf(_SC_PAGESIZE));
 }
 
 double ratio(double a, double b) { return b > 0 ? a / b : 0; }
@@ -55,6 +65,17 @@ std::string metrics_of(const Scheduler::Status& status) {
         ratio(static_cast<double>(stats.forwards), static_cast<double>(status.passes)));
   counter("firp:answers_total", "Answers that ended.", static_cast<double>(status.answers));
   counter("firp:busy_seconds_total", "Seconds in which passes ran.", status.busy_seconds);
+  gauge("firp:free_positions", "Tokens that there is room for, of all answers together.",
+        status.free_positions);
+  gauge("process_resident_memory_bytes", "Memory that the program holds.", resident_bytes());
+  if (!status.pass_seconds.empty()) {
+    const char* const name = "firp:pass_seconds";
+    text +=
+        fmt::format("# HELP {0} What a pass takes by now, by its rows.\n# TYPE {0} gauge\n", name);
+    for (const auto& [rows, seconds] : status.pass_seconds) {
+      text += fmt::format("{}{{rows=\"{}\"}} {}\n", name, rows, seconds);
+    }
+  }
   gauge("firp:tokens_per_forward_pass", "Tokens of an answer that a pass gives.",
         stats.tokens_per_forward());
   return text;

@@ -65,6 +65,8 @@ Scheduler::Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary,
       options_(options),
       most_running_(most_running),
       most_waiting_(most_waiting) {
+  done_.free_positions = decoder.engine().free_positions();
+  done_.pass_seconds = pass_seconds();
   Session(decoder, options);  // which says what is wrong before a request does
   thread_ = std::jthread([this](const std::stop_token& ended) { run(ended); });
 }
@@ -161,13 +163,26 @@ void Scheduler::run(const std::stop_token& ended) {
     if (jobs.empty()) continue;
     const Stopwatch watch;
     step(jobs);
+    std::map<int, double> seconds = pass_seconds();
     const std::lock_guard lock(mutex_);
     done_.busy_seconds += watch.seconds();
     ++done_.passes;
+    done_.pass_seconds = std::move(seconds);
+    done_.free_positions = decoder_.engine().free_positions();
   }
   for (const std::shared_ptr<Job>& job : running_) {
     if (!job->done) finish(*job, std::make_exception_ptr(Cancelled()));
   }
+}
+
+std::map<int, double> Scheduler::pass_seconds() const {
+  const Planner* const planner = decoder_.planner();
+  std::map<int, double> seconds;
+  if (planner == nullptr) return seconds;
+  for (const int rows : {1, 2, 4, 8, 16, 32}) {
+    seconds[rows] = planner->verify_seconds({.rows = rows}, /*drafted=*/rows > 1);
+  }
+  return seconds;
 }
 
 void Scheduler::admit(const std::stop_token& ended) {

@@ -4,6 +4,7 @@
 #include <exception>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -84,6 +85,10 @@ class Scheduler {
     double busy_seconds;
     long long passes;
     int longest;  ///< of those: prompt and answer, in tokens
+    /// What a pass of so many rows takes by now, where a planner knows: on a short context,
+    /// drafted.
+    std::map<int, double> pass_seconds;
+    int free_positions;  ///< of the engine's; what is held of old answers is free
   };
   Status status();
   int most_running() const { return most_running_; }
@@ -104,6 +109,7 @@ class Scheduler {
   std::vector<Job*> with_room();
   void step(std::span<Job* const> jobs);
   void take_tokens(Job& job);
+  std::map<int, double> pass_seconds() const;
   std::string piece_of(const Job& job, Token token) const;
   WrittenToken written(const Job& job, const DecodedToken& token,
                        const TokenProbability& probability, const std::string& piece) const;

@@ -651,7 +651,10 @@ TEST_F(ServerTest, TellsWhatItDoes) {
   start({.tells_metrics = true});
   chat("Hi", {{"max_tokens", 5}});
   httplib::Client client("127.0.0.1", port_);
-  EXPECT_THAT(client.Get("/metrics")->body, HasSubstr("llamacpp:tokens_predicted_total 5\n"));
+  const std::string metrics = client.Get("/metrics")->body;
+  EXPECT_THAT(metrics, HasSubstr("llamacpp:tokens_predicted_total 5\n"));
+  EXPECT_THAT(metrics, testing::ContainsRegex("\nprocess_resident_memory_bytes [1-9]"));
+  EXPECT_THAT(metrics, testing::ContainsRegex("\nfirp:free_positions [1-9]"));
   const Json slots = Json::parse(client.Get("/slots")->body);
   ASSERT_EQ(slots.size(), 4u);
   EXPECT_EQ(slots[0]["is_processing"], false);
