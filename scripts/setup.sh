@@ -25,7 +25,7 @@ model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 packages=(
   ca-certificates ccache cmake fonts-dejavu-core g++ git gnuplot-nox make ninja-build python3 python3-pip
-  libbenchmark-dev libcli11-dev libfmt-dev libgtest-dev nlohmann-json3-dev
+  libbenchmark-dev libcli11-dev libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev
   libopenblas0-openmp libtorch-dev
 )
 neon_packages=(g++-aarch64-linux-gnu qemu-user)

@@ -1,21 +1,28 @@
 #include "serve/http_server.h"
 
+#include <fmt/format.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
+
+#include "base/error.h"
 
 namespace firp {
 namespace {
@@ -65,13 +72,50 @@ void read_what_still_comes(int socket) {
   }
 }
 
+/// The address alone; "unix" where there is none.
+std::string address_of_client(int socket) {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof address;
+  char text[NI_MAXHOST] = "";
+  if (getpeername(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) return "";
+  if (address.ss_family == AF_UNIX) return "unix";
+  getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, text, sizeof text, nullptr, 0,
+              NI_NUMERICHOST);
+  return text;
+}
+
+/// Makes room for a socket at `path`, where one is left that nobody listens at. An Error where
+/// something else is there.
+void remove_stale_socket(const std::string& path) {
+  sockaddr_un address = {.sun_family = AF_UNIX};
+  if (path.size() >= sizeof address.sun_path) {
+    throw Error(fmt::format("cannot listen at {}: the path of a socket has at most {} bytes", path,
+                            sizeof address.sun_path - 1));
+  }
+  struct stat file = {};
+  if (lstat(path.c_str(), &file) != 0) return;
+  if (!S_ISSOCK(file.st_mode)) {
+    throw Error(fmt::format("cannot listen at {}: there is a file, which is no socket", path));
+  }
+  path.copy(address.sun_path, path.size());
+  const int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  const bool refused =
+      connect(probe, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+      errno == ECONNREFUSED;
+  if (probe >= 0) close(probe);
+  if (!refused) throw Error(fmt::format("cannot listen at {}: the socket is in use", path));
+  unlink(path.c_str());
+}
+
 }  // namespace
 
 struct HttpServer::Connection {
   const socket_t socket;
+  Channel channel;
   std::atomic<bool> waits = true;  ///< for its client: there is no request, or it is not all there
   std::atomic<bool> closing = false;     ///< the server stops, or
   std::atomic<bool> makes_room = false;  ///< it is closed for another one, and no longer counted
+  Clock::time_point began = {};          ///< of the request
   bool closes_after_answer = false;
   Bound bound = Bound::kNone;
 
@@ -92,13 +136,13 @@ class HttpServer::RequestStream final : public httplib::Stream {
     head_bytes_ = kMostHeadBytes;
     deadline_ = Clock::now() + std::chrono::seconds(kIdleSeconds);
     if (begin_ == end_ && !fill()) return false;
-    began_ = Clock::now();
-    deadline_ = began_ + std::chrono::seconds(kHeadSeconds);
+    connection_.began = Clock::now();
+    deadline_ = connection_.began + std::chrono::seconds(kHeadSeconds);
     return true;
   }
   void end_head() {
     head_bytes_ = std::numeric_limits<std::size_t>::max();
-    deadline_ = began_ + std::chrono::seconds(kRequestSeconds);
+    deadline_ = connection_.began + std::chrono::seconds(kRequestSeconds);
     // Only reading the body, if it is read, waits for the client from here on.
     connection_.waits = false;
   }
@@ -130,18 +174,21 @@ class HttpServer::RequestStream final : public httplib::Stream {
   }
 
   ssize_t write(const char* from, std::size_t size) override {
-    while (wait_writable()) {
-      const ssize_t count = send(connection_.socket, from, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (count >= 0 || (errno != EAGAIN && errno != EINTR)) return count;
+    const auto deadline = Clock::now() + std::chrono::seconds(kWriteSeconds);
+    Channel& channel = connection_.channel;
+    for (;;) {
+      const ssize_t count = channel.send(from, size);
+      if (count >= 0 || channel.wants() == 0) return count;
+      if (wait_for(connection_.socket, channel.wants(), deadline) == 0) return -1;
     }
-    return -1;
   }
 
   void get_remote_ip_and_port(std::string&, int&) const override {}
   void get_local_ip_and_port(std::string&, int&) const override {}
   socket_t socket() const override { return connection_.socket; }
   time_t duration() const override {
-    return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - began_).count();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - connection_.began)
+        .count();
   }
 
  private:
@@ -159,26 +206,28 @@ class HttpServer::RequestStream final : public httplib::Stream {
       return false;
     }
     const bool waited = connection_.waits.exchange(true);
-    while (true) {
-      if (wait_for(connection_.socket, POLLIN, deadline_) == 0) {
+    Channel& channel = connection_.channel;
+    ssize_t count;
+    while ((count = channel.receive(bytes_.data(), bytes_.size())) < 0 && channel.wants() != 0) {
+      // Bytes that came may be TLS's own: they are no reason to wait for longer.
+      if (Clock::now() >= deadline_ ||
+          wait_for(connection_.socket, channel.wants(), deadline_) == 0) {
         connection_.bound = Bound::kTime;
         return false;
       }
-      const ssize_t count = recv(connection_.socket, bytes_.data(), bytes_.size(), MSG_DONTWAIT);
-      if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-      if (count <= 0 || connection_.closing) return false;
-      begin_ = 0;
-      end_ = static_cast<std::size_t>(count);
-      connection_.waits = waited;
-      return true;
     }
+    if (count <= 0 || connection_.closing) return false;
+    begin_ = 0;
+    end_ = static_cast<std::size_t>(count);
+    connection_.waits = waited;
+    return true;
   }
 
   Connection& connection_;
-  std::array<char, 16384> bytes_;
+  std::array<char, 16384> bytes_;    ///< as many as TLS has in a record, of which it keeps none so
   std::size_t begin_ = 0, end_ = 0;  ///< of what was received and not yet read
   std::size_t head_bytes_ = 0;       ///< that the request's head may still take
-  Clock::time_point began_, deadline_;
+  Clock::time_point deadline_;
 };
 
 /// A thread for each connection, as cpp-httplib asks for them.
@@ -234,10 +283,27 @@ HttpServer::HttpServer(std::size_t most_connections)
   });
 }
 
+HttpServer::~HttpServer() { remove_file(); }
+
+void HttpServer::remove_file() {
+  if (!file_.empty()) unlink(std::exchange(file_, "").c_str());
+}
+
+void HttpServer::bind_to_file(const std::string& path) {
+  remove_stale_socket(path);
+  set_address_family(AF_UNIX);
+  constexpr int kAnyPort = 1;  // which means nothing there
+  if (!bind_to_port(path, kAnyPort)) {
+    throw Error(fmt::format("cannot listen at {}: {}", path, std::strerror(errno)));
+  }
+  file_ = path;
+}
+
 bool HttpServer::listens_on_loopback() const {
   sockaddr_storage address = {};
   socklen_t size = sizeof address;
   if (getsockname(svr_sock_, reinterpret_cast<sockaddr*>(&address), &size) != 0) return false;
+  if (address.ss_family == AF_UNIX) return true;
   if (address.ss_family == AF_INET) {
     const auto& ipv4 = reinterpret_cast<const sockaddr_in&>(address);
     return ntohl(ipv4.sin_addr.s_addr) >> 24 == 127;
@@ -247,6 +313,7 @@ bool HttpServer::listens_on_loopback() const {
 }
 
 void HttpServer::stop_serving() {
+  remove_file();  // while nobody else can have taken it over
   stop();
   const std::lock_guard lock(mutex_);
   stopping_ = true;
@@ -276,7 +343,7 @@ bool HttpServer::close_one_that_waits() {
 }
 
 bool HttpServer::process_and_close_socket(socket_t socket) {
-  Connection connection = {.socket = socket};
+  Connection connection = {.socket = socket, .channel = {socket, tls_.get()}};
   Connection::current = &connection;
   std::list<Connection*>::iterator place;
   {
@@ -291,21 +358,26 @@ bool HttpServer::process_and_close_socket(socket_t socket) {
   setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle_seconds, sizeof idle_seconds);
   setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval_seconds, sizeof interval_seconds);
   setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+  const std::string client = address_of_client(socket);
   RequestStream stream(connection);
   std::size_t served = 0;
   while (served < keep_alive_max_count_ && !connection.closing && stream.wait_for_request()) {
     bool closed = ++served == keep_alive_max_count_;
     const bool answered = serve_guarded([&] {
-      return process_request(stream, "", 0, "", 0, closed, closed, [&](httplib::Request& request) {
-        stream.end_head();
-        request.ranges.clear();  // no reply here is a file that can be asked for in parts
-      });
+      return process_request(
+          stream, client, 0, "", 0, closed, closed, [&](httplib::Request& request) {
+            stream.end_head();
+            request.ranges.clear();  // no reply here is a file that can be asked for in parts
+          });
     });
     if (!answered || closed || connection.closes_after_answer) break;
     const std::lock_guard lock(mutex_);
     connections_.splice(connections_.end(), connections_, place);  // the last one that was used
   }
-  if (!connection.makes_room) read_what_still_comes(socket);
+  if (!connection.makes_room) {
+    connection.channel.end();
+    read_what_still_comes(socket);
+  }
   Connection::current = nullptr;
   // All in one: once no connection is left, the server may be gone.
   const std::lock_guard lock(mutex_);
@@ -321,6 +393,8 @@ bool HttpServer::client_has_left() {
   const int came = wait_for(Connection::current->socket, POLLRDHUP, Clock::now());
   return (came & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
 }
+
+Clock::time_point HttpServer::request_began() { return Connection::current->began; }
 
 void HttpServer::close_after_answer() { Connection::current->closes_after_answer = true; }
 

@@ -7,6 +7,10 @@
 #include <cstddef>
 #include <list>
 #include <mutex>
+#include <string>
+#include <utility>
+
+#include "serve/tls.h"
 
 namespace firp {
 
@@ -28,6 +32,14 @@ class HttpServer final : public httplib::Server {
 
   /// `most_connections`: or as many as there can be file descriptors for.
   explicit HttpServer(std::size_t most_connections = kMostConnections);
+  ~HttpServer() override;
+
+  /// From now on all connections are encrypted.
+  void use_tls(TlsContext context) { tls_ = std::move(context); }
+
+  /// Listens at a Unix socket, whose file goes when the server stops. One that is left of a program
+  /// that is gone is replaced. An Error where it cannot.
+  void bind_to_file(const std::string& path);
 
   /// Once it is bound: whether programs of this machine alone can reach it.
   bool listens_on_loopback() const;
@@ -40,6 +52,8 @@ class HttpServer final : public httplib::Server {
 
   /// Whether its client has closed the connection.
   static bool client_has_left();
+  /// When its first byte was there.
+  static std::chrono::steady_clock::time_point request_began();
   /// Ends the connection after the answer: HTTP/1.0's way to end a body of unknown length.
   static void close_after_answer();
   /// What bound the request ran into before it was all there.
@@ -56,11 +70,14 @@ class HttpServer final : public httplib::Server {
   bool process_and_close_socket(socket_t socket) override;
   /// The oldest of the connections that wait for their client is closed; false where all are busy.
   bool close_one_that_waits();
+  void remove_file();
   /// Wakes whoever waits for a client, or, with `all`, for anything of a connection.
   void shut_down(bool all);
 
   std::mutex mutex_;
   std::condition_variable ended_;
+  TlsContext tls_{nullptr, &SSL_CTX_free};
+  std::string file_;  ///< of the socket that it listens at; empty: there is none
   std::size_t most_connections_;
   std::size_t threads_ = 0;
   std::size_t counted_ = 0;             ///< connections that do not make room for another one
