@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <stop_token>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/error.h"
 #include "cli/decode_flags.h"
@@ -16,6 +20,7 @@
 #include "model/message.h"
 #include "serve/access.h"
 #include "serve/server.h"
+#include "serve/tls.h"
 
 namespace firp {
 namespace {
@@ -23,34 +28,32 @@ namespace {
 struct ServeFlags {
   DecodeFlags decode;
   ServerOptions server;
-  std::optional<std::string> api_key;
+  std::vector<std::string> api_keys;
+  std::filesystem::path api_key_file;
   int tokens = -1;
   std::string reasoning = "auto";
   std::string reasoning_format = "auto";
   std::string template_variables;  ///< JSON
 };
 
-/// The key that requests must bring; empty: none. One that was meant to be there, as an unset
-/// variable of a script, must not open the server.
-std::string key_of(const ServeFlags& flags) {
+/// The keys of which requests must bring one; none: they need none.
+std::vector<std::string> keys_of(const ServeFlags& flags) {
+  std::vector<std::string> keys;
+  const auto add = [&](std::vector<std::string> more) {
+    keys.insert(keys.end(), std::make_move_iterator(more.begin()),
+                std::make_move_iterator(more.end()));
+  };
+  for (const std::string& each : flags.api_keys) add(api_keys_from(each, "--api-key"));
+  if (!flags.api_key_file.empty()) add(api_keys_in(flags.api_key_file));
   const char* const variable = std::getenv("FIRP_API_KEY");
-  if (!flags.api_key && variable == nullptr) return {};
-  std::string key = flags.api_key ? *flags.api_key : variable;
-  const char* const where = flags.api_key ? "--api-key" : "FIRP_API_KEY";
-  if (key.empty()) {
-    throw Error(
-        fmt::format("{} is empty: give a key, or leave it out for a server without one", where));
-  }
-  constexpr std::size_t kLongest = 4096;  // a header holds twice as much
-  const bool sendable = key.size() <= kLongest && key.front() != ' ' && key.back() != ' ' &&
-                        std::ranges::none_of(key, [](unsigned char c) { return c < 0x20; });
-  if (!sendable) {
-    throw Error(
-        fmt::format("{} begins or ends with a space, has a control character or more "
-                    "than 4096 bytes: no client can send it",
-                    where));
-  }
-  return key;
+  if (keys.empty() && variable != nullptr) add(api_keys_from(variable, "FIRP_API_KEY"));
+  return keys;
+}
+
+std::string url_of(const ServerOptions& options, int port) {
+  if (options.listens_at_file()) return "unix://" + options.host;
+  return fmt::format("{}://{}:{}", options.ssl_key_file.empty() ? "http" : "https",
+                     url_host(options.host), port);
 }
 
 std::map<std::string, Json> template_variables_of(const std::string& text) {
@@ -83,7 +86,7 @@ void watch_for_signals(Server& server, const std::stop_token& ended) {
 int run_serve(const ServeFlags& flags) {
   constexpr int kMostParallel = 64;
   ServerOptions options = flags.server;
-  options.api_key = key_of(flags);
+  options.api_keys = keys_of(flags);
   std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
   std::ranges::transform(options.allowed_hosts, options.allowed_hosts.begin(), host_from);
   if (options.port < 0 || options.port > 65535) throw Error("--port must be 0 to 65535");
@@ -91,6 +94,8 @@ int run_serve(const ServeFlags& flags) {
   if (options.parallel > kMostParallel) {
     throw Error(fmt::format("--parallel must be at most {}", kMostParallel));
   }
+  // Which says what is wrong with them before a model is loaded.
+  if (!options.ssl_key_file.empty()) tls_context(options.ssl_key_file, options.ssl_cert_file);
   const int most = most_tokens(flags.tokens);
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   options.max_tokens = most;
@@ -107,8 +112,8 @@ int run_serve(const ServeFlags& flags) {
   catch_interrupts();
   Server server(decoder.batch, decoder.chat_template, decoder.options, options);
   const int port = server.bind();
-  say("firp: {} at http://{}:{} (for programs /v1); Ctrl-C ends it\n", options.model_name,
-      url_host(options.host), port);
+  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", options.model_name,
+      url_of(options, port));
   if (server.is_open()) {
     say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
         "key\n");
@@ -145,7 +150,10 @@ Examples:
     -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}')");
   flags->decode.add_model_to(*app);
   ServerOptions& server = flags->server;
-  app->add_option("--host", server.host, "Address to listen at; 0.0.0.0: all of this machine's")
+  app->add_option(
+         "--host", server.host,
+         "Address to listen at; 0.0.0.0: all of this machine's; a path that ends in .sock: "
+         "a Unix socket")
       ->capture_default_str();
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
   app->add_option("--parallel", server.parallel,
@@ -154,17 +162,46 @@ Examples:
       ->transform(CLI::Transformer({{"-1", std::to_string(server.parallel)}}).description(""))
       ->capture_default_str();
   app->add_option("-a,--alias", server.model_name, "The model's name in replies");
-  app->add_option("--api-key", flags->api_key,
-                  "Requests must bring it (Authorization: Bearer KEY); also as the environment's "
-                  "FIRP_API_KEY");
-  app->add_option("--allow-origin", server.allowed_origins,
-                  "Without a key, pages of this origin may use the server, too (default: those of "
-                  "this machine): https://HOST, or * for all")
-      ->delimiter(',');
-  app->add_option("--allow-host", server.allowed_hosts,
-                  "Without a key, and listening to this machine alone: another name that requests "
+  app->add_option("--api-key", flags->api_keys,
+                  "Requests must bring it, or one of several, with commas (Authorization: Bearer "
+                  "KEY); also as the environment's FIRP_API_KEY")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app->add_option("--api-key-file", flags->api_key_file,
+                  "The same, from a file: one a line, less lines that begin with #");
+  CLI::Option* const key =
+      app->add_option("--ssl-key-file", server.ssl_key_file,
+                      "Encrypt connections (TLS): the certificate's key, PEM without a password");
+  CLI::Option* const certificate =
+      app->add_option("--ssl-cert-file", server.ssl_cert_file,
+                      "The certificate, PEM, with those that it was signed by");
+  key->needs(certificate);
+  certificate->needs(key);
+  app->add_option("--cors-origins,--allow-origin", server.allowed_origins,
+                  "Pages of these origins may use the server, besides those of this machine: "
+                  "https://HOST, * for all, localhost for none besides (default: with a key all, "
+                  "else localhost)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app->add_option("--allowed-hosts,--allow-host", server.allowed_hosts,
+                  "Without a key, and listening to this machine alone: further names that requests "
                   "may call it by (behind a proxy)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app->add_option("--request-timeout", server.request_seconds,
+                  "Seconds that a request for text may take in all, waiting included; 0: no limit")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  app->add_option("--log-format", server.log,
+                  "text: a line of each request for text, and of errors; json: an object of each "
+                  "request")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, LogFormat>{{"text", LogFormat::kText},
+                                                                   {"json", LogFormat::kJson}})
+              .description("text|json"))
+      ->default_str("text");
   app->add_option("--queue", server.most_waiting,
                   "Answers that wait to begin at most; more are refused (503)")
       ->check(CLI::Range(0, 100000))

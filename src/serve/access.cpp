@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "model/ggml_log.h"
+#include "model/text_input.h"
 
 namespace firp {
 namespace {
@@ -32,6 +33,17 @@ bool is_listed(const std::vector<std::string>& list, std::string_view text) {
                              [&](const std::string& each) { return each == "*" || each == text; });
 }
 
+void require_sendable(const std::string& key, const std::string& where) {
+  constexpr std::size_t kLongest = 4096;  // a header holds twice as much
+  const bool sendable = key.size() <= kLongest && key.front() != ' ' && key.back() != ' ' &&
+                        std::ranges::none_of(key, [](unsigned char c) { return c < 0x20; });
+  if (sendable) return;
+  throw Error(fmt::format(
+      "{} has a key that begins or ends with a space, has a control character or more than {} "
+      "bytes: no client can send it",
+      where, kLongest));
+}
+
 /// In a time that does not depend on where they differ.
 bool same_secret(std::string_view given, std::string_view secret) {
   unsigned char difference = given.size() == secret.size() ? 0 : 1;
@@ -42,6 +54,36 @@ bool same_secret(std::string_view given, std::string_view secret) {
 }
 
 }  // namespace
+
+std::vector<std::string> api_keys_from(const std::string& list, const std::string& where) {
+  std::vector<std::string> keys;
+  for (std::size_t begin = 0, end; begin <= list.size(); begin = end + 1) {
+    end = std::min(list.find(',', begin), list.size());
+    if (end == begin) continue;
+    keys.push_back(list.substr(begin, end - begin));
+    require_sendable(keys.back(), where);
+  }
+  // One that was meant to be there, as an unset variable of a script, must not open the server.
+  if (keys.empty()) {
+    throw Error(
+        fmt::format("{} is empty: give a key, or leave it out for a server without one", where));
+  }
+  return keys;
+}
+
+std::vector<std::string> api_keys_in(const std::filesystem::path& file) {
+  TextInput input("the API keys", file);
+  std::vector<std::string> keys;
+  for (std::string line; input.next_line(line);) {
+    if (line.empty() || line.starts_with('#')) continue;
+    require_sendable(line, file.string());
+    keys.push_back(line);
+  }
+  if (keys.empty()) {
+    throw Error(fmt::format("{} has no key: one a line (--api-key-file)", file.string()));
+  }
+  return keys;
+}
 
 std::string url_host(const std::string& host) {
   const bool bare_ipv6 = host.find(':') != std::string::npos && !host.starts_with('[');
@@ -64,7 +106,7 @@ bool is_loopback(std::string_view host) {
 
 std::string origin_from(const std::string& given) {
   std::string origin = lower_case(given);
-  if (origin == "*") return origin;
+  if (origin == "*" || origin == "localhost") return origin;
   if (origin.ends_with('/')) origin.pop_back();
   const std::size_t scheme = origin.find("://");
   if (scheme == std::string::npos || scheme == 0 || scheme + 3 == origin.size() ||
@@ -84,7 +126,7 @@ std::string host_from(const std::string& given) {
 }
 
 bool host_is_allowed(const AccessRules& rules, std::string_view host) {
-  if (!rules.on_loopback || !rules.api_key.empty()) return true;
+  if (!rules.on_loopback || !rules.api_keys.empty()) return true;
   const std::string name = lower_case(without_port(host));
   return name.find('.') == std::string::npos ? !name.starts_with('[') || is_loopback(name)
                                              : is_loopback(name) || is_listed(rules.hosts, name);
@@ -92,7 +134,8 @@ bool host_is_allowed(const AccessRules& rules, std::string_view host) {
 
 bool origin_is_allowed(const AccessRules& rules, std::string_view origin, std::string_view host) {
   const std::string lower = lower_case(origin);
-  if (!rules.api_key.empty() || is_listed(rules.origins, lower)) return true;
+  const bool all = !rules.api_keys.empty() && rules.origins.empty();
+  if (all || is_listed(rules.origins, lower)) return true;
   const std::size_t scheme = lower.find("://");
   if (scheme == std::string::npos) return false;
   const std::string_view authority = std::string_view(lower).substr(scheme + 3);
@@ -101,17 +144,20 @@ bool origin_is_allowed(const AccessRules& rules, std::string_view origin, std::s
 
 bool key_is_right(const AccessRules& rules, std::string_view authorization,
                   std::string_view api_key) {
-  if (rules.api_key.empty()) return true;
+  if (rules.api_keys.empty()) return true;
   constexpr std::string_view kScheme = "bearer";
+  std::string_view bearer;
   if (lower_case(authorization.substr(0, kScheme.size())) == kScheme) {
-    std::string_view given = authorization.substr(kScheme.size());
-    const std::size_t begin = given.find_first_not_of(' ');
-    if (begin != 0 && begin != std::string_view::npos &&
-        same_secret(given.substr(begin), rules.api_key)) {
-      return true;
-    }
+    const std::string_view rest = authorization.substr(kScheme.size());
+    const std::size_t begin = rest.find_first_not_of(' ');
+    if (begin != 0 && begin != std::string_view::npos) bearer = rest.substr(begin);
   }
-  return same_secret(api_key, rules.api_key);
+  bool right = false;  // after all of them: the time does not tell which
+  for (const std::string& each : rules.api_keys) {
+    right |= same_secret(bearer, each);
+    right |= same_secret(api_key, each);
+  }
+  return right;
 }
 
 }  // namespace firp

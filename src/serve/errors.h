@@ -37,6 +37,7 @@ inline constexpr ErrorKind kInternal = {500, "server_error", "internal_error"};
 inline constexpr ErrorKind kNotImplemented = {501, "not_supported_error", "not_supported"};
 inline constexpr ErrorKind kBusy = {503, "unavailable_error", "server_busy"};
 inline constexpr ErrorKind kEnding = {503, "unavailable_error", "server_ending"};
+inline constexpr ErrorKind kTimedOut = {504, "timeout_error", "request_timed_out"};
 
 /// A request that cannot be answered, and a message that says what to change.
 struct RequestError : Error {

@@ -249,6 +249,7 @@ Json messages_error(const RequestError& error) {
                            : error.kind.status == 404 ? "not_found_error"
                            : error.kind.status == 413 ? "request_too_large"
                            : error.kind.status == 503 ? "overloaded_error"
+                           : error.kind.status == 504 ? "timeout_error"
                            : error.kind.status >= 500 ? "api_error"
                                                       : "invalid_request_error";
   return {{"type", "error"},

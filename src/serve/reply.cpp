@@ -21,6 +21,16 @@ std::string rest(const std::string& before, const std::string& now) {
 
 }  // namespace
 
+Usage& Usage::operator+=(const Usage& other) {
+  prompt_tokens += other.prompt_tokens;
+  cached_tokens += other.cached_tokens;
+  read_tokens += other.read_tokens;
+  completion_tokens += other.completion_tokens;
+  queue_seconds += other.queue_seconds;
+  stats += other.stats;
+  return *this;
+}
+
 ReplyDelta difference(const ChatReply& before, const ChatReply& now, bool complete) {
   ReplyDelta delta = {.content = rest(before.content, now.content),
                       .reasoning = rest(before.reasoning, now.reasoning),

@@ -43,7 +43,10 @@ struct Usage {
   int cached_tokens = 0;  ///< of the prompt, which other requests had read
   int read_tokens = 0;    ///< of the prompt so far, with those
   int completion_tokens = 0;
+  double queue_seconds = 0;  ///< until it began
   DecodeStats stats;
+
+  Usage& operator+=(const Usage& other);
 };
 
 /// A part of a chat's answer that is new.

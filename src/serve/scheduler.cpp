@@ -19,14 +19,6 @@ constexpr std::chrono::milliseconds kGlance{50};
 
 bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
 
-void add(Usage& sum, const Usage& usage) {
-  sum.prompt_tokens += usage.prompt_tokens;
-  sum.cached_tokens += usage.cached_tokens;
-  sum.read_tokens += usage.read_tokens;
-  sum.completion_tokens += usage.completion_tokens;
-  sum.stats += usage.stats;
-}
-
 }  // namespace
 
 /// The answers of one request. Shared, under the scheduler's mutex.
@@ -43,6 +35,8 @@ struct Scheduler::Job {
   const Generation generation;
   const std::shared_ptr<Group> group;
   OutgoingText text{generation.stops};
+  const Stopwatch since_asked;
+  double queue_seconds = 0;
   std::unique_ptr<Session> session;  ///< while it runs
   int written = 0;                   ///< tokens
   int characters = 0;                ///< of them
@@ -147,7 +141,7 @@ Scheduler::Status Scheduler::status() {
   status.waiting = static_cast<int>(waiting_.size());
   for (const std::shared_ptr<Job>& job : running_) {
     if (job->done) continue;
-    add(status.all, job->usage);
+    status.all += job->usage;
     status.running.push_back({.prompt_tokens = static_cast<int>(job->generation.prompt.size()),
                               .usage = job->usage,
                               .reads = job->usage.completion_tokens == 0,
@@ -205,6 +199,7 @@ void Scheduler::admit(const std::stop_token& ended) {
 }
 
 void Scheduler::begin(Job& job) {
+  job.queue_seconds = job.since_asked.seconds();
   try {
     const Generation& g = job.generation;
     DecodeOptions options = options_;
@@ -298,6 +293,7 @@ Usage Scheduler::usage_of(const Job& job) const {
                  .cached_tokens = std::min(job.session->adopted(), prompt),
                  .read_tokens = std::min(job.session->seen(), prompt),
                  .completion_tokens = job.written,
+                 .queue_seconds = job.queue_seconds,
                  .stats = job.session->stats()};
   usage.stats.tokens = job.written;
   return usage;
@@ -356,7 +352,7 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
   const std::string rest = error ? "" : job.text.finish();
   const std::lock_guard lock(mutex_);
   ++done_.answers;
-  add(done_.all, answer.usage);
+  done_.all += answer.usage;
   done_.longest =
       std::max(done_.longest, answer.usage.prompt_tokens + answer.usage.completion_tokens);
   job.ready.text += rest;

@@ -65,8 +65,9 @@ class Scheduler {
 
   /// Writes all the answers; they wait until fewer than `most_running` are written. The listener
   /// gets them as they come. Looks every now and then whether they are unwanted, and then throws
-  /// Cancelled; they end with the running pass. A text is a function of its generation alone. A
-  /// RequestError where too many wait. Threads may call it at once.
+  /// Cancelled; they end with the running pass, as they do where the listener throws. A text is a
+  /// function of its generation alone. A RequestError where too many wait. Threads may call it at
+  /// once.
   std::vector<Answer> complete(std::vector<Generation> generations, const Listener& listener);
 
   /// An answer that is being written.

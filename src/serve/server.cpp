@@ -181,15 +181,36 @@ RequestError error_of(const httplib::Request& request, int status) {
 
 /// A request for text, from its body to its reply.
 struct Exchange {
-  Exchange(PreparedRequest p, ReplyHead head)
+  Exchange(PreparedRequest p, ReplyHead head, std::shared_ptr<LoggedRequest> l)
       : prepared(std::move(p)),
         writer(make_reply_writer(prepared.request, std::move(head), prepared.prompts)),
-        answers(prepared.generations.size(), prepared.reader) {}
+        answers(prepared.generations.size(), prepared.reader),
+        logged(std::move(l)) {
+    logged->usages.resize(prepared.generations.size());
+  }
 
   PreparedRequest prepared;
   const std::unique_ptr<ReplyWriter> writer;
   GrowingAnswers answers;
+  const std::shared_ptr<LoggedRequest> logged;
 };
+
+LoggedRequest logged_request(const httplib::Request& request) {
+  return {.method = request.method, .path = request.path, .client = request.remote_addr};
+}
+
+/// Where a response keeps what the log is to tell of its request.
+constexpr const char* kLogged = "logged";
+using SharedLogged = std::shared_ptr<LoggedRequest>;
+
+SharedLogged logged_of(const httplib::Request& request, httplib::Response& response) {
+  if (const SharedLogged* const there = response.user_data.get<SharedLogged>(kLogged)) {
+    return *there;
+  }
+  const auto logged = std::make_shared<LoggedRequest>(logged_request(request));
+  response.user_data.set(kLogged, logged);
+  return logged;
+}
 
 }  // namespace
 
@@ -207,7 +228,7 @@ struct Server::State {
                  .thinks = options.thinks,
                  .reasoning = options.reasoning,
                  .template_variables = options.template_variables},
-        rules{.api_key = options.api_key,
+        rules{.api_keys = options.api_keys,
               .origins = options.allowed_origins,
               .hosts = options.allowed_hosts},
         scheduler(b, vocabulary, d, options.parallel, options.most_waiting) {}
@@ -221,10 +242,11 @@ struct Server::State {
     return made_texts;
   }
   RequestError error_of(const std::exception_ptr& thrown) const;
-  bool is_unwanted() const { return stopping || HttpServer::client_has_left(); }
+  /// Whether the answer to the calling thread's request is to end. A RequestError where it has
+  /// taken as long as it may.
+  bool is_unwanted() const;
   /// Where standard error takes it: a log that nobody reads must not stop the server.
-  void log(const std::string& path, const std::string& what) const;
-  void log(const std::string& path, const std::vector<FinishedAnswer>& answers) const;
+  void log(LoggedRequest& request, int status) const;
   int context() const { return engine.options().context; }
 
   // What is asked for.
@@ -321,22 +343,32 @@ const Server::State::Route* Server::State::route_of(const std::string& path) {
   return route == std::end(kRoutes) ? nullptr : route;
 }
 
-void Server::State::log(const std::string& path, const std::string& what) const {
-  if (!options.log) return;
-  const std::string line = fmt::format("{}: {}\n", one_line(path), one_line(what));
+void Server::State::log(LoggedRequest& request, int status) const {
+  using Seconds = std::chrono::duration<double>;
+  if (options.log == LogFormat::kNone) return;
+  request.status = status;
+  request.seconds = Seconds(std::chrono::steady_clock::now() - HttpServer::request_began()).count();
+  const Seconds now = std::chrono::system_clock::now().time_since_epoch();
+  std::string line =
+      options.log == LogFormat::kJson ? json_line(request, now.count()) : text_line(request);
+  if (line.empty()) return;
+  line += '\n';
   const std::lock_guard lock(log_mutex);  // between the look and the write
   pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
   if (poll(&out, 1, 0) != 1 || (out.revents & POLLOUT) == 0) return;
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
 }
 
-void Server::State::log(const std::string& path, const std::vector<FinishedAnswer>& answers) const {
-  const Usage& usage = answers.front().usage;
-  const DecodeStats& stats = usage.stats;
-  log(path, fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} tokens per forward pass; prompt: {} "
-                        "tokens, {} of them held, {:.2f} s",
-                        stats.tokens, stats.tokens_per_second(), stats.tokens_per_forward(),
-                        usage.prompt_tokens, usage.cached_tokens, stats.prefill_seconds));
+bool Server::State::is_unwanted() const {
+  if (stopping || HttpServer::client_has_left()) return true;
+  const auto taken = std::chrono::steady_clock::now() - HttpServer::request_began();
+  if (options.request_seconds > 0 && taken > std::chrono::seconds(options.request_seconds)) {
+    throw RequestError(kTimedOut,
+                       fmt::format("the answer was not complete after {} seconds (firp serve "
+                                   "--request-timeout)",
+                                   options.request_seconds));
+  }
+  return false;
 }
 
 void Server::State::admit(const httplib::Request& request, httplib::Response& response) const {
@@ -351,17 +383,22 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
   }
   if (request.has_header("Origin")) {
     const std::string origin = request.get_header_value("Origin");
-    if (!origin_is_allowed(rules, origin, host)) {
+    const bool allowed = origin_is_allowed(rules, origin, host);
+    if (!allowed && request.method != "OPTIONS") {
       throw RequestError(kForbidden, fmt::format("pages of {} may not use this server (firp serve "
                                                  "--allow-origin URL, or --api-key KEY)",
                                                  one_line(origin)));
     }
-    response.set_header("Access-Control-Allow-Origin", origin);
     response.set_header("Vary", "Origin");
+    if (allowed) {
+      response.set_header("Access-Control-Allow-Origin", origin);
+    } else {
+      return;  // an answer without that header is a refusal to a browser that asks beforehand
+    }
   }
   if (request.method == "OPTIONS") {
     response.set_header("Allow", "GET, HEAD, POST, OPTIONS");
-    response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
+    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
     if (request.has_header("Access-Control-Request-Headers")) {
       response.set_header("Access-Control-Allow-Headers",
                           request.get_header_value("Access-Control-Request-Headers"));
@@ -582,11 +619,13 @@ void Server::State::answer(Exchange& exchange, const std::function<void(const Ev
   const Listener listener = {
       .on_part =
           [&](int answer, const ReplyPart& part, const Usage& usage) {
+            exchange.logged->usages[answer] = usage;
             begin(usage);
             send(writer.part(answer, part, exchange.answers.add(answer, part), usage));
           },
       .on_reading =
           [&](int answer, const Usage& usage) {
+            exchange.logged->usages[answer] = usage;
             begin(usage);
             if (exchange.prepared.request.return_progress) tell_reading(answer, usage);
           },
@@ -596,6 +635,10 @@ void Server::State::answer(Exchange& exchange, const std::function<void(const Ev
   for (std::size_t i = 0; i < ended.size(); ++i) {
     const auto number = static_cast<int>(i);
     const ReplyDelta rest = exchange.answers.end(number, ended[i]);
+    exchange.logged->usages[i] = ended[i].usage;
+    if (exchange.logged->finish != FinishReason::kLength) {
+      exchange.logged->finish = ended[i].finish;
+    }
     send(writer.end(number, exchange.answers.answers()[i], rest));
   }
   send(writer.finish(exchange.answers.answers()));
@@ -603,22 +646,23 @@ void Server::State::answer(Exchange& exchange, const std::function<void(const Ev
 
 void Server::State::stream(const std::shared_ptr<Exchange>& exchange,
                            const httplib::Request& request, httplib::Response& response) {
-  const auto write = [this, exchange, path = request.path](httplib::DataSink& sink) {
+  exchange->logged->streams = true;
+  const auto write = [this, exchange](httplib::DataSink& sink) {
+    LoggedRequest& logged = *exchange->logged;
     bool listening = true;
     const auto send_events = [&](const Events& events) {
       listening = listening && send(sink, events);
     };
     try {
       answer(*exchange, send_events, [&] { return !listening || is_unwanted(); });
-      log(path, exchange->answers.answers());
+      log(logged, 200);
       if (listening && exchange->writer->says_done()) listening = send(sink, "data: [DONE]\n\n");
     } catch (...) {
       const RequestError error = error_of(std::current_exception());
-      if (HttpServer::client_has_left()) {
-        log(path, "the client left");
-        return false;
-      }
-      log(path, error.what());
+      logged.client_left = HttpServer::client_has_left();
+      logged.error = error.what();
+      log(logged, 200);
+      if (logged.client_left) return false;
       send_events(exchange->writer->error(error));
     }
     sink.done();
@@ -640,9 +684,11 @@ void Server::State::complete(const httplib::Request& http_request, httplib::Resp
   TextRequest request = read_request(dialect, http_request, response, *read);
   DryOptions& dry = request.sampling.dry;
   if (dry.is_on() && !dry.texts) dry.texts = texts();
-  const auto exchange =
-      std::make_shared<Exchange>(prepare(std::move(request), chat_template, context()),
-                                 ReplyHead{new_id(dialect), now_seconds(), options.model_name});
+  PreparedRequest prepared = prepare(std::move(request), chat_template, context());
+  const SharedLogged logged = logged_of(http_request, response);
+  logged->id = new_id(dialect);
+  const auto exchange = std::make_shared<Exchange>(
+      std::move(prepared), ReplyHead{logged->id, now_seconds(), options.model_name}, logged);
   if (exchange->prepared.request.stream) {
     // While the status can still say so.
     scheduler.refuse_if_full(exchange->prepared.generations.size());
@@ -650,12 +696,17 @@ void Server::State::complete(const httplib::Request& http_request, httplib::Resp
   }
   answer(
       *exchange, [](const Events&) {}, [this] { return is_unwanted(); });
-  log(http_request.path, exchange->answers.answers());
   reply(response, exchange->writer->whole(
                       best_answers(exchange->answers.answers(), exchange->prepared.request)));
 }
 
 void Server::State::route() {
+  http.set_logger([this](const httplib::Request& request, const httplib::Response& response) {
+    const SharedLogged* const there = response.user_data.get<SharedLogged>(kLogged);
+    LoggedRequest plain = logged_request(request);
+    LoggedRequest& logged = there == nullptr ? plain : **there;
+    if (!logged.streams) log(logged, response.status);
+  });
   for (const Route& route : kRoutes) {
     if (std::string_view(route.method) == "GET") {
       http.Get(route.path,
@@ -677,20 +728,20 @@ void Server::State::route() {
         try {
           admit(request, response);
         } catch (const RequestError& error) {
-          log(request.path, fmt::format("{}, {}", error.kind.status, error.what()));
+          logged_of(request, response)->error = error.what();
           reply(response, request.path, error);
           return Handled::Handled;
         }
         if (request.method != "OPTIONS") return Handled::Unhandled;
-        response.status = 204;
+        response.status = 200;
         return Handled::Handled;
       });
   http.set_exception_handler([this](const httplib::Request& request, httplib::Response& response,
                                     const std::exception_ptr& thrown) {
     const RequestError error = error_of(thrown);
-    log(request.path, HttpServer::client_has_left()
-                          ? "the client left"
-                          : fmt::format("{}, {}", error.kind.status, error.what()));
+    LoggedRequest& logged = *logged_of(request, response);
+    logged.client_left = HttpServer::client_has_left();
+    logged.error = error.what();
     reply(response, request.path, error);
   });
   http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
@@ -732,23 +783,35 @@ std::string why_not(const std::string& host, int port) {
 
 int Server::bind() {
   const ServerOptions& o = state_->options;
-  std::string host = o.host;
-  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+  HttpServer& http = state_->http;
+  if (o.ssl_key_file.empty() != o.ssl_cert_file.empty()) {
+    throw Error("--ssl-key-file and --ssl-cert-file are needed together");
+  }
+  if (!o.ssl_key_file.empty()) http.use_tls(tls_context(o.ssl_key_file, o.ssl_cert_file));
   int port = o.port;
-  if (port == 0) {
-    port = state_->http.bind_to_any_port(host);
-  } else if (!state_->http.bind_to_port(host, port)) {
-    port = -1;
+  if (o.listens_at_file()) {
+    http.bind_to_file(o.host);
+    port = 0;
+  } else {
+    std::string host = o.host;
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    if (port == 0) {
+      port = http.bind_to_any_port(host);
+    } else if (!http.bind_to_port(host, port)) {
+      port = -1;
+    }
+    if (port < 0) {
+      throw Error(fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port,
+                              why_not(host, o.port)));
+    }
   }
-  if (port < 0) {
-    throw Error(
-        fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port, why_not(host, o.port)));
-  }
-  state_->rules.on_loopback = state_->http.listens_on_loopback();
+  state_->rules.on_loopback = http.listens_on_loopback();
   return port;
 }
 
-bool Server::is_open() const { return !state_->rules.on_loopback && state_->rules.api_key.empty(); }
+bool Server::is_open() const {
+  return !state_->rules.on_loopback && state_->rules.api_keys.empty();
+}
 
 void Server::run() { state_->http.listen_after_bind(); }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -9,22 +10,25 @@
 #include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
 #include "serve/fields.h"
+#include "serve/request_log.h"
 
 namespace firp {
 
 struct ServerOptions {
-  std::string host = "127.0.0.1";
-  int port = 8080;         ///< 0: any free one
-  int parallel = 4;        ///< answers that are written at once
-  int most_waiting = 256;  ///< that wait to begin; more are refused
+  std::string host = "127.0.0.1";  ///< or the path of a Unix socket, which ends in .sock
+  int port = 8080;                 ///< 0: any free one
+  int parallel = 4;                ///< answers that are written at once
+  int most_waiting = 256;          ///< that wait to begin; more are refused
   std::string model_name;
-  std::string model_path;  ///< for /props
-  std::string api_key;     ///< empty: none is asked for
-  // Without a key (serve/access.h):
-  std::vector<std::string> allowed_origins;  ///< of pages that may use it besides this machine's
-  std::vector<std::string> allowed_hosts;    ///< names of it besides this machine's
-  int max_tokens;                            ///< of an answer
-  std::optional<std::uint64_t> seed;         ///< of requests without; none: another one for each
+  std::string model_path;   ///< for /props
+  int request_seconds = 0;  ///< that a request may take in all; 0: as long as it takes
+  std::filesystem::path ssl_key_file, ssl_cert_file;  ///< empty: connections are not encrypted
+  // Who may use it (serve/access.h):
+  std::vector<std::string> api_keys;  ///< empty: none is asked for
+  std::vector<std::string> allowed_origins;
+  std::vector<std::string> allowed_hosts;
+  int max_tokens;                     ///< of an answer
+  std::optional<std::uint64_t> seed;  ///< of requests without; none: another one for each
   // What requests can say otherwise, of a chat template that knows of thinking.
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
@@ -32,8 +36,10 @@ struct ServerOptions {
   bool tells_slots = true;
   bool tells_metrics = false;
   bool has_page = true;
-  bool verbose = false;  ///< replies tell the prompt, as requests can ask for
-  bool log = true;       ///< a line for each request, on standard error
+  bool verbose = false;              ///< replies tell the prompt, as requests can ask for
+  LogFormat log = LogFormat::kText;  ///< on standard error
+
+  bool listens_at_file() const { return host.ends_with(".sock"); }
 };
 
 /// An HTTP server with OpenAI's, Anthropic's and llama.cpp's endpoints (docs/serve.md lists them,
@@ -45,7 +51,8 @@ class Server {
          ServerOptions options);
   ~Server();
 
-  /// Opens the port, which it returns. An Error where that cannot be had.
+  /// Opens the port, which it returns, or the socket's file, for which it returns 0. An Error where
+  /// that cannot be had.
   int bind();
   /// Whether, bound so, whoever reaches it over a network may use it.
   bool is_open() const;
