@@ -6,13 +6,16 @@
 #include <httplib.h>
 
 #include <climits>
+#include <filesystem>
 #include <future>
 #include <optional>
+#include <sstream>
 #include <thread>
 
 #include "serve/reply.h"
 #include "serve/test_client.h"
 #include "serve/test_model.h"
+#include "serve/test_tls.h"
 
 namespace firp {
 namespace {
@@ -36,14 +39,16 @@ class ServerTest : public testing::Test {
     options.port = 0;
     options.model_name = "smol";
     options.max_tokens = INT_MAX;
-    options.log = LogFormat::kNone;
+    if (options.log == LogFormat::kText) options.log = LogFormat::kNone;
     server_.emplace(*loaded.decoder, loaded.chat_template,
                     DecodeOptions{.method = DraftMethod::kNone, .ngrams = true, .tree_nodes = 8},
                     options);
     port_ = server_->bind();
     running_ = std::thread([this] { server_->run(); });
-    httplib::Client client("127.0.0.1", port_);
-    while (!client.Get("/health")) std::this_thread::yield();
+    httplib::Client client(options.listens_at_file() ? options.host : "127.0.0.1", port_);
+    if (options.listens_at_file()) client.set_address_family(AF_UNIX);
+    // Through TLS it has to begin by itself.
+    while (options.ssl_key_file.empty() && !client.Get("/health")) std::this_thread::yield();
   }
 
   httplib::Result post(const std::string& path, const Json& body) {
@@ -719,6 +724,93 @@ TEST_F(ServerTest, SaysThatItEndsWhenItCutsAnswers) {
   EXPECT_THAT(rest, Not(HasSubstr("[DONE]")));
   const std::string reply = whole.receive();
   EXPECT_TRUE(reply.empty() || reply.starts_with("HTTP/1.1 503")) << reply;
+}
+
+/// Answers that no machine could complete in a second.
+TEST_F(ServerTest, EndsRequestsThatTakeTooLong) {
+  const std::string expected = Loaded::get().plain("Hi", 3);
+  start({.parallel = 1, .request_seconds = 1});
+  const Json endless = {
+      {"prompt", "1, 2, 3, 4, 5,"}, {"ignore_eos", true}, {"n", 64}, {"temperature", 1}};
+  const httplib::Result whole = post("/v1/completions", endless);
+  ASSERT_TRUE(whole);
+  EXPECT_EQ(whole->status, 504) << whole->body;
+  EXPECT_EQ(Json::parse(whole->body)["error"]["code"], "request_timed_out");
+  Json body = endless;
+  body["stream"] = true;
+  const httplib::Result stream = post("/v1/completions", body);
+  ASSERT_TRUE(stream);
+  EXPECT_EQ(stream->status, 200);
+  EXPECT_THAT(stream->body, HasSubstr("request_timed_out"));
+  EXPECT_THAT(stream->body, Not(HasSubstr("[DONE]")));
+  // Its work ends as well: the only place is free again.
+  EXPECT_EQ(text_of(chat("Hi", {{"max_tokens", 3}})), expected);
+}
+
+TEST_F(ServerTest, LogsAnObjectForEachRequest) {
+  testing::internal::CaptureStderr();
+  start({.log = LogFormat::kJson});
+  const Json reply =
+      chat(kQuestion, {{"max_tokens", 8}, {"n", 2}, {"temperature", 1}, {"seed", 1}});
+  post("/v1/completions", {{"prompt", "a"}, {"max_tokens", 4}, {"stream", true}});
+  post("/v1/nothing", Json::object());
+  post("/v1/completions", {{"prompt", 1.5}});
+  server_->stop();
+  running_.join();
+  server_.reset();
+  std::vector<Json> lines;
+  std::istringstream log(testing::internal::GetCapturedStderr());
+  for (std::string line; std::getline(log, line);) {
+    lines.push_back(Json::parse(line));
+    if (lines.back()["path"] == "/health") lines.pop_back();  // as often as start() asked
+  }
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_EQ(lines[0]["path"], "/v1/chat/completions");
+  EXPECT_EQ(lines[0]["client"], "127.0.0.1");
+  EXPECT_EQ(lines[0]["id"], reply["id"]);
+  EXPECT_EQ(lines[0]["completion_tokens"], reply["usage"]["completion_tokens"]) << "of both";
+  EXPECT_EQ(lines[0]["prompt_tokens"], 2 * reply["usage"]["prompt_tokens"].get<int>());
+  EXPECT_EQ(lines[0]["finish"], "length");
+  EXPECT_GE(lines[0]["seconds"], lines[0]["queue_seconds"]);
+  EXPECT_EQ(lines[1]["stream"], true);
+  EXPECT_EQ(lines[1]["completion_tokens"], 4);
+  EXPECT_EQ(lines[2]["status"], 404);
+  EXPECT_EQ(lines[3]["status"], 400);
+  EXPECT_FALSE(lines[3]["error"].get<std::string>().empty());
+}
+
+TEST_F(ServerTest, AnswersThroughTls) {
+  const TestCertificate certificate("server");
+  start({.ssl_key_file = certificate.key, .ssl_cert_file = certificate.certificate});
+  TlsClient client(port_, certificate);
+  ASSERT_TRUE(client.connected());
+  client.send(
+      request_of("/v1/completions", R"({"prompt": "1, 2, 3,", "max_tokens": 20, "stream": true})"));
+  EXPECT_THAT(client.receive("[DONE]"), HasSubstr("[DONE]"));
+}
+
+TEST_F(ServerTest, AnswersThroughAFile) {
+  const std::string file = testing::TempDir() + "server-test.sock";
+  std::filesystem::remove(file);
+  start({.host = file});
+  httplib::Client client(file);
+  client.set_address_family(AF_UNIX);
+  const auto models_of = [&](const std::string& host) {
+    return client.Get("/v1/models", httplib::Headers{{"Host", host}});
+  };
+  EXPECT_EQ(models_of("localhost")->status, 200);
+  EXPECT_EQ(models_of("evil.example")->status, 403) << "as a page could have it through a proxy";
+  EXPECT_FALSE(server_->is_open());
+}
+
+TEST_F(ServerTest, AnswersPreflightsOfOthersWithoutLeave) {
+  start();
+  httplib::Client client("127.0.0.1", port_);
+  const httplib::Result preflight =
+      client.Options("/v1/chat/completions", httplib::Headers{{"Origin", "https://evil.example"}});
+  EXPECT_EQ(preflight->status, 200);
+  EXPECT_FALSE(preflight->has_header("Access-Control-Allow-Origin"));
+  EXPECT_FALSE(preflight->has_header("Access-Control-Allow-Methods"));
 }
 
 TEST_F(ServerTest, TellsThatAPortIsTaken) {

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <string>
@@ -20,12 +21,20 @@ class RawClient {
                            .sin_addr = {htonl(INADDR_LOOPBACK)}};
     connected_ = connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
   }
+  /// Of a Unix socket.
+  explicit RawClient(const std::string& path)
+      : socket_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_un address = {.sun_family = AF_UNIX};
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    connected_ = connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  }
   RawClient(RawClient&& other) noexcept
       : socket_(std::exchange(other.socket_, -1)), connected_(other.connected_) {}
   ~RawClient() {
     if (socket_ >= 0) close(socket_);
   }
 
+  int socket() const { return socket_; }
   bool connected() const { return connected_; }
   /// As much of it as is taken.
   void send(std::string_view bytes) const {
