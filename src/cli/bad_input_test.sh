@@ -228,6 +228,18 @@ refuses 1 "--port is empty" serve "$model" --port ""
 refuses 1 "--alias is empty" serve "$model" --alias=
 refuses 1 "is no origin" serve "$model" --allow-origin my.example
 refuses 1 '--host is empty' serve "$model" --host ''
+refuses 1 '--api-key is empty' serve "$model" --api-key ,
+refuses 1 'cannot read the API keys .*No such file' serve "$model" --api-key-file "$scratch/nothing"
+refuses 1 'has no key: one a line' serve "$model" --api-key-file /dev/null
+FIRP_API_KEY='' refuses 1 'FIRP_API_KEY is empty' serve "$model"
+refuses 2 '--ssl-key-file requires --ssl-cert-file' serve "$model" --ssl-key-file "$scratch/key"
+refuses 2 '--ssl-cert-file requires --ssl-key-file' serve "$model" --ssl-cert-file "$scratch/key"
+refuses 1 'cannot read the certificate' serve "$model" --ssl-key-file "$scratch/nothing" --ssl-cert-file "$scratch/nothing"
+refuses 1 'holds no certificate' serve "$model" --ssl-key-file "$model" --ssl-cert-file "$(realpath "$0")"
+: > "$scratch/file.sock"
+refuses 1 'there is a file, which is no socket' serve "$model" --host "$scratch/file.sock"
+refuses 2 '--log-format' serve "$model" --log-format xml
+refuses 2 '--request-timeout' serve "$model" --request-timeout -1
 refuses 1 '--host is empty' rpc-server --host ''
 refuses 1 'cannot listen at 192.0.2.1:' serve "$model" --host 192.0.2.1
 

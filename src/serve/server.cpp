@@ -378,7 +378,7 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
   const std::string host = request.get_header_value("Host");
   if (!host_is_allowed(rules, host)) {
     throw RequestError(kForbidden, fmt::format("this server is not called {} (firp serve "
-                                               "--allow-host NAME, or --api-key KEY)",
+                                               "--allowed-hosts NAME, or --api-key KEY)",
                                                one_line(host)));
   }
   if (request.has_header("Origin")) {
@@ -386,7 +386,7 @@ void Server::State::admit(const httplib::Request& request, httplib::Response& re
     const bool allowed = origin_is_allowed(rules, origin, host);
     if (!allowed && request.method != "OPTIONS") {
       throw RequestError(kForbidden, fmt::format("pages of {} may not use this server (firp serve "
-                                                 "--allow-origin URL, or --api-key KEY)",
+                                                 "--cors-origins URL)",
                                                  one_line(origin)));
     }
     response.set_header("Vary", "Origin");
