@@ -235,7 +235,7 @@ FIRP_API_KEY='' refuses 1 'FIRP_API_KEY is empty' serve "$model"
 refuses 2 '--ssl-key-file requires --ssl-cert-file' serve "$model" --ssl-key-file "$scratch/key"
 refuses 2 '--ssl-cert-file requires --ssl-key-file' serve "$model" --ssl-cert-file "$scratch/key"
 refuses 1 'cannot read the certificate' serve "$model" --ssl-key-file "$scratch/nothing" --ssl-cert-file "$scratch/nothing"
-refuses 1 'holds no certificate' serve "$model" --ssl-key-file "$model" --ssl-cert-file "$(realpath "$0")"
+refuses 1 'holds no certificate' serve "$model" --ssl-key-file README.md --ssl-cert-file README.md
 : > "$scratch/file.sock"
 refuses 1 'there is a file, which is no socket' serve "$model" --host "$scratch/file.sock"
 refuses 2 '--log-format' serve "$model" --log-format xml
