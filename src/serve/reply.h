@@ -42,6 +42,7 @@ struct Usage {
   int prompt_tokens = 0;
   int cached_tokens = 0;  ///< of the prompt, which other requests had read
   int completion_tokens = 0;
+  int slot = 0;  ///< where it ran
   DecodeStats stats;
 };
 
