@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "base/error.h"
@@ -92,6 +94,12 @@ int run_serve(const ServeFlags& flags) {
     throw Error(fmt::format("--parallel must be at most {}", kMostParallel));
   }
   const int most = most_tokens(flags.tokens);
+  std::error_code problem;
+  if (!options.slot_folder.empty() &&
+      !std::filesystem::is_directory(options.slot_folder, problem)) {
+    throw Error(fmt::format("--slot-save-path: {} is no folder; make it first",
+                            options.slot_folder.string()));
+  }
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   options.max_tokens = most;
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
@@ -125,7 +133,7 @@ Verb add_serve(CLI::App& program) {
   flags->decode.context_is_shared = true;
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /completion, /infill,
-/tokenize; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
+/tokenize, /slots/N?action=save; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
 with the model. Tools, JSON schemas and grammars are followed, with drafts. Several requests are answered at once and share their passes. What a
 request does not say (temperature, top_k, ...) is as the flags have it, but for the seed: without one
 of its own a request has another one each time.
@@ -168,6 +176,9 @@ Examples:
       ->capture_default_str();
   app->add_flag("--slots,!--no-slots", server.tells_slots,
                 "Tell at /slots what is being written (default: on)");
+  app->add_option("--slot-save-path", server.slot_folder,
+                  "A folder in which POST /slots/N?action=save keeps what a slot has read, and from "
+                  "which action=restore takes it (native engine)");
   app->add_flag("--metrics", server.tells_metrics, "Tell numbers for Prometheus at /metrics");
   app->add_option("--reasoning", flags->reasoning,
                   "(-rea) Whether templates that know of thinking open it: on, off, auto")

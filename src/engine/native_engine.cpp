@@ -69,6 +69,7 @@ struct NativeEngine::State {
   std::vector<ContextVocabulary> context_vocabularies;  ///< by sequence; made as they are needed
   KvCache cache;
   ForwardPass pass;
+  std::string context_form;  ///< made when it is first asked for
 
   // The last pass. Its order is another one than the caller's.
   std::vector<int> index_of;  ///< the caller's rows in the pass's order
@@ -166,8 +167,8 @@ void NativeEngine::share_context(int from, int to, int length) {
 }
 
 std::string NativeEngine::context_form() const {
-  const State& s = *state_;
-  if (!s.model.has_file()) return {};
+  State& s = *state_;
+  if (!s.model.has_file() || !s.context_form.empty()) return s.context_form;
   const ModelConfig& c = config();
   const std::span<const float> frequencies = c.rope.frequencies_for(s.options.context);
   StreamHash settings;
@@ -181,9 +182,11 @@ std::string NativeEngine::context_form() const {
   }
   settings.add(std::as_bytes(frequencies));
   const ModelIdentity identity = s.model.identity();
-  return fmt::format("{} of {} layers, tensors {}, settings {:016x}; cache {}; native, {}",
-                     identity.architecture, identity.layers, identity.tensor_hash,
-                     settings.value(), ggml_type_name(ggml_type_of(s.options.cache_type)), isa());
+  s.context_form =
+      fmt::format("{} of {} layers, tensors {}, settings {:016x}; cache {}; native, {}",
+                  identity.architecture, identity.layers, identity.tensor_hash, settings.value(),
+                  ggml_type_name(ggml_type_of(s.options.cache_type)), isa());
+  return s.context_form;
 }
 
 std::size_t NativeEngine::context_bytes(int length) const {

@@ -25,7 +25,7 @@ class NativeEngine final : public Engine {
   int draft_layer(int step) const override;
   bool medusa() const override;
 
-  std::string context_form() const override;  ///< reads the model's file; empty without one
+  std::string context_form() const override;  ///< at first reads the model's file
   std::size_t context_bytes(int length) const override;
   void write_context(int sequence, const WriteBytes& write) const override;
 

@@ -195,6 +195,7 @@ PreparedRequest prepare(const TextRequest& request, const ChatTemplate& chat_tem
     generation.prompt = tokens;
     for (int i = 0; i < request.answers; ++i) {
       generation.sampling.stream = static_cast<int>(prepared.generations.size());
+      generation.slot = i == 0 ? request.slot : -1;
       prepared.generations.push_back(generation);
     }
   }

@@ -167,12 +167,18 @@ Scheduler::Status Scheduler::status() {
   return status;
 }
 
+namespace {
+
+void require_context_form(const Engine& engine) {
+  if (!engine.context_form().empty()) return;
+  throw RequestError(kNotImplemented,
+                     "slots are kept on disk by the native engine only (--engine native)");
+}
+
+}  // namespace
+
 void Scheduler::at_slot(int slot, const std::function<void(Memory&)>& act,
                         const std::function<bool()>& is_unwanted) {
-  if (decoder_.engine().context_form().empty()) {
-    throw RequestError(kNotImplemented,
-                       "slots are kept on disk by the native engine only (--engine native)");
-  }
   Errand errand = {.slot = slot, .act = act};
   std::unique_lock lock(mutex_);
   errands_.push_back(&errand);
@@ -194,8 +200,12 @@ void Scheduler::at_slot(int slot, const std::function<void(Memory&)>& act,
 Scheduler::SlotFile Scheduler::save(int slot, const std::filesystem::path& path,
                                     const std::function<bool()>& is_unwanted) {
   SavedContext saved;
+  double seconds = 0;
   const auto act = [&](Memory& memory) {
+    require_context_form(decoder_.engine());
+    const Stopwatch watch;
     saved = save_context(decoder_.engine(), memory.tokens, path);
+    seconds = watch.seconds();
   };
   at_slot(slot, act, is_unwanted);
   if (saved.tokens.empty()) {
@@ -204,28 +214,32 @@ Scheduler::SlotFile Scheduler::save(int slot, const std::filesystem::path& path,
                                    "made way for others",
                                    slot));
   }
-  return {static_cast<int>(saved.tokens.size()), saved.bytes};
+  return {static_cast<int>(saved.tokens.size()), saved.bytes, seconds};
 }
 
 Scheduler::SlotFile Scheduler::restore(int slot, const std::filesystem::path& path,
                                        const std::function<bool()>& is_unwanted) {
   SavedContext restored;
+  double seconds = 0;
   const auto act = [&](Memory& memory) {
+    require_context_form(decoder_.engine());
+    const Stopwatch watch;
     try {
       restored = restore_context(decoder_.engine(), path);
     } catch (const Error& error) {
       throw RequestError(kInvalidValue, error.what(), "filename");
     }
-    memory.tokens = restored.tokens;
+    memory = {.tokens = restored.tokens, .used = ++uses_};
+    seconds = watch.seconds();
   };
   at_slot(slot, act, is_unwanted);
-  return {static_cast<int>(restored.tokens.size()), restored.bytes};
+  return {static_cast<int>(restored.tokens.size()), restored.bytes, seconds};
 }
 
 int Scheduler::erase(int slot, const std::function<bool()>& is_unwanted) {
   int erased = 0;
   const auto act = [&](Memory& memory) {
-    const std::vector<Token> tokens = std::exchange(memory.tokens, {});
+    const std::vector<Token> tokens = std::exchange(memory, {}).tokens;
     erased = static_cast<int>(tokens.size());
     int kept = 0;
     for (const Memory& other : memories_) {
@@ -273,11 +287,11 @@ void Scheduler::admit(const std::stop_token& ended) {
     job->slot = free_slot_for(g);
     if (job->slot < 0) continue;
     slots_[job->slot] = {.is_busy = true,
-                         .answer = begun_,
+                         .answer = begun_++,
                          .prompt_tokens = static_cast<int>(g.prompt.size()),
                          .max_tokens = g.max_tokens,
                          .sampling = g.sampling};
-    memories_[job->slot].used = static_cast<unsigned long long>(++begun_);
+    memories_[job->slot].used = ++uses_;
     running_.splice(running_.end(), waiting_, here);
     lock.unlock();
     begin(*job);
@@ -399,7 +413,9 @@ void Scheduler::step(std::span<Job* const> jobs) {
   for (Job* const job : jobs) take_tokens(*job);
   if (!error) return;
   if (cancelled || jobs.size() == 1) {
-    for (Job* const job : jobs) finish(*job, error);
+    for (Job* const job : jobs) {
+      if (!job->done) finish(*job, error);
+    }
     return;
   }
   // One of them is the reason: each by itself, so that it fails alone.

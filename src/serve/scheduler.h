@@ -77,6 +77,7 @@ class Scheduler {
   struct SlotFile {
     int tokens;
     std::size_t bytes;  ///< of the file
+    double seconds;     ///< that it took, without waiting
   };
   // All three wait until nothing runs in the slot, and act between two passes. They throw Cancelled
   // when they are unwanted before that.
@@ -119,7 +120,7 @@ class Scheduler {
   /// What is of a slot between its answers.
   struct Memory {
     std::vector<Token> tokens;    ///< of the thread that runs the passes
-    unsigned long long used = 0;  ///< when, by the numbers of answers
+    unsigned long long used = 0;  ///< when, among the uses of all
   };
   using Jobs = std::list<std::shared_ptr<Job>>;
 
@@ -161,6 +162,7 @@ class Scheduler {
   std::list<Errand*> errands_;
   std::vector<Slot> slots_;
   std::vector<Memory> memories_;  ///< [slots_]
+  unsigned long long uses_ = 0;   ///< of slots
   long long begun_ = 0;           ///< answers that began
   Status done_ = {};              ///< of answers that ended
   std::jthread thread_;  ///< the last member: it uses the others

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -27,6 +28,7 @@ struct ServerOptions {
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;
+  std::filesystem::path slot_folder;  ///< where slots are saved; empty: nowhere
   bool tells_slots = true;
   bool tells_metrics = false;
   bool log = true;  ///< a line for each request, on standard error
