@@ -176,9 +176,10 @@ Examples:
       ->capture_default_str();
   app->add_flag("--slots,!--no-slots", server.tells_slots,
                 "Tell at /slots what is being written (default: on)");
-  app->add_option("--slot-save-path", server.slot_folder,
-                  "A folder in which POST /slots/N?action=save keeps what a slot has read, and from "
-                  "which action=restore takes it (native engine)");
+  app->add_option(
+      "--slot-save-path", server.slot_folder,
+      "A folder in which POST /slots/N?action=save keeps what a slot has read, and from "
+      "which action=restore takes it (native engine)");
   app->add_flag("--metrics", server.tells_metrics, "Tell numbers for Prometheus at /metrics");
   app->add_option("--reasoning", flags->reasoning,
                   "(-rea) Whether templates that know of thinking open it: on, off, auto")

@@ -26,8 +26,8 @@ struct Header {
   std::uint64_t context_bytes;
 };
 constexpr std::string_view kMagic = "FIRPCTX\n";
-/// Of the file's layout, of that of pages, and of the arithmetic that fills them: to be raised where
-/// one of them changes.
+/// Of the file's layout, of that of pages, and of the arithmetic that fills them: to be raised
+/// where one of them changes.
 constexpr std::uint32_t kVersion = 1;
 constexpr std::uint32_t kMostFormBytes = 4096;
 /// Hashed at once.
@@ -127,8 +127,8 @@ class ContextFile {
     read(std::as_writable_bytes(std::span(form)));
     const std::string own = engine.context_form();
     if (form != own) {
-      refuse(fmt::format("it was saved with another model or engine: '{}' there, '{}' here",
-                         form, own));
+      refuse(fmt::format("it was saved with another model or engine: '{}' there, '{}' here", form,
+                         own));
     }
     // Before anything is taken that depends on them.
     if (header_.tokens == 0) refuse("it is damaged: it holds no tokens");

@@ -83,7 +83,8 @@ TEST_P(ContextFileTest, WhatWasRestoredHasTheBitsOfWhatWasRead) {
     append(saver, other, tokens, 7);
     for (int i = 0; i < 70; ++i) {  // over the end of the last page
       const Token next = text_[i];
-      ASSERT_TRUE(bits_equal(logits_alone(reader, sequence, next), logits_alone(saver, other, next)))
+      ASSERT_TRUE(
+          bits_equal(logits_alone(reader, sequence, next), logits_alone(saver, other, next)))
           << i;
     }
   }
@@ -221,8 +222,7 @@ TEST_P(ContextFileTest, ForgetsWhatNobodyElseHolds) {
   EXPECT_EQ(held(engine, branch), 100);
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, ContextFileTest,
-                         testing::Values(CacheType::kF16, CacheType::kQ8_0),
+INSTANTIATE_TEST_SUITE_P(Types, ContextFileTest, testing::Values(CacheType::kF16, CacheType::kQ8_0),
                          [](const auto& type) {
                            return type.param == CacheType::kF16 ? "F16" : "Q8_0";
                          });

@@ -108,11 +108,13 @@ void Engine::forget(std::span<const Token> tokens, int keep) {
 void Engine::take_in(std::span<const Token> tokens, const ReadBytes& read) {
   const auto length = static_cast<int>(tokens.size());
   if (length > options().context) {
-    throw Error(fmt::format("{} tokens do not fit into a context of {}; a larger one (-c) holds more",
-                            length, options().context));
+    throw Error(
+        fmt::format("{} tokens do not fit into a context of {}; a larger one (-c) holds more",
+                    length, options().context));
   }
   if (length > free_positions()) {
-    throw Error(fmt::format("there is no room for {} tokens beside what is being answered", length));
+    throw Error(
+        fmt::format("there is no room for {} tokens beside what is being answered", length));
   }
   while (held_positions() + length > options().positions && drop_retired()) {
   }

@@ -92,8 +92,8 @@ class Engine {
   /// itself included, without running a row. Its length.
   int adopt(int sequence, std::span<const Token> tokens);
 
-  /// Forgets of `tokens` what lies behind the first `keep`, where retired sequences hold it that hold
-  /// nothing else.
+  /// Forgets of `tokens` what lies behind the first `keep`, where retired sequences hold it that
+  /// hold nothing else.
   void forget(std::span<const Token> tokens, int keep);
 
   /// What the bytes of a context depend on besides its tokens, in a line: an engine with the same

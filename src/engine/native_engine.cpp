@@ -172,9 +172,9 @@ std::string NativeEngine::context_form() const {
   const ModelConfig& c = config();
   const std::span<const float> frequencies = c.rope.frequencies_for(s.options.context);
   StreamHash settings;
-  for (const int each : {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size,
-                         c.rope.dimensions, int{c.rope.interleaved}, int{c.qkv_bias},
-                         int{c.qk_norm}}) {
+  for (const int each :
+       {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size, c.rope.dimensions,
+        int{c.rope.interleaved}, int{c.qkv_bias}, int{c.qk_norm}}) {
     settings.add_word(static_cast<std::uint64_t>(each));
   }
   for (const float each : {c.rms_norm_epsilon, c.rope.magnitude}) {
@@ -190,7 +190,8 @@ std::string NativeEngine::context_form() const {
 }
 
 std::size_t NativeEngine::context_bytes(int length) const {
-  const std::size_t pages = (static_cast<std::size_t>(length) + kPagePositions - 1) / kPagePositions;
+  const std::size_t pages =
+      (static_cast<std::size_t>(length) + kPagePositions - 1) / kPagePositions;
   return pages * state_->cache.page_bytes();
 }
 

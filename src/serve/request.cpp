@@ -700,14 +700,14 @@ std::string parse_slot_file_request(std::string_view body) {
   constexpr std::size_t kMostBytes = 200;
   // What some system takes for one of these, too: a full stop, slashes, nothing.
   static constexpr std::string_view kNotInNames[] = {
-      "/", "\\", ":", "*", "?", "\"", "<", ">", "|", "..", "\uFF0E", "\u2215", "\u2216", "\uFFFD", "\uFEFF"};
+      "/", "\\", ":",      "*",      "?",      "\"",     "<",     ">",
+      "|", "..", "\uFF0E", "\u2215", "\u2216", "\uFFFD", "\uFEFF"};
   const bool is_good =
       !name.empty() && name.size() <= kMostBytes && name.front() != ' ' && name.back() != ' ' &&
       name.back() != '.' &&
       std::ranges::none_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7F; }) &&
-      std::ranges::none_of(kNotInNames, [&](std::string_view each) {
-        return name.find(each) != std::string::npos;
-      });
+      std::ranges::none_of(
+          kNotInNames, [&](std::string_view each) { return name.find(each) != std::string::npos; });
   if (!is_good) {
     refuse("filename",
            fmt::format("'filename' must be the name of a file in the server's folder (no '/', no "

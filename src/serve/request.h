@@ -93,8 +93,8 @@ struct RequestDefaults {
 /// does not know are let pass, as clients send many.
 TextRequest parse_request(std::string_view body, Dialect dialect, const RequestDefaults& defaults);
 
-/// The name of the file of a slot that llama.cpp's /slots/N?action=save and restore are about, as it
-/// may be: within a folder, whatever the file system.
+/// The name of the file of a slot that llama.cpp's /slots/N?action=save and restore are about, as
+/// it may be: within a folder, whatever the file system.
 std::string parse_slot_file_request(std::string_view body);
 
 /// llama.cpp's /tokenize.

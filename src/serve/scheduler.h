@@ -165,7 +165,7 @@ class Scheduler {
   unsigned long long uses_ = 0;   ///< of slots
   long long begun_ = 0;           ///< answers that began
   Status done_ = {};              ///< of answers that ended
-  std::jthread thread_;  ///< the last member: it uses the others
+  std::jthread thread_;           ///< the last member: it uses the others
 };
 
 }  // namespace firp

@@ -521,10 +521,11 @@ void Server::State::slot_action(const httplib::Request& request, httplib::Respon
   }
   const bool saves = action == "save";
   const std::string name = parse_slot_file_request(body.text());
-  const Scheduler::SlotFile file = saves
-                                       ? scheduler.save(slot, options.slot_folder / name, leaves)
-                                       : scheduler.restore(slot, options.slot_folder / name, leaves);
-  log(request.path, fmt::format("{} {}: {} tokens, {} bytes", action, name, file.tokens, file.bytes));
+  const Scheduler::SlotFile file =
+      saves ? scheduler.save(slot, options.slot_folder / name, leaves)
+            : scheduler.restore(slot, options.slot_folder / name, leaves);
+  log(request.path,
+      fmt::format("{} {}: {} tokens, {} bytes", action, name, file.tokens, file.bytes));
   reply(response, {{"id_slot", slot},
                    {"filename", name},
                    {saves ? "n_saved" : "n_restored", file.tokens},

@@ -666,8 +666,8 @@ class SlotsOnDisk : public ServerTest {
     while (!client.Get("/health")) std::this_thread::yield();
   }
   Json complete(const std::string& prompt, int slot, int tokens = 12) {
-    const httplib::Result result = post(
-        "/completion", {{"prompt", prompt}, {"id_slot", slot}, {"n_predict", tokens}});
+    const httplib::Result result =
+        post("/completion", {{"prompt", prompt}, {"id_slot", slot}, {"n_predict", tokens}});
     EXPECT_TRUE(result);
     return result ? Json::parse(result->body) : Json();
   }
@@ -729,9 +729,10 @@ TEST_F(SlotsOnDisk, AnErasedSlotIsReadAgain) {
 
 TEST_F(SlotsOnDisk, ErasingOneLeavesWhatAnotherRemembers) {
   complete(prompt_, 0);
-  const Json longer = complete(prompt_ + " every night he lit the lamp.", 1);
+  complete(prompt_ + " every night he lit the lamp.", 1);
   act("1", "erase", Json::object());
-  EXPECT_EQ(cached(complete(prompt_, 0)), cached(longer));
+  const Json again = complete(prompt_, 0);
+  EXPECT_EQ(cached(again), again["tokens_evaluated"].get<int>() - 1);
   EXPECT_EQ(act("0", "save", {{"filename", "kept.bin"}})->status, 200);
 }
 
@@ -761,7 +762,7 @@ TEST_F(SlotsOnDisk, AreRefusedByWhatIsWrong) {
   }
   const Json good = {{"filename", "a.bin"}};
   for (const char* const slot : {"2", "-1", "x", "1x", "", "99999999999"}) {
-    EXPECT_EQ(act(slot, "save", good)->status, std::string_view(slot).empty() ? 404 : 400) << slot;
+    EXPECT_EQ(act(slot, "save", good)->status, 400) << slot;
   }
   EXPECT_THAT(act("0", "copy", good)->body, HasSubstr("'action' is"));
   EXPECT_THAT(act("0", "restore", good)->body, HasSubstr("no such file"));
@@ -777,13 +778,14 @@ TEST_F(SlotsOnDisk, WhoAsksForATakenSlotWaitsForIt) {
   Json slots;
   do {
     slots = Json::parse(client.Get("/slots")->body);
-  } while (slots[1]["is_processing"] == false && first.wait_for(std::chrono::seconds(0)) ==
-                                                     std::future_status::timeout);
+  } while (slots[1]["is_processing"] == false &&
+           first.wait_for(std::chrono::seconds(0)) == std::future_status::timeout);
   ASSERT_EQ(slots.size(), 2u);
   EXPECT_EQ(slots[0]["is_processing"], false);
   auto second = std::async(std::launch::async, [&] { return complete("Once upon", 1, 4); });
-  auto save = std::async(std::launch::async,
-                         [&] { return act("1", "save", {{"filename", "late.bin"}}); });
+  auto save = std::async(std::launch::async, [&] {
+    return act("1", "save", {{"filename", "late.bin"}});
+  });
   EXPECT_EQ(complete("Two roads", 0, 4)["id_slot"], 0) << "the other slot is free";
   EXPECT_EQ(first.get()["id_slot"], 1);
   EXPECT_EQ(second.get()["id_slot"], 1);
