@@ -9,6 +9,7 @@
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -97,6 +98,12 @@ int run_serve(const ServeFlags& flags) {
   // Which says what is wrong with them before a model is loaded.
   if (!options.ssl_key_file.empty()) tls_context(options.ssl_key_file, options.ssl_cert_file);
   const int most = most_tokens(flags.tokens);
+  std::error_code problem;
+  if (!options.slot_folder.empty() &&
+      !std::filesystem::is_directory(options.slot_folder, problem)) {
+    throw Error(fmt::format("--slot-save-path: {} is no folder; make it first",
+                            options.slot_folder.string()));
+  }
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   options.max_tokens = most;
   if (!is_random(flags.decode.seed.value_or(kRandomSeed))) {
@@ -133,7 +140,7 @@ Verb add_serve(CLI::App& program) {
   flags->decode.context_is_shared = true;
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /completion, /infill,
-/tokenize; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
+/tokenize, /slots/N?action=save; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
 with the model. Tools, JSON schemas and grammars are followed, with drafts. Several requests are answered at once and share their passes. What a
 request does not say (temperature, top_k, ...) is as the flags have it. Without a seed of its own, or of
 --seed, a request has another one each time.
@@ -213,6 +220,10 @@ Examples:
   app->add_flag("-v,--verbose", server.verbose,
                 "Replies to chats tell what the model read (__verbose), as a request's \"verbose\" "
                 "asks for");
+  app->add_option(
+      "--slot-save-path", server.slot_folder,
+      "A folder in which POST /slots/N?action=save keeps what a slot has read, and from "
+      "which action=restore takes it (native engine)");
   app->add_flag("--metrics", server.tells_metrics, "Tell numbers for Prometheus at /metrics");
   app->add_option("--reasoning", flags->reasoning,
                   "(-rea) Whether templates that know of thinking open it: on, off, auto")

@@ -91,6 +91,15 @@ std::optional<int> Contexts::oldest_retired() const {
   return oldest;
 }
 
+std::vector<int> Contexts::retired_beginnings(std::span<const Token> tokens) const {
+  std::vector<int> found;
+  for (int i = 0; i < static_cast<int>(sequences_.size()); ++i) {
+    if (sequences_[i].life != Life::kRetired) continue;
+    if (common_prefix(sequences_[i].tokens, tokens) == length(i)) found.push_back(i);
+  }
+  return found;
+}
+
 void Contexts::hold(int cell, bool live) {
   if (cells_[cell].holders++ == 0) ++held_;
   if (live && cells_[cell].live_holders++ == 0) ++held_by_live_;

@@ -39,6 +39,8 @@ class Contexts {
   int held_by_live() const { return held_by_live_; }
   /// The retired sequence that was found, or retired, the longest time ago.
   std::optional<int> oldest_retired() const;
+  /// The retired sequences that hold a beginning of `tokens`, and nothing else.
+  std::vector<int> retired_beginnings(std::span<const Token> tokens) const;
 
  private:
   enum class Life { kNone, kLive, kRetired };

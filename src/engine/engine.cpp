@@ -95,6 +95,40 @@ int Engine::adopt(int sequence, std::span<const Token> tokens) {
   return length(sequence);
 }
 
+void Engine::forget(std::span<const Token> tokens, int keep) {
+  for (const int sequence : contexts_.retired_beginnings(tokens)) {
+    if (keep == 0) {
+      remove_sequence(sequence);
+    } else {
+      truncate(sequence, keep);
+    }
+  }
+}
+
+void Engine::take_in(std::span<const Token> tokens, const ReadBytes& read) {
+  const auto length = static_cast<int>(tokens.size());
+  if (length > options().context) {
+    throw Error(
+        fmt::format("{} tokens do not fit into a context of {}; a larger one (-c) holds more",
+                    length, options().context));
+  }
+  if (length > free_positions()) {
+    throw Error(
+        fmt::format("there is no room for {} tokens beside what is being answered", length));
+  }
+  while (held_positions() + length > options().positions && drop_retired()) {
+  }
+  const int sequence = add_sequence();
+  try {
+    read_context(sequence, length, read);
+    for (const Token token : tokens) contexts_.append(sequence, token);
+  } catch (...) {
+    remove_sequence(sequence);
+    throw;
+  }
+  retire_sequence(sequence);
+}
+
 Pass Engine::forward(std::span<const Row> rows, std::span<const int> capture_layers,
                      std::span<const Sublayer> skipped) {
   complete_ = false;

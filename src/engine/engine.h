@@ -2,8 +2,11 @@
 
 #include <atomic>
 #include <climits>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -89,6 +92,23 @@ class Engine {
   /// itself included, without running a row. Its length.
   int adopt(int sequence, std::span<const Token> tokens);
 
+  /// Forgets of `tokens` what lies behind the first `keep`, where retired sequences hold it that
+  /// hold nothing else.
+  void forget(std::span<const Token> tokens, int keep);
+
+  /// What the bytes of a context depend on besides its tokens, in a line: an engine with the same
+  /// line can take them in. Empty: this engine gives none.
+  virtual std::string context_form() const { return {}; }
+  /// Of a context of so many positions.
+  virtual std::size_t context_bytes(int /*length*/) const { return 0; }
+  using WriteBytes = std::function<void(std::span<const std::byte>)>;
+  using ReadBytes = std::function<void(std::span<std::byte>)>;
+  /// Gives the keys and values of a sequence's context, part by part.
+  virtual void write_context(int /*sequence*/, const WriteBytes& /*write*/) const {}
+  /// Takes them in, as a retired sequence that has read these tokens. An Error where there is no
+  /// room. What `read` throws leaves nothing behind.
+  void take_in(std::span<const Token> tokens, const ReadBytes& read);
+
   /// Runs the rows through the layers. The pass captures the residual stream of its rows after each
   /// layer in `capture_layers` (t layers done; 1 .. layers). Errors: a row over the context;
   /// Cancelled; std::invalid_argument for a batch that breaks the rules of Row or has too many
@@ -130,6 +150,8 @@ class Engine {
   virtual void remove_context(int sequence) = 0;
   virtual void truncate_context(int sequence, int length) = 0;
   virtual void share_context(int from, int to, int length) = 0;
+  /// The context of `sequence`, which holds nothing, becomes one that write_context() gave.
+  virtual void read_context(int /*sequence*/, int /*length*/, const ReadBytes& /*read*/) {}
   /// Whether a context must lie in one piece. Then none is shared: the last retired one is kept,
   /// and whoever adopts it takes it over.
   virtual bool keeps_contexts_apart() const { return false; }

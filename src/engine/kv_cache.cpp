@@ -127,6 +127,32 @@ void KvCache::commit(int sequence, std::span<const int> slots) {
   }
 }
 
+void KvCache::read_page(int sequence, int page, std::span<std::byte> to) const {
+  const Sequence& s = sequences_[sequence];
+  const int positions = std::min(s.length - page * kPagePositions, kPagePositions);
+  if (positions < kPagePositions) std::ranges::fill(to, std::byte{});
+  for (int part = 0; part < layers_ * kv_heads_; ++part) {
+    const std::byte* const from = s.pages[page] + offset(part / kv_heads_, part % kv_heads_);
+    std::byte* const copy = to.data() + part * part_.bytes();
+    if (positions == kPagePositions) {
+      std::copy_n(from, part_.bytes(), copy);
+      continue;
+    }
+    for (int i = 0; i < positions; ++i) copy_position(part_, from, i, copy, i);
+  }
+}
+
+void KvCache::append_page(int sequence, std::span<const std::byte> from, int positions) {
+  Sequence& s = sequences_[sequence];
+  std::byte* const page = take_page();
+  for (int part = 0; part < layers_ * kv_heads_; ++part) {
+    std::copy_n(from.data() + part * part_.bytes(), part_.bytes(),
+                page + offset(part / kv_heads_, part % kv_heads_));
+  }
+  s.pages.push_back(page);
+  s.length += positions;
+}
+
 std::byte* KvCache::take_page() {
   if (free_pages_.empty()) {
     AlignedBytes& slab = memory_.emplace_back(slab_pages_ * page_bytes());

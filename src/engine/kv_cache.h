@@ -38,6 +38,15 @@ class KvCache {
   /// Appends the scratch slots' keys and values, which ascend, to the sequence.
   void commit(int sequence, std::span<const int> slots);
 
+  /// Copies page `page` of a sequence, the parts of all layers and heads one behind the other. What
+  /// is behind the sequence's end is 0. `to`: [page_bytes()]
+  void read_page(int sequence, int page, std::span<std::byte> to) const;
+  /// Appends so many positions of a page that read_page() gave to a sequence that ends with a page.
+  void append_page(int sequence, std::span<const std::byte> from, int positions);
+  std::size_t page_bytes() const {
+    return static_cast<std::size_t>(layers_) * kv_heads_ * part_.bytes();
+  }
+
   /// Of sequences, and of the last pass.
   int pages_in_use() const {
     return static_cast<int>(memory_.size() * slab_pages_ - free_pages_.size());
@@ -63,9 +72,6 @@ class KvCache {
   void let_go(std::byte* page);
   bool is_shared(const std::byte* page) const { return more_users_.contains(page); }
   std::byte* copy_of(const std::byte* page);
-  std::size_t page_bytes() const {
-    return static_cast<std::size_t>(layers_) * kv_heads_ * part_.bytes();
-  }
 
   int layers_, kv_heads_;
   PagePart part_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -13,6 +14,7 @@
 #include "engine/context_vocabulary.h"
 #include "engine/draft_head.h"
 #include "engine/forward.h"
+#include "model/stream_hash.h"
 
 namespace firp {
 namespace {
@@ -67,6 +69,7 @@ struct NativeEngine::State {
   std::vector<ContextVocabulary> context_vocabularies;  ///< by sequence; made as they are needed
   KvCache cache;
   ForwardPass pass;
+  std::string context_form;  ///< made when it is first asked for
 
   // The last pass. Its order is another one than the caller's.
   std::vector<int> index_of;  ///< the caller's rows in the pass's order
@@ -161,6 +164,53 @@ void NativeEngine::truncate_context(int sequence, int length) {
 }
 void NativeEngine::share_context(int from, int to, int length) {
   state_->cache.share(from, to, length);
+}
+
+std::string NativeEngine::context_form() const {
+  State& s = *state_;
+  if (!s.model.has_file() || !s.context_form.empty()) return s.context_form;
+  const ModelConfig& c = config();
+  const std::span<const float> frequencies = c.rope.frequencies_for(s.options.context);
+  StreamHash settings;
+  for (const int each :
+       {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size, c.rope.dimensions,
+        int{c.rope.interleaved}, int{c.qkv_bias}, int{c.qk_norm}}) {
+    settings.add_word(static_cast<std::uint64_t>(each));
+  }
+  for (const float each : {c.rms_norm_epsilon, c.rope.magnitude}) {
+    settings.add_word(std::bit_cast<std::uint32_t>(each));
+  }
+  settings.add(std::as_bytes(frequencies));
+  const ModelIdentity identity = s.model.identity();
+  s.context_form =
+      fmt::format("{} of {} layers, tensors {}, settings {:016x}; cache {}; native, {}",
+                  identity.architecture, identity.layers, identity.tensor_hash, settings.value(),
+                  ggml_type_name(ggml_type_of(s.options.cache_type)), isa());
+  return s.context_form;
+}
+
+std::size_t NativeEngine::context_bytes(int length) const {
+  const std::size_t pages =
+      (static_cast<std::size_t>(length) + kPagePositions - 1) / kPagePositions;
+  return pages * state_->cache.page_bytes();
+}
+
+void NativeEngine::write_context(int sequence, const WriteBytes& write) const {
+  const KvCache& cache = state_->cache;
+  std::vector<std::byte> page(cache.page_bytes());
+  for (int i = 0; i * kPagePositions < cache.length(sequence); ++i) {
+    cache.read_page(sequence, i, page);
+    write(page);
+  }
+}
+
+void NativeEngine::read_context(int sequence, int length, const ReadBytes& read) {
+  KvCache& cache = state_->cache;
+  std::vector<std::byte> page(cache.page_bytes());
+  for (int left = length; left > 0; left -= kPagePositions) {
+    read(page);
+    cache.append_page(sequence, page, std::min(left, kPagePositions));
+  }
 }
 
 int NativeEngine::held_positions() const { return state_->cache.pages_in_use() * kPagePositions; }

@@ -25,6 +25,10 @@ class NativeEngine final : public Engine {
   int draft_layer(int step) const override;
   bool medusa() const override;
 
+  std::string context_form() const override;  ///< at first reads the model's file
+  std::size_t context_bytes(int length) const override;
+  void write_context(int sequence, const WriteBytes& write) const override;
+
   void profile(bool on) override;
   std::vector<PhaseTime> phase_times() const override;
 
@@ -42,6 +46,7 @@ class NativeEngine final : public Engine {
   void remove_context(int sequence) override;
   void truncate_context(int sequence, int length) override;
   void share_context(int from, int to, int length) override;
+  void read_context(int sequence, int length, const ReadBytes& read) override;
   int held_positions() const override;  ///< by whole pages
 
   struct State;

@@ -68,7 +68,7 @@ Json LlamaWriter::chunk(int answer, const ReplyPart& part, const Usage& usage) c
                 {"content", part.text},
                 {"tokens", std::move(tokens)},
                 {"stop", false},
-                {"id_slot", answer},
+                {"id_slot", usage.slot},
                 {"tokens_predicted", usage.completion_tokens},
                 {"tokens_evaluated", usage.prompt_tokens}};
   if (request_.timings_per_token) event["timings"] = timings_member(usage);
@@ -96,7 +96,7 @@ Json LlamaWriter::last(int answer, const FinishedAnswer& finished, bool streamed
   Json reply = {{"index", answer},
                 {"content", streamed ? "" : finished.part.text},
                 {"tokens", std::move(tokens)},
-                {"id_slot", answer},
+                {"id_slot", finished.usage.slot},
                 {"stop", true},
                 {"model", head_.model},
                 {"tokens_predicted", finished.usage.completion_tokens},

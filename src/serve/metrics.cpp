@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <fstream>
+#include <utility>
+
+#include "serve/llama_completion.h"
 
 namespace firp {
 namespace {
@@ -59,7 +62,7 @@ std::string metrics_of(const Scheduler::Status& status) {
   gauge("llamacpp:predicted_tokens_seconds", "Tokens a second of an answer.",
         ratio(written, stats.decode_seconds));
   gauge("llamacpp:requests_processing", "Answers that are being written.",
-        static_cast<double>(status.running.size()));
+        static_cast<double>(std::ranges::count(status.slots, true, &Scheduler::Slot::is_busy)));
   gauge("llamacpp:requests_deferred", "Answers that wait to begin.", status.waiting);
   gauge("llamacpp:n_busy_slots_per_decode", "Answers in a pass that wrote, on average.",
         ratio(static_cast<double>(stats.forwards), static_cast<double>(status.passes)));
@@ -81,20 +84,27 @@ std::string metrics_of(const Scheduler::Status& status) {
   return text;
 }
 
-Json slots_of(const Scheduler::Status& status, int slots, int context) {
+Json slots_of(const Scheduler::Status& status, int context) {
   Json list = Json::array();
-  for (int i = 0; i < slots; ++i) {
-    const bool busy = i < std::ssize(status.running);
-    Json slot = {{"id", i}, {"n_ctx", context}, {"speculative", true}, {"is_processing", busy}};
-    if (busy) {
-      const Scheduler::Running& running = status.running[i];
-      slot["n_prompt_tokens"] = running.prompt_tokens;
-      slot["n_prompt_tokens_cache"] = running.usage.cached_tokens;
-      slot["params"] = {{"n_predict", running.max_tokens}};
-      slot["next_token"] = {{"n_decoded", running.usage.completion_tokens},
-                            {"n_remain", running.max_tokens - running.usage.completion_tokens}};
+  for (const Scheduler::Slot& slot : status.slots) {
+    Json member = {{"id", list.size()},
+                   {"n_ctx", context},
+                   {"speculative", true},
+                   {"is_processing", slot.is_busy}};
+    if (slot.answer >= 0) {
+      const Usage& usage = slot.usage;
+      Json parameters = settings_member(slot.sampling);
+      parameters["n_predict"] = slot.max_tokens;
+      parameters["max_tokens"] = slot.max_tokens;
+      member["id_task"] = slot.answer;
+      member["n_prompt_tokens"] = slot.prompt_tokens;
+      member["n_prompt_tokens_cache"] = usage.cached_tokens;
+      member["params"] = std::move(parameters);
+      member["next_token"] = Json::array({{{"has_next_token", slot.is_busy},
+                                           {"n_remain", slot.max_tokens - usage.completion_tokens},
+                                           {"n_decoded", usage.completion_tokens}}});
     }
-    list.push_back(std::move(slot));
+    list.push_back(std::move(member));
   }
   return list;
 }

@@ -10,7 +10,7 @@ namespace firp {
 /// names where it has them.
 std::string metrics_of(const Scheduler::Status& status);
 
-/// llama-server's list of slots: an answer that is written takes one.
-Json slots_of(const Scheduler::Status& status, int slots, int context);
+/// llama-server's list of slots, without the texts.
+Json slots_of(const Scheduler::Status& status, int context);
 
 }  // namespace firp

@@ -209,6 +209,7 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
     generation.prompt = tokens;
     for (int i = 0; i < request.tried; ++i) {
       generation.sampling.stream = static_cast<int>(prepared.generations.size());
+      generation.slot = i == 0 ? request.slot : -1;
       prepared.generations.push_back(generation);
     }
   }

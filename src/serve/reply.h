@@ -44,6 +44,7 @@ struct Usage {
   int read_tokens = 0;    ///< of the prompt so far, with those
   int completion_tokens = 0;
   double queue_seconds = 0;  ///< until it began
+  int slot = 0;              ///< where it ran
   DecodeStats stats;
 
   Usage& operator+=(const Usage& other);

@@ -623,6 +623,16 @@ int likeliest_of(const Json& body, Dialect dialect) {
   return wanted ? count : -1;
 }
 
+int slot_of(const Json& body, int slots) {
+  const std::int64_t slot = integer(body, "id_slot", -1).value_or(-1);
+  if (slot >= slots) {
+    refuse("id_slot", fmt::format("'id_slot' must be below {}, the number of slots (firp serve "
+                                  "--parallel), or -1: any",
+                                  slots));
+  }
+  return static_cast<int>(slot);
+}
+
 int most_tokens_of(const Json& body, int limit) {
   for (const char* const name : {"n_predict", "max_tokens", "max_completion_tokens"}) {
     // llama.cpp's -1: without a limit.
@@ -669,6 +679,7 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
                          .verbose = boolean(body, "verbose").value_or(defaults.verbose),
                          .return_tokens = boolean(body, "return_tokens").value_or(false),
                          .return_progress = boolean(body, "return_progress").value_or(false),
+                         .slot = slot_of(body, defaults.slots),
                          .response_fields = strings(body, "response_fields", kMostStops)};
   set_answers(body, request);
   set_logit_bias(body, defaults.vocabulary, request);
@@ -703,6 +714,31 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
   }
   request.body = std::move(body);
   return request;
+}
+
+std::string parse_slot_file_request(std::string_view body) {
+  const Json parsed = parse_body(body);
+  const Json* const member = find(parsed, "filename");
+  if (member == nullptr) refuse("filename", "'filename' is missing", kMissing);
+  std::string name = text_of(*member, "filename");
+  constexpr std::size_t kMostBytes = 200;
+  // What some system takes for one of these, too: a full stop, slashes, nothing.
+  static constexpr std::string_view kNotInNames[] = {
+      "/", "\\", ":",      "*",      "?",      "\"",     "<",     ">",
+      "|", "..", "\uFF0E", "\u2215", "\u2216", "\uFFFD", "\uFEFF"};
+  const bool is_good =
+      !name.empty() && name.size() <= kMostBytes && name.front() != ' ' && name.back() != ' ' &&
+      name.back() != '.' &&
+      std::ranges::none_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7F; }) &&
+      std::ranges::none_of(
+          kNotInNames, [&](std::string_view each) { return name.find(each) != std::string::npos; });
+  if (!is_good) {
+    refuse("filename",
+           fmt::format("'filename' must be the name of a file in the server's folder (no '/', no "
+                       "'..', none of \\:*?\"<>|, at most {} bytes)",
+                       kMostBytes));
+  }
+  return name;
 }
 
 TokenizeRequest parse_tokenize_request(std::string_view body) {

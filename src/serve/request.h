@@ -81,6 +81,7 @@ struct TextRequest {
   bool verbose = false;            ///< a whole reply has llama.cpp's, with the prompt, in it
   bool return_tokens = false;
   bool return_progress = false;                   ///< chunks while the prompt is read
+  int slot = -1;                                  ///< of the first answer to each prompt; -1: any
   std::vector<std::string> response_fields = {};  ///< of llama.cpp's reply: these alone
   Json body = {};                                 ///< for replies that repeat what was asked
 };
@@ -92,6 +93,7 @@ struct RequestDefaults {
   int max_tokens;
   int vocabulary;  ///< its tokens
   bool verbose = false;
+  int slots = 1;
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;
@@ -101,6 +103,10 @@ struct RequestDefaults {
 /// than is allowed, or asks for what would change the answer and is not done here. Fields that it
 /// does not know are let pass, as clients send many.
 TextRequest parse_request(std::string_view body, Dialect dialect, const RequestDefaults& defaults);
+
+/// The name of the file of a slot that llama.cpp's /slots/N?action=save and restore are about, as
+/// it may be: within a folder, whatever the file system.
+std::string parse_slot_file_request(std::string_view body);
 
 /// llama.cpp's /tokenize.
 struct TokenizeRequest {

@@ -9,6 +9,8 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "engine/context_file.h"
+#include "engine/token_chain.h"
 #include "serve/outgoing_text.h"
 
 namespace firp {
@@ -41,6 +43,7 @@ struct Scheduler::Job {
   int written = 0;                   ///< tokens
   int characters = 0;                ///< of them
   bool stopped = false;              ///< the text came to its end
+  int slot = -1;                     ///< while it runs; changed under the scheduler's mutex
 
   // Shared, under the scheduler's mutex.
   ReplyPart ready;    ///< that nobody has taken yet
@@ -52,13 +55,26 @@ struct Scheduler::Job {
   Answer answer;
 };
 
+/// Something that is to be done at a slot. Shared, under the scheduler's mutex; in the scheduler's
+/// list until it begins.
+struct Scheduler::Errand {
+  const int slot;
+  const std::function<void(Memory&)>& act;
+  std::condition_variable changed = {};
+  bool began = false;
+  bool done = false;
+  std::exception_ptr error = nullptr;
+};
+
 Scheduler::Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary,
                      const DecodeOptions& options, int most_running, int most_waiting)
     : decoder_(decoder),
       vocabulary_(vocabulary),
       options_(options),
       most_running_(most_running),
-      most_waiting_(most_waiting) {
+      most_waiting_(most_waiting),
+      slots_(most_running),
+      memories_(most_running) {
   done_.free_positions = decoder.engine().free_positions();
   done_.pass_seconds = pass_seconds();
   Session(decoder, options);  // which says what is wrong before a request does
@@ -139,15 +155,95 @@ Scheduler::Status Scheduler::status() {
   const std::lock_guard lock(mutex_);
   Status status = done_;
   status.waiting = static_cast<int>(waiting_.size());
-  for (const std::shared_ptr<Job>& job : running_) {
-    if (job->done) continue;
-    status.all += job->usage;
-    status.running.push_back({.prompt_tokens = static_cast<int>(job->generation.prompt.size()),
-                              .usage = job->usage,
-                              .reads = job->usage.completion_tokens == 0,
-                              .max_tokens = job->generation.max_tokens});
+  status.slots = slots_;
+  for (const Slot& slot : slots_) {
+    if (slot.is_busy) status.all += slot.usage;
   }
   return status;
+}
+
+namespace {
+
+void require_context_form(const Engine& engine) {
+  if (!engine.context_form().empty()) return;
+  throw RequestError(kNotImplemented,
+                     "slots are kept on disk by the native engine only (--engine native)");
+}
+
+}  // namespace
+
+void Scheduler::at_slot(int slot, const std::function<void(Memory&)>& act,
+                        const std::function<bool()>& is_unwanted) {
+  Errand errand = {.slot = slot, .act = act};
+  std::unique_lock lock(mutex_);
+  errands_.push_back(&errand);
+  work_.notify_all();
+  while (!errand.done) {
+    errand.changed.wait_for(lock, kGlance, [&] { return errand.done; });
+    if (errand.began) continue;
+    lock.unlock();
+    const bool leaves = is_unwanted();
+    lock.lock();
+    if (leaves && !errand.began) {
+      errands_.remove(&errand);
+      throw Cancelled();
+    }
+  }
+  if (errand.error) std::rethrow_exception(errand.error);
+}
+
+Scheduler::SlotFile Scheduler::save(int slot, const std::filesystem::path& path,
+                                    const std::function<bool()>& is_unwanted) {
+  SavedContext saved;
+  double seconds = 0;
+  const auto act = [&](Memory& memory) {
+    require_context_form(decoder_.engine());
+    const Stopwatch watch;
+    saved = save_context(decoder_.engine(), memory.tokens, path);
+    seconds = watch.seconds();
+  };
+  at_slot(slot, act, is_unwanted);
+  if (saved.tokens.empty()) {
+    throw RequestError(kInvalidValue,
+                       fmt::format("slot {} holds nothing: no answer ran there, or what it left "
+                                   "made way for others",
+                                   slot));
+  }
+  return {static_cast<int>(saved.tokens.size()), saved.bytes, seconds};
+}
+
+Scheduler::SlotFile Scheduler::restore(int slot, const std::filesystem::path& path,
+                                       const std::function<bool()>& is_unwanted) {
+  SavedContext restored;
+  double seconds = 0;
+  const auto act = [&](Memory& memory) {
+    require_context_form(decoder_.engine());
+    const Stopwatch watch;
+    try {
+      restored = restore_context(decoder_.engine(), path);
+    } catch (const Error& error) {
+      throw RequestError(kInvalidValue, error.what(), "filename");
+    }
+    memory = {.tokens = restored.tokens, .used = ++uses_};
+    seconds = watch.seconds();
+  };
+  at_slot(slot, act, is_unwanted);
+  return {static_cast<int>(restored.tokens.size()), restored.bytes, seconds};
+}
+
+int Scheduler::erase(int slot, const std::function<bool()>& is_unwanted) {
+  int erased = 0;
+  const auto act = [&](Memory& memory) {
+    const std::vector<Token> tokens = std::exchange(memory, {}).tokens;
+    erased = static_cast<int>(tokens.size());
+    int kept = 0;
+    for (const Memory& other : memories_) {
+      kept = std::max(kept, common_prefix(other.tokens, tokens));
+    }
+    decoder_.engine().forget(tokens, kept);
+  };
+  at_slot(slot, act, is_unwanted);
+  return erased;
 }
 
 void Scheduler::run(const std::stop_token& ended) {
@@ -181,21 +277,88 @@ std::map<int, double> Scheduler::pass_seconds() const {
 
 void Scheduler::admit(const std::stop_token& ended) {
   std::unique_lock lock(mutex_);
-  const auto is_over = [](const std::shared_ptr<Job>& job) {
+  const auto is_over = [this](const std::shared_ptr<Job>& job) {
     const bool unwanted = job->group->unwanted;
-    if (unwanted) job->session.reset();  // by this thread, whoever lets go of the job last
+    if (unwanted) leave(*job);  // by this thread, whoever lets go of the job last
     return job->done || unwanted;
   };
   std::erase_if(waiting_, is_over);
   std::erase_if(running_, is_over);
-  work_.wait(lock, ended, [&] { return !running_.empty() || !waiting_.empty(); });
-  while (std::ssize(running_) < most_running_ && !waiting_.empty()) {
-    running_.splice(running_.end(), waiting_, waiting_.begin());
-    const std::shared_ptr<Job> job = running_.back();
+  work_.wait(lock, ended,
+             [&] { return !running_.empty() || !waiting_.empty() || !errands_.empty(); });
+  run_errands(lock);
+  // Others only append to the list.
+  for (auto next = waiting_.begin(); next != waiting_.end();) {
+    const auto here = next++;
+    const std::shared_ptr<Job> job = *here;
+    const Generation& g = job->generation;
+    job->slot = free_slot_for(g);
+    if (job->slot < 0) continue;
+    slots_[job->slot] = {.is_busy = true,
+                         .answer = begun_++,
+                         .prompt_tokens = static_cast<int>(g.prompt.size()),
+                         .max_tokens = g.max_tokens,
+                         .sampling = g.sampling};
+    memories_[job->slot].used = ++uses_;
+    running_.splice(running_.end(), waiting_, here);
     lock.unlock();
     begin(*job);
     lock.lock();
   }
+}
+
+void Scheduler::run_errands(std::unique_lock<std::mutex>& held) {
+  for (auto next = errands_.begin(); next != errands_.end();) {
+    Errand& errand = **next;
+    if (slots_[errand.slot].is_busy) {
+      ++next;
+      continue;
+    }
+    errands_.erase(next);
+    errand.began = true;
+    held.unlock();
+    std::exception_ptr error;
+    try {
+      errand.act(memories_[errand.slot]);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    held.lock();
+    errand.error = error;
+    errand.done = true;
+    errand.changed.notify_all();
+    next = errands_.begin();  // the list was another's meanwhile
+  }
+}
+
+/// A conversation goes on where it was; else the slot is taken that was not for longest.
+int Scheduler::free_slot_for(const Generation& generation) const {
+  if (generation.slot >= 0) return slots_[generation.slot].is_busy ? -1 : generation.slot;
+  int best = -1, best_common = 0;
+  for (int i = 0; i < most_running_; ++i) {
+    if (slots_[i].is_busy) continue;
+    const Memory& memory = memories_[i];
+    int common = common_prefix(memory.tokens, generation.prompt);
+    if (2 * common <= std::ssize(memory.tokens)) common = 0;
+    const bool is_better = best < 0 || common > best_common ||
+                           (common == best_common && memory.used < memories_[best].used);
+    if (is_better) {
+      best = i;
+      best_common = common;
+    }
+  }
+  return best;
+}
+
+void Scheduler::leave(Job& job) {
+  if (job.slot < 0) return;
+  if (job.session) {
+    const std::vector<Token>& tokens = job.session->tokens();
+    memories_[job.slot].tokens.assign(tokens.begin(), tokens.begin() + job.session->seen());
+    job.session.reset();
+  }
+  slots_[job.slot].is_busy = false;
+  job.slot = -1;
 }
 
 void Scheduler::begin(Job& job) {
@@ -260,7 +423,9 @@ void Scheduler::step(std::span<Job* const> jobs) {
   for (Job* const job : jobs) take_tokens(*job);
   if (!error) return;
   if (cancelled || jobs.size() == 1) {
-    for (Job* const job : jobs) finish(*job, error);
+    for (Job* const job : jobs) {
+      if (!job->done) finish(*job, error);
+    }
     return;
   }
   // One of them is the reason: each by itself, so that it fails alone.
@@ -294,6 +459,7 @@ Usage Scheduler::usage_of(const Job& job) const {
                  .read_tokens = std::min(job.session->seen(), prompt),
                  .completion_tokens = job.written,
                  .queue_seconds = job.queue_seconds,
+                 .slot = job.slot,
                  .stats = job.session->stats()};
   usage.stats.tokens = job.written;
   return usage;
@@ -331,6 +497,7 @@ void Scheduler::take_tokens(Job& job) {
     std::ranges::move(part.tokens, std::back_inserter(job.ready.tokens));
     std::ranges::move(part.probabilities, std::back_inserter(job.ready.probabilities));
     job.usage = usage_of(job);
+    slots_[job.slot].usage = job.usage;
     job.news = job.news || decoded.empty() || !part.text.empty();
     if (job.news) job.group->changed.notify_all();
   }
@@ -347,10 +514,11 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
                                        : FinishReason::kLength;
     answer.stop_string = job.text.stop_string();
     answer.usage = usage_of(job);
-    job.session.reset();
   }
   const std::string rest = error ? "" : job.text.finish();
   const std::lock_guard lock(mutex_);
+  slots_[job.slot].usage = answer.usage;
+  leave(job);
   ++done_.answers;
   done_.all += answer.usage;
   done_.longest =

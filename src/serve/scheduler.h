@@ -2,6 +2,7 @@
 
 #include <condition_variable>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <list>
 #include <map>
@@ -29,6 +30,7 @@ struct Generation {
   int max_tokens;
   std::vector<std::string> stops = {};
   std::vector<Token> shown_tokens = {};  ///< control tokens that are a part of the text
+  int slot = -1;                         ///< where it is to run; -1: anywhere
 };
 
 /// Who asked for answers; answers are told apart by their numbers.
@@ -41,6 +43,10 @@ struct Listener {
 
 /// Answers several requests at once with one engine. A thread of its own runs the passes, in which
 /// all answers take part that there is room for; whoever asks waits for the text.
+///
+/// An answer runs in a slot, a number below `most_running`; one that asks for a slot waits until it
+/// is free. A slot remembers the tokens of the context that was last there, for save() to find.
+/// Nothing of the engine belongs to a slot.
 ///
 /// Answers share the engine's positions, each as much as is free. Where none are, answers that
 /// began later give theirs up, and wait until there is room to read it again. So the oldest answer
@@ -70,16 +76,37 @@ class Scheduler {
   /// once.
   std::vector<Answer> complete(std::vector<Generation> generations, const Listener& listener);
 
-  /// An answer that is being written.
-  struct Running {
-    int prompt_tokens;
-    Usage usage;
-    bool reads;
-    int max_tokens;
+  /// What is of a slot on disk.
+  struct SlotFile {
+    int tokens;
+    std::size_t bytes;  ///< of the file
+    double seconds;     ///< that it took, without waiting
+  };
+  // All three wait until nothing runs in the slot, and act between two passes. They throw Cancelled
+  // when they are unwanted before that.
+  /// Writes what the engine still holds of the slot's context; where that is nothing, a
+  /// RequestError. An Error where it cannot be written.
+  SlotFile save(int slot, const std::filesystem::path& path,
+                const std::function<bool()>& is_unwanted);
+  /// Puts a saved context into the slot, and into the engine, for whoever's prompt begins so. A
+  /// RequestError where that cannot be (engine/context_file.h); the slot is then as it was.
+  SlotFile restore(int slot, const std::filesystem::path& path,
+                   const std::function<bool()>& is_unwanted);
+  /// Forgets the slot's context, but for what other slots remember. Its tokens.
+  int erase(int slot, const std::function<bool()>& is_unwanted);
+
+  /// The answer in a slot, or the last one that was.
+  struct Slot {
+    bool is_busy = false;
+    long long answer = -1;  ///< its number, of all that began; -1: there was none
+    int prompt_tokens = 0;
+    int max_tokens = 0;
+    SamplingOptions sampling = {};
+    Usage usage = {};
   };
   /// What the scheduler does, and has done.
   struct Status {
-    std::vector<Running> running;
+    std::vector<Slot> slots;
     int waiting;
     long long answers;  ///< that ended
     Usage all;          ///< of those, and of what is being written
@@ -97,6 +124,12 @@ class Scheduler {
  private:
   struct Group;
   struct Job;
+  struct Errand;
+  /// What is of a slot between its answers.
+  struct Memory {
+    std::vector<Token> tokens;    ///< of the thread that runs the passes
+    unsigned long long used = 0;  ///< when, among the uses of all
+  };
   using Jobs = std::list<std::shared_ptr<Job>>;
 
   void refuse_if_full(const std::unique_lock<std::mutex>& held, std::size_t answers) const;
@@ -106,6 +139,14 @@ class Scheduler {
   /// Takes in who waits, and lets go who is done or unwanted; waits until there is anybody.
   void admit(const std::stop_token& ended);
   void begin(Job& job);
+  /// Runs what waits for slots that are free.
+  void run_errands(std::unique_lock<std::mutex>& held);
+  void at_slot(int slot, const std::function<void(Memory&)>& act,
+               const std::function<bool()>& is_unwanted);
+  /// Where a job may run now; -1: nowhere.
+  int free_slot_for(const Generation& generation) const;
+  /// Ends the job's session, under the mutex.
+  void leave(Job& job);
   /// The answers that there is room for in the next pass.
   std::vector<Job*> with_room();
   void step(std::span<Job* const> jobs);
@@ -127,8 +168,13 @@ class Scheduler {
   Jobs waiting_;                      ///< the first to begin first
   Jobs running_;  ///< of that thread, which changes it under the mutex; the one that began first
                   ///< first
-  Status done_ = {};     ///< of answers that ended
-  std::jthread thread_;  ///< the last member: it uses the others
+  std::list<Errand*> errands_;
+  std::vector<Slot> slots_;
+  std::vector<Memory> memories_;  ///< [slots_]
+  unsigned long long uses_ = 0;   ///< of slots
+  long long begun_ = 0;           ///< answers that began
+  Status done_ = {};              ///< of answers that ended
+  std::jthread thread_;           ///< the last member: it uses the others
 };
 
 }  // namespace firp

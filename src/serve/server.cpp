@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <exception>
@@ -225,6 +226,7 @@ struct Server::State {
                  .max_tokens = options.max_tokens,
                  .vocabulary = vocabulary.size(),
                  .verbose = options.verbose,
+                 .slots = options.parallel,
                  .thinks = options.thinks,
                  .reasoning = options.reasoning,
                  .template_variables = options.template_variables},
@@ -261,6 +263,8 @@ struct Server::State {
   void models(const httplib::Request&, httplib::Response& response, const Reader*);
   void props(const httplib::Request&, httplib::Response& response, const Reader*);
   void slots(const httplib::Request&, httplib::Response& response, const Reader*);
+  void slot_action(const httplib::Request& request, httplib::Response& response,
+                   const Reader* read);
   void metrics(const httplib::Request&, httplib::Response& response, const Reader*);
   void tokenize(const httplib::Request&, httplib::Response& response, const Reader* read);
   void detokenize(const httplib::Request&, httplib::Response& response, const Reader* read);
@@ -312,6 +316,7 @@ const Server::State::Route Server::State::kRoutes[] = {
     {"/v1/models", "GET", &State::models},
     {"/props", "GET", &State::props},
     {"/slots", "GET", &State::slots},
+    {"/slots/:slot", "POST", &State::slot_action},
     {"/metrics", "GET", &State::metrics},
     {"/tokenize", "POST", &State::tokenize},
     {"/detokenize", "POST", &State::detokenize},
@@ -339,7 +344,8 @@ const Server::State::Route Server::State::kRoutes[] = {
 };
 
 const Server::State::Route* Server::State::route_of(const std::string& path) {
-  const Route* const route = std::ranges::find(kRoutes, path, &Route::path);
+  const std::string pattern = path.starts_with("/slots/") ? "/slots/:slot" : path;
+  const Route* const route = std::ranges::find(kRoutes, pattern, &Route::path);
   return route == std::end(kRoutes) ? nullptr : route;
 }
 
@@ -521,10 +527,47 @@ void Server::State::slots(const httplib::Request& request, httplib::Response& re
     throw RequestError(kNotImplemented, "this server does not tell its slots (--slots)");
   }
   const Scheduler::Status status = scheduler.status();
-  if (request.has_param("fail_on_no_slot") && std::ssize(status.running) >= options.parallel) {
+  if (request.has_param("fail_on_no_slot") &&
+      std::ranges::all_of(status.slots, &Scheduler::Slot::is_busy)) {
     throw RequestError(kBusy, "all slots are taken");
   }
-  reply(response, slots_of(status, options.parallel, context()));
+  reply(response, slots_of(status, context()));
+}
+
+void Server::State::slot_action(const httplib::Request& request, httplib::Response& response,
+                                const Reader* read) {
+  if (options.slot_folder.empty()) {
+    throw RequestError(kNotImplemented,
+                       "this server keeps no slots on disk (firp serve --slot-save-path DIR)");
+  }
+  const BodyBytes body(body_bytes, request, response, *read);
+  const std::string number = request.path.substr(std::string_view("/slots/").size());
+  int slot = -1;
+  const char* const last = number.data() + number.size();
+  const auto [end, problem] = std::from_chars(number.data(), last, slot);
+  if (problem != std::errc() || end != last || slot < 0 || slot >= options.parallel) {
+    throw RequestError(kInvalidValue, fmt::format("there is no slot {}: they are 0 to {}",
+                                                  one_line(number), options.parallel - 1));
+  }
+  const std::string action = request.get_param_value("action");
+  const auto leaves = [this] { return is_unwanted(); };
+  if (action == "erase") {
+    const int erased = scheduler.erase(slot, leaves);
+    return reply(response, {{"id_slot", slot}, {"n_erased", erased}});
+  }
+  if (action != "save" && action != "restore") {
+    throw RequestError(kInvalidValue, "'action' is save, restore or erase", "action");
+  }
+  const bool saves = action == "save";
+  const std::string name = parse_slot_file_request(body.text());
+  const Scheduler::SlotFile file =
+      saves ? scheduler.save(slot, options.slot_folder / name, leaves)
+            : scheduler.restore(slot, options.slot_folder / name, leaves);
+  reply(response, {{"id_slot", slot},
+                   {"filename", name},
+                   {saves ? "n_saved" : "n_restored", file.tokens},
+                   {saves ? "n_written" : "n_read", file.bytes},
+                   {"timings", {{saves ? "save_ms" : "restore_ms", file.seconds * 1000}}}});
 }
 
 void Server::State::metrics(const httplib::Request&, httplib::Response& response, const Reader*) {

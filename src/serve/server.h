@@ -33,6 +33,7 @@ struct ServerOptions {
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;
+  std::filesystem::path slot_folder;  ///< where slots are saved; empty: nowhere
   bool tells_slots = true;
   bool tells_metrics = false;
   bool has_page = true;

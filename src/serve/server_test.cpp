@@ -7,6 +7,7 @@
 
 #include <climits>
 #include <filesystem>
+#include <fstream>
 #include <future>
 #include <optional>
 #include <sstream>
@@ -819,6 +820,176 @@ TEST_F(ServerTest, TellsThatAPortIsTaken) {
   Server second(*loaded.decoder, loaded.chat_template, {.method = DraftMethod::kNone},
                 {.port = port_, .parallel = 1, .max_tokens = 1, .log = LogFormat::kNone});
   EXPECT_THAT(error_of([&] { second.bind(); }), HasSubstr(std::to_string(port_)));
+}
+
+/// Servers that keep slots on disk, each with an engine of its own.
+class SlotsOnDisk : public ServerTest {
+ protected:
+  void SetUp() override {
+    ServerTest::SetUp();
+    restart();
+  }
+  /// A server that knows nothing of what was before.
+  void restart() {
+    TearDown();
+    server_.reset();
+    decoder_.reset();
+    engine_.reset();
+    Loaded& loaded = Loaded::get();
+    engine_.emplace(*loaded.model, EngineOptions{.threads = 2, .context = 512});
+    decoder_.emplace(*engine_);
+    server_.emplace(*decoder_, loaded.chat_template,
+                    DecodeOptions{.method = DraftMethod::kNone, .ngrams = true, .tree_nodes = 8},
+                    ServerOptions{.port = 0,
+                                  .parallel = 2,
+                                  .model_name = "smol",
+                                  .max_tokens = INT_MAX,
+                                  .slot_folder = folder_ / "slots",
+                                  .log = false});
+    port_ = server_->bind();
+    running_ = std::thread([this] { server_->run(); });
+    httplib::Client client("127.0.0.1", port_);
+    while (!client.Get("/health")) std::this_thread::yield();
+  }
+  Json complete(const std::string& prompt, int slot, int tokens = 12) {
+    const httplib::Result result =
+        post("/completion", {{"prompt", prompt}, {"id_slot", slot}, {"n_predict", tokens}});
+    EXPECT_TRUE(result);
+    return result ? Json::parse(result->body) : Json();
+  }
+  httplib::Result act(const std::string& slot, const std::string& action, const Json& body) {
+    return post("/slots/" + slot + "?action=" + action, body);
+  }
+  static int cached(const Json& reply) { return reply.at("timings").at("cache_n"); }
+
+  const TemporaryDirectory folder_;
+  const bool made_ = std::filesystem::create_directory(folder_ / "slots");
+  std::optional<NativeEngine> engine_;
+  std::optional<BatchDecoder> decoder_;
+  const std::string prompt_ =
+      "The lighthouse keeper wrote into his book every evening what he had seen of the sea, and";
+};
+
+TEST_F(SlotsOnDisk, OutliveTheServer) {
+  const Json before = complete(prompt_, 1);
+  EXPECT_EQ(before["id_slot"], 1);
+  EXPECT_EQ(cached(before), 0);
+  const httplib::Result saved = act("1", "save", {{"filename", "a.bin"}});
+  ASSERT_TRUE(saved);
+  ASSERT_EQ(saved->status, 200) << saved->body;
+  const Json of_save = Json::parse(saved->body);
+  const int prompt_tokens = before["tokens_evaluated"];
+  EXPECT_EQ(of_save["id_slot"], 1);
+  EXPECT_EQ(of_save["filename"], "a.bin");
+  EXPECT_GE(of_save["n_saved"], prompt_tokens);
+  EXPECT_EQ(of_save["n_written"], std::filesystem::file_size(folder_ / "slots" / "a.bin"));
+  EXPECT_TRUE(of_save["timings"]["save_ms"].is_number());
+
+  restart();
+  const httplib::Result restored = act("0", "restore", {{"filename", "a.bin"}});
+  ASSERT_TRUE(restored);
+  ASSERT_EQ(restored->status, 200) << restored->body;
+  const Json of_restore = Json::parse(restored->body);
+  EXPECT_EQ(of_restore["id_slot"], 0);
+  EXPECT_EQ(of_restore["n_restored"], of_save["n_saved"]);
+  EXPECT_EQ(of_restore["n_read"], of_save["n_written"]);
+  EXPECT_TRUE(of_restore["timings"]["restore_ms"].is_number());
+  const Json after = complete(prompt_, 0);
+  EXPECT_EQ(cached(after), prompt_tokens - 1) << "all but the last is held";
+  EXPECT_EQ(after["content"], before["content"]);
+}
+
+TEST_F(SlotsOnDisk, AnErasedSlotIsReadAgain) {
+  complete(prompt_, 0);
+  const Json again = complete(prompt_, 0);
+  EXPECT_GT(cached(again), 0);
+  const httplib::Result erased = act("0", "erase", Json::object());
+  ASSERT_TRUE(erased);
+  const Json reply = Json::parse(erased->body);
+  EXPECT_EQ(reply["id_slot"], 0);
+  EXPECT_GE(reply["n_erased"], again["tokens_evaluated"]);
+  EXPECT_EQ(act("0", "save", {{"filename", "none.bin"}})->status, 400);
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "slots" / "none.bin"));
+  EXPECT_EQ(cached(complete(prompt_, 0)), 0);
+}
+
+TEST_F(SlotsOnDisk, ErasingOneLeavesWhatAnotherRemembers) {
+  complete(prompt_, 0);
+  complete(prompt_ + " every night he lit the lamp.", 1);
+  act("1", "erase", Json::object());
+  const Json again = complete(prompt_, 0);
+  EXPECT_EQ(cached(again), again["tokens_evaluated"].get<int>() - 1);
+  EXPECT_EQ(act("0", "save", {{"filename", "kept.bin"}})->status, 200);
+}
+
+TEST_F(SlotsOnDisk, AreRefusedByWhatIsWrong) {
+  complete(prompt_, 0);
+  std::ofstream(folder_ / "outside.bin") << "not of the folder";
+  std::ofstream(folder_ / "slots" / "foreign.bin") << "something else altogether, and longer";
+  const std::pair<Json, const char*> bad[] = {
+      {{{"filename", "../outside.bin"}}, "name of a file"},
+      {{{"filename", (folder_ / "outside.bin").string()}}, "name of a file"},
+      {{{"filename", "a/b"}}, "name of a file"},
+      {{{"filename", ".."}}, "name of a file"},
+      {{{"filename", "."}}, "name of a file"},
+      {{{"filename", ""}}, "name of a file"},
+      {{{"filename", "a\\b"}}, "name of a file"},
+      {{{"filename", "a\nb"}}, "name of a file"},
+      {{{"filename", std::string(201, 'a')}}, "name of a file"},
+      {{{"filename", 3}}, "filename"},
+      {Json::object(), "missing"}};
+  for (const auto& [body, why] : bad) {
+    for (const char* const action : {"save", "restore"}) {
+      const httplib::Result result = act("0", action, body);
+      ASSERT_TRUE(result);
+      EXPECT_EQ(result->status, 400) << body;
+      EXPECT_THAT(result->body, HasSubstr(why)) << body;
+    }
+  }
+  const Json good = {{"filename", "a.bin"}};
+  for (const char* const slot : {"2", "-1", "x", "1x", "", "99999999999"}) {
+    EXPECT_EQ(act(slot, "save", good)->status, 400) << slot;
+  }
+  EXPECT_THAT(act("0", "copy", good)->body, HasSubstr("'action' is"));
+  EXPECT_THAT(act("0", "restore", good)->body, HasSubstr("no such file"));
+  EXPECT_THAT(act("0", "restore", {{"filename", "foreign.bin"}})->body, HasSubstr("no saved"));
+  EXPECT_EQ(act("0", "restore", {{"filename", "foreign.bin"}})->status, 400);
+  EXPECT_EQ(act("0", "save", good)->status, 200) << "a restore that fails leaves the slot";
+  EXPECT_EQ(post("/completion", {{"prompt", prompt_}, {"id_slot", 2}})->status, 400);
+}
+
+TEST_F(SlotsOnDisk, WhoAsksForATakenSlotWaitsForIt) {
+  auto first = std::async(std::launch::async, [&] { return complete(prompt_, 1, 200); });
+  httplib::Client client("127.0.0.1", port_);
+  Json slots;
+  do {
+    slots = Json::parse(client.Get("/slots")->body);
+  } while (slots[1]["is_processing"] == false &&
+           first.wait_for(std::chrono::seconds(0)) == std::future_status::timeout);
+  ASSERT_EQ(slots.size(), 2u);
+  EXPECT_EQ(slots[0]["is_processing"], false);
+  auto second = std::async(std::launch::async, [&] { return complete("Once upon", 1, 4); });
+  auto save = std::async(std::launch::async, [&] {
+    return act("1", "save", {{"filename", "late.bin"}});
+  });
+  EXPECT_EQ(complete("Two roads", 0, 4)["id_slot"], 0) << "the other slot is free";
+  EXPECT_EQ(first.get()["id_slot"], 1);
+  EXPECT_EQ(second.get()["id_slot"], 1);
+  EXPECT_EQ(save.get()->status, 200);
+  slots = Json::parse(client.Get("/slots")->body);
+  EXPECT_EQ(slots[0]["id"], 0);
+  EXPECT_EQ(slots[1]["id"], 1);
+  EXPECT_EQ(slots[1]["n_ctx"], 512);
+  EXPECT_EQ(slots[1]["next_token"][0]["n_decoded"], 4);
+  EXPECT_EQ(slots[1]["params"]["n_predict"], 4);
+}
+
+TEST_F(ServerTest, KeepsNoSlotsOnDiskUnlessToldWhere) {
+  start();
+  const httplib::Result result = post("/slots/0?action=save", {{"filename", "a.bin"}});
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->status, 501);
+  EXPECT_THAT(result->body, HasSubstr("--slot-save-path"));
 }
 
 }  // namespace
