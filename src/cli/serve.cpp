@@ -28,6 +28,9 @@ struct ServeFlags {
   std::string reasoning = "auto";
   std::string reasoning_format = "auto";
   std::string template_variables;  ///< JSON
+  bool embeddings = false;
+  std::string pooling;  ///< empty: the model's own
+  std::optional<int> embd_normalize;
 };
 
 /// The key that requests must bring; empty: none. One that was meant to be there, as an unset
@@ -62,6 +65,14 @@ std::map<std::string, Json> template_variables_of(const std::string& text) {
   std::map<std::string, Json> variables;
   for (const auto& [name, value] : json.items()) variables[name] = value;
   return variables;
+}
+
+std::optional<EmbeddingOptions> embeddings_of(const ServeFlags& flags, const GgufFile& file) {
+  if (!flags.embeddings) return std::nullopt;
+  EmbeddingOptions options;
+  options.pooling = flags.pooling.empty() ? pooling_of(file) : pooling_of_name(flags.pooling);
+  options.norm = flags.embd_normalize.value_or(options.pooling == Pooling::kNone ? -1 : 2);
+  return options;
 }
 
 /// Ends the server when a signal asks for it, and the program a second later, whatever still runs.
@@ -103,6 +114,7 @@ int run_serve(const ServeFlags& flags) {
   options.reasoning =
       flags.reasoning_format == "none" ? ReasoningFormat::kNone : ReasoningFormat::kApart;
   options.template_variables = template_variables_of(flags.template_variables);
+  options.embeddings = embeddings_of(flags, *decoder.file);
 
   catch_interrupts();
   Server server(decoder.batch, decoder.chat_template, decoder.options, options);
@@ -169,6 +181,19 @@ Examples:
                   "Answers that wait to begin at most; more are refused (503)")
       ->check(CLI::Range(0, 100000))
       ->capture_default_str();
+  CLI::Option* const embeddings =
+      app->add_flag("--embedding,--embeddings", flags->embeddings,
+                    "Make embeddings, too: /v1/embeddings, /embeddings (llama-server: them alone)");
+  app->add_option(
+         "--pooling", flags->pooling,
+         "What of the tokens' final states an embedding is: mean, last, cls (the first) or "
+         "none (each by itself); default: what the model was made for, else mean")
+      ->needs(embeddings);
+  app->add_option("--embd-normalize", flags->embd_normalize,
+                  "What embeddings are divided by: -1 nothing, 0 the greatest absolute value, to "
+                  "32760; else their p-norm (default: 2; with --pooling none: -1)")
+      ->check(CLI::Range(-1, 1000))
+      ->needs(embeddings);
   app->add_flag("--slots,!--no-slots", server.tells_slots,
                 "Tell at /slots what is being written (default: on)");
   app->add_flag("--ui,--webui,!--no-ui,!--no-webui", server.has_page,

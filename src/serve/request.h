@@ -102,6 +102,12 @@ struct RequestDefaults {
 /// does not know are let pass, as clients send many.
 TextRequest parse_request(std::string_view body, Dialect dialect, const RequestDefaults& defaults);
 
+/// One prompt, or a list of several, of strings or of lists, in the field `name`.
+std::vector<Prompt> prompts_of(const Json& value, const char* name, std::size_t most,
+                               int vocabulary);
+/// Of a part of a message's content, which must be of type text.
+std::string text_of_part(const Json& part, const char* name);
+
 /// llama.cpp's /tokenize.
 struct TokenizeRequest {
   std::string content;

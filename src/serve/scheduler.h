@@ -18,7 +18,7 @@
 
 namespace firp {
 
-/// An answer that is to be written.
+/// An answer that is to be written, or an embedding that is to be made.
 struct Generation {
   std::vector<Token> prompt;
   SamplingOptions sampling;
@@ -29,6 +29,8 @@ struct Generation {
   int max_tokens;
   std::vector<std::string> stops = {};
   std::vector<Token> shown_tokens = {};  ///< control tokens that are a part of the text
+  /// The embedding of the prompt is made so, and nothing is written.
+  std::optional<Pooling> pooling = std::nullopt;
 };
 
 /// Who asked for answers; answers are told apart by their numbers.
@@ -60,6 +62,7 @@ class Scheduler {
   struct Answer {
     FinishReason finish = FinishReason::kLength;
     std::string stop_string = {};
+    std::vector<float> embedding = {};  ///< with Generation::pooling: Session::embedding()
     Usage usage;
   };
 
@@ -68,6 +71,12 @@ class Scheduler {
   /// Cancelled; they end with the running pass. A text is a function of its generation alone. A
   /// RequestError where too many wait. Threads may call it at once.
   std::vector<Answer> complete(std::vector<Generation> generations, const Listener& listener);
+
+  /// Makes the embeddings of texts, as many at once as answers are written, so that who asks for
+  /// something later need not wait for all of them. Else as complete(), but that too many wait
+  /// matters for the first ones alone.
+  std::vector<Answer> embed(std::vector<std::vector<Token>> texts, Pooling pooling,
+                            const std::function<bool()>& is_unwanted);
 
   /// An answer that is being written.
   struct Running {
@@ -99,6 +108,9 @@ class Scheduler {
   using Jobs = std::list<std::shared_ptr<Job>>;
 
   void refuse_if_full(const std::unique_lock<std::mutex>& held, std::size_t answers) const;
+  /// complete(), whoever waits. `lock` is held before and after.
+  std::vector<Answer> wait_for(std::unique_lock<std::mutex>& lock,
+                               std::vector<Generation> generations, const Listener& listener);
 
   // Of the thread that runs the passes.
   void run(const std::stop_token& ended);
@@ -110,6 +122,7 @@ class Scheduler {
   void step(std::span<Job* const> jobs);
   void take_tokens(Job& job);
   std::map<int, double> pass_seconds() const;
+  void finish_embedding(Job& job);
   std::string piece_of(const Job& job, Token token) const;
   WrittenToken written(const Job& job, const DecodedToken& token,
                        const TokenProbability& probability, const std::string& piece) const;

@@ -8,6 +8,7 @@
 
 #include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
+#include "serve/embeddings.h"
 #include "serve/fields.h"
 
 namespace firp {
@@ -29,6 +30,7 @@ struct ServerOptions {
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;
+  std::optional<EmbeddingOptions> embeddings;  ///< none are made
   bool tells_slots = true;
   bool tells_metrics = false;
   bool has_page = true;
