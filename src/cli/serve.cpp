@@ -140,8 +140,9 @@ Verb add_serve(CLI::App& program) {
   flags->decode.context_is_shared = true;
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /completion, /infill,
-/tokenize; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
-with the model. Tools, JSON schemas and grammars are followed, with drafts. Several requests are answered at once and share their passes. What a
+/tokenize, and with --embeddings /v1/embeddings, /embeddings; GET /v1/models, /props, /slots, /metrics,
+/health (docs/serve.md); at / there is a page to chat with the model. Tools, JSON schemas and grammars
+are followed, with drafts. Several requests are answered at once and share their passes. What a
 request does not say (temperature, top_k, ...) is as the flags have it. Without a seed of its own, or of
 --seed, a request has another one each time.
 

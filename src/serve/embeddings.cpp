@@ -98,6 +98,7 @@ EmbeddingsRequest parse_embeddings_request(std::string_view text, EmbeddingsForm
   constexpr int kGreatestNorm = 1000;
   return {
       .form = form,
+      .field = name,
       .inputs = inputs_of(*input, name, vocabulary),
       .base64 = wants_base64(body),
       .dimensions = static_cast<int>(dimensions),
