@@ -35,6 +35,9 @@ struct ServeFlags {
   std::string reasoning = "auto";
   std::string reasoning_format = "auto";
   std::string template_variables;  ///< JSON
+  bool embeddings = false;
+  std::string pooling;  ///< empty: the model's own
+  std::optional<int> embd_normalize;
 };
 
 /// The keys of which requests must bring one; none: they need none.
@@ -66,6 +69,14 @@ std::map<std::string, Json> template_variables_of(const std::string& text) {
   std::map<std::string, Json> variables;
   for (const auto& [name, value] : json.items()) variables[name] = value;
   return variables;
+}
+
+std::optional<EmbeddingOptions> embeddings_of(const ServeFlags& flags, const GgufFile& file) {
+  if (!flags.embeddings) return std::nullopt;
+  EmbeddingOptions options;
+  options.pooling = flags.pooling.empty() ? pooling_of(file) : pooling_of_name(flags.pooling);
+  options.norm = flags.embd_normalize.value_or(options.pooling == Pooling::kNone ? -1 : 2);
+  return options;
 }
 
 /// Ends the server when a signal asks for it, and the program a second later, whatever still runs.
@@ -115,6 +126,7 @@ int run_serve(const ServeFlags& flags) {
   options.reasoning =
       flags.reasoning_format == "none" ? ReasoningFormat::kNone : ReasoningFormat::kApart;
   options.template_variables = template_variables_of(flags.template_variables);
+  options.embeddings = embeddings_of(flags, *decoder.file);
 
   catch_interrupts();
   Server server(decoder.batch, decoder.chat_template, decoder.options, options);
@@ -140,8 +152,9 @@ Verb add_serve(CLI::App& program) {
   flags->decode.context_is_shared = true;
   app->footer(R"(
 Endpoints: POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /completion, /infill,
-/tokenize, /slots/N?action=save; GET /v1/models, /props, /slots, /metrics, /health (docs/serve.md); at / there is a page to chat
-with the model. Tools, JSON schemas and grammars are followed, with drafts. Several requests are answered at once and share their passes. What a
+/tokenize, /slots/N?action=save, and with --embeddings /v1/embeddings, /embeddings; GET /v1/models, /props,
+/slots, /metrics, /health (docs/serve.md); at / there is a page to chat with the model. Tools, JSON schemas and grammars
+are followed, with drafts. Several requests are answered at once and share their passes. What a
 request does not say (temperature, top_k, ...) is as the flags have it. Without a seed of its own, or of
 --seed, a request has another one each time.
 
@@ -213,6 +226,19 @@ Examples:
                   "Answers that wait to begin at most; more are refused (503)")
       ->check(CLI::Range(0, 100000))
       ->capture_default_str();
+  CLI::Option* const embeddings =
+      app->add_flag("--embedding,--embeddings", flags->embeddings,
+                    "Make embeddings, too: /v1/embeddings, /embeddings (llama-server: them alone)");
+  app->add_option(
+         "--pooling", flags->pooling,
+         "What of the tokens' final states an embedding is: mean, last, cls (the first) or "
+         "none (each by itself); default: what the model was made for, else mean")
+      ->needs(embeddings);
+  app->add_option("--embd-normalize", flags->embd_normalize,
+                  "What embeddings are divided by: -1 nothing, 0 the greatest absolute value, to "
+                  "32760; else their p-norm (default: 2; with --pooling none: -1)")
+      ->check(CLI::Range(-1, 1000))
+      ->needs(embeddings);
   app->add_flag("--slots,!--no-slots", server.tells_slots,
                 "Tell at /slots what is being written (default: on)");
   app->add_flag("--ui,--webui,!--no-ui,!--no-webui", server.has_page,

@@ -21,6 +21,8 @@ void BatchDecoder::step(std::span<Session* const> sessions) {
   std::vector<Part> parts = schedule(sessions);
   std::set<int> captured;
   for (const Part& part : parts) {
+    // Engines keep the final states of passes that capture a layer.
+    if (part.session->pooled_) captured.insert(engine_.config().layers);
     if (part.reads || !part.session->source_) continue;
     for (const int layer : part.session->source_->captured_layers()) captured.insert(layer);
   }
@@ -81,14 +83,14 @@ void BatchDecoder::schedule_reading(std::span<Session* const> readers, int decod
     return std::ranges::any_of(parts, [&](const Part& part) {
       const int read = part.context + part.token_rows;
       const int common = common_prefix(session.tokens_, part.session->tokens_);
-      return session.options_.adopts && part.session->options_.adopts &&
+      return session.adopts() && part.session->adopts() &&
              std::min(common, read) - session.seen() >= kWorthWaiting;
     });
   };
   for (Session* const session : readers) {
     if (left == 0) break;
     if (waits(*session)) continue;
-    const int tokens = std::min(session->unseen() - 1, left);
+    const int tokens = std::min(session->unread(), left);
     parts.push_back(session->plan_reading(tokens, rows_));
     left -= tokens;
   }
@@ -176,6 +178,7 @@ void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double second
     if (part.reads) {
       reading.add(part.token_rows, part.context);
       part.session->stats_.prefill_seconds += seconds;
+      if (part.session->pooled_) part.session->pool(part, pass);
     } else {
       part.session->absorb(part);
     }

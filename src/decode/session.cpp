@@ -86,6 +86,7 @@ Session::Session(BatchDecoder& decoder, const DecodeOptions& options)
       options_(options),
       source_(make_source(engine_, options)),
       sequence_(engine_.add_sequence()) {
+  if (options.pooling) pooled_.emplace(*options.pooling);
   const bool drafts = source_ || options.ngrams;
   const int nodes = most_decoded() - 1;
   std::string problem;
@@ -100,11 +101,18 @@ Session::Session(BatchDecoder& decoder, const DecodeOptions& options)
   throw Error(problem);
 }
 
-Session::~Session() { engine_.retire_sequence(sequence_); }
+Session::~Session() {
+  if (pooled_) {
+    engine_.remove_sequence(sequence_);
+  } else {
+    engine_.retire_sequence(sequence_);
+  }
+}
 
 int Session::seen() const { return engine_.length(sequence_); }
 int Session::context() const { return engine_.options().context; }
 int Session::most_decoded() const {
+  if (pooled_) return 0;
   return 1 + (decoder_.planner() != nullptr ? kMostPlannedNodes : options_.tree_nodes);
 }
 int Session::rows_with(int nodes) const {
@@ -134,11 +142,13 @@ void Session::truncate(int length) {
   states_.resize(length, state());
   most_seen_ = std::min(most_seen_, length);
   engine_.truncate(sequence_, length);
+  if (pooled_) release();  // what is pooled cannot be taken apart
   drop_draft();
 }
 
 void Session::release() {
   engine_.truncate(sequence_, 0);
+  if (pooled_) pooled_->clear();
   drop_draft();
 }
 
@@ -168,13 +178,14 @@ void Session::catch_up_grammar() {
   for (; grammar_end_ < length; ++grammar_end_) grammar_->accept(tokens_[grammar_end_]);
 }
 
-/// The last token is always run: it is the root of the next pass that decodes.
+/// The last token is always run: it is the root of the next pass that decodes, or its state is
+/// asked for.
 void Session::begin_pass() {
   if (tokens_.empty()) throw Error("there is nothing to continue: the prompt is empty");
   catch_up_grammar();
-  const int most = static_cast<int>(tokens_.size()) - 1;
+  const int most = to_read();
   if (seen() > most) engine_.truncate(sequence_, most);
-  if (!options_.adopts || seen() == most) return;
+  if (!adopts() || seen() == most) return;
   most_seen_ = std::max(most_seen_, seen());
   const int now = engine_.adopt(sequence_, std::span(tokens_).first(most));
   adopted_ += std::max(0, now - most_seen_);
@@ -192,7 +203,7 @@ Session::Part Session::plan_reading(int tokens, std::vector<Row>& rows) {
     rows.push_back({.sequence = sequence_,
                     .parent = i == 0 ? kContext : part.first_row + i - 1,
                     .token = tokens_[part.context + i],
-                    .decoded = false});
+                    .decoded = pooled_.has_value()});
   }
   return part;
 }
@@ -369,6 +380,19 @@ void Session::absorb(Part& part) {
   for (std::size_t i = 1; i < part.path.size(); ++i) {
     verified_.accepted.push_back(part.path[i] - part.first_row - 1);
   }
+}
+
+/// Takes in the states of the rows that it read.
+void Session::pool(const Part& part, const Pass& pass) {
+  for (const int row : part.path) pooled_->add(pass.final_state(row));
+}
+
+std::vector<float> Session::embedding() const {
+  std::vector<float> values = pooled_->values();
+  if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) {
+    refuse_logits();
+  }
+  return values;
 }
 
 /// Whether the source can draft behind the part's path, which ended.

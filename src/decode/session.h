@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decode/grammar.h"
+#include "decode/pooling.h"
 #include "decode/sampler.h"
 #include "draft/firp.h"
 #include "draft/ngram.h"
@@ -47,6 +48,9 @@ struct DecodeOptions {
   /// Whether what other sequences hold of its tokens is taken from them; not where reading is to be
   /// measured.
   bool adopts = true;
+  /// The session reads all its tokens, each by a row of its own, and writes none: embedding() is
+  /// what it is for. Nothing is adopted from others, or left to them.
+  std::optional<Pooling> pooling = std::nullopt;
 };
 
 struct DecodedToken {
@@ -121,8 +125,13 @@ class Session {
   std::span<const TokenProbability> probabilities() const { return probabilities_; }
   /// What the last pass that decoded verified.
   const VerifiedTree& verified() const { return verified_; }
-  /// Whether given tokens are to be run before the next one can be decoded.
-  bool is_reading() const { return unseen() > 1; }
+  /// Whether given tokens are to be run before the next one can be decoded; with
+  /// DecodeOptions::pooling, before embedding() is there, and the session must no longer be
+  /// stepped.
+  bool is_reading() const { return unread() > 0; }
+  /// The final states of the tokens, pooled: [d], or [tokens x d]. An Error where they are no
+  /// finite numbers.
+  std::vector<float> embedding() const;
   int adopted() const { return adopted_; }  ///< tokens that other sequences had run
   int seen() const;                         ///< of the tokens, those in the engine's context
   int most_decoded() const;                 ///< tokens that a pass may give
@@ -153,7 +162,10 @@ class Session {
   };
 
   SamplerState state() const;
-  int unseen() const { return static_cast<int>(tokens_.size()) - seen(); }
+  /// Tokens that are run before anything is decoded.
+  int to_read() const { return static_cast<int>(tokens_.size()) - (pooled_ ? 0 : 1); }
+  int unread() const { return to_read() - seen(); }
+  bool adopts() const { return options_.adopts && !pooled_; }
   int rows_with(int nodes) const;
   void begin_pass();
   Part plan_reading(int tokens, std::vector<Row>& rows);
@@ -169,6 +181,7 @@ class Session {
   template <typename Choose>
   void walk(Part& part, const Choose& choose) const;
   void absorb(Part& part);
+  void pool(const Part& part, const Pass& pass);
   void catch_up_grammar();
   bool can_draft(const Part& part) const;
   DraftTree match_text();
@@ -194,6 +207,7 @@ class Session {
   std::vector<DecodedToken> decoded_;
   std::vector<TokenProbability> probabilities_;
   VerifiedTree verified_;
+  std::optional<PooledStates> pooled_;  ///< of the first seen() tokens
   int adopted_ = 0;
   int most_seen_ = 0;                 ///< before it gave up its place, perhaps
   double undecided_seconds_ = 0;      ///< of passes since the last one that decoded

@@ -288,6 +288,11 @@ Vocabulary::InfillTokens Vocabulary::infill_tokens() const {
           .file = llama_vocab_fim_sep(v)};
 }
 
+Token Vocabulary::closing_token() const {
+  const llama_vocab* const v = handle_->vocabulary;
+  return llama_vocab_get_add_eos(v) ? llama_vocab_eos(v) : kNoToken;
+}
+
 const llama_model* Vocabulary::model() const { return handle_->model.get(); }
 
 void require_utf8(std::string_view text, std::string_view what) {

@@ -65,6 +65,8 @@ class Vocabulary {
     Token repository, file;  ///< before its name
   };
   InfillTokens infill_tokens() const;
+  /// The EOS, where the file asks for one behind a text (embedding models do); else kNoToken.
+  Token closing_token() const;
 
   /// libllama's own, without weights.
   const llama_model* model() const;

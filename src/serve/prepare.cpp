@@ -17,53 +17,21 @@ const char* field_of(const TextRequest& request) {
   return request.chat ? "messages" : "prompt";
 }
 
-[[noreturn]] void refuse_length(const TextRequest& request, const std::string& message, int context,
-                                Json tokens = nullptr) {
-  Json more = {{"n_ctx", context}};
-  if (!tokens.is_null()) more["n_prompt_tokens"] = std::move(tokens);
-  throw RequestError(
-      kContextExceeded,
-      fmt::format("{}; this exceeds the available context size: this model's maximum context "
-                  "length is {} tokens here (firp serve -c)",
-                  message, context),
-      field_of(request), std::move(more));
-}
-
-void require_fits(const TextRequest& request, const Vocabulary& vocabulary, std::size_t bytes,
-                  int context) {
+void require_fits(const char* field, const Vocabulary& vocabulary, std::size_t bytes, int context) {
   try {
     vocabulary.require_fits(bytes, context);
   } catch (const Error& error) {
-    refuse_length(request, error.what(), context);
+    refuse_length(field, error.what(), context, /*tokens=*/nullptr);
   }
 }
 
-std::vector<Token> tokens_of(const TextRequest& request, const Vocabulary& vocabulary,
+std::vector<Token> tokens_of(const char* field, const Vocabulary& vocabulary,
                              const PromptText& text) {
   try {
     return vocabulary.tokenize(text, /*add_bos=*/true);
   } catch (const Error& error) {
-    throw RequestError(kInvalidValue, error.what(), field_of(request));
+    throw RequestError(kInvalidValue, error.what(), field);
   }
-}
-
-std::vector<Token> tokens_of(const TextRequest& request, const Vocabulary& vocabulary,
-                             const Prompt& prompt, int context) {
-  std::vector<Token> tokens;
-  for (const PromptPart& part : prompt) {
-    if (const auto* const given = std::get_if<std::vector<Token>>(&part)) {
-      tokens.insert(tokens.end(), given->begin(), given->end());
-      continue;
-    }
-    const auto& text = std::get<std::string>(part);
-    require_fits(request, vocabulary, text.size(), context);
-    // Only in front of all.
-    const std::vector<Token> more = tokens.empty()
-                                        ? tokens_of(request, vocabulary, PromptText{text})
-                                        : vocabulary.tokenize(text, /*add_bos=*/false);
-    tokens.insert(tokens.end(), more.begin(), more.end());
-  }
-  return tokens;
 }
 
 /// As the makers of such models wrote it: other files, then what is before, what is after, and the
@@ -77,7 +45,7 @@ std::vector<Token> infill_tokens(const TextRequest& request, const Vocabulary& v
   }
   std::size_t bytes = infill.prefix.size() + infill.suffix.size() + infill.prompt.size();
   for (const Infill::File& file : infill.extra) bytes += file.name.size() + file.text.size();
-  require_fits(request, vocabulary, bytes, context);
+  require_fits(field_of(request), vocabulary, bytes, context);
 
   std::vector<Token> tokens;
   const auto add = [&](const std::string& text) {
@@ -151,6 +119,35 @@ void set_biases(TextRequest& request, const Vocabulary& vocabulary) {
 
 }  // namespace
 
+void refuse_length(const char* field, const std::string& message, int context, Json tokens) {
+  Json more = {{"n_ctx", context}};
+  if (!tokens.is_null()) more["n_prompt_tokens"] = std::move(tokens);
+  throw RequestError(
+      kContextExceeded,
+      fmt::format("{}; this exceeds the available context size: this model's maximum context "
+                  "length is {} tokens here (firp serve -c)",
+                  message, context),
+      field, std::move(more));
+}
+
+std::vector<Token> tokens_of(const char* field, const Vocabulary& vocabulary, const Prompt& prompt,
+                             int context) {
+  std::vector<Token> tokens;
+  for (const PromptPart& part : prompt) {
+    if (const auto* const given = std::get_if<std::vector<Token>>(&part)) {
+      tokens.insert(tokens.end(), given->begin(), given->end());
+      continue;
+    }
+    const auto& text = std::get<std::string>(part);
+    require_fits(field, vocabulary, text.size(), context);
+    // Only in front of all.
+    const std::vector<Token> more = tokens.empty() ? tokens_of(field, vocabulary, PromptText{text})
+                                                   : vocabulary.tokenize(text, /*add_bos=*/false);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  return tokens;
+}
+
 WrittenChat written_chat(const TextRequest& request, const ChatTemplate& chat_template) {
   if (!chat_template.problem().empty()) {
     throw RequestError(kUnsupported, chat_template.problem() + "; ask /v1/completions");
@@ -178,9 +175,9 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
                            .stops = request.stops};
   std::vector<std::vector<Token>> prompts;
   if (request.chat) {
-    require_fits(request, vocabulary, bytes_of(request.chat->messages), context);
+    require_fits(field_of(request), vocabulary, bytes_of(request.chat->messages), context);
     WrittenChat chat = written_chat(request, chat_template);
-    prompts.push_back(tokens_of(request, vocabulary, chat.prompt));
+    prompts.push_back(tokens_of(field_of(request), vocabulary, chat.prompt));
     prepared.prompts.push_back(std::move(chat.prompt.text));
     prepared.reader = std::move(chat.reader);
     generation.grammar = read_grammar(vocabulary, chat.grammar);
@@ -190,7 +187,7 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
     generation.grammar = read_grammar(vocabulary, grammar_of(request));
     if (request.infill) prompts.push_back(infill_tokens(request, vocabulary, context));
     for (const Prompt& prompt : request.prompts) {
-      prompts.push_back(tokens_of(request, vocabulary, prompt, context));
+      prompts.push_back(tokens_of(field_of(request), vocabulary, prompt, context));
     }
     for (const std::vector<Token>& tokens : prompts) {
       std::string text;
@@ -201,7 +198,7 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
   for (const std::vector<Token>& tokens : prompts) {
     if (tokens.empty()) throw RequestError(kInvalidValue, "the prompt is empty", field_of(request));
     if (std::ssize(tokens) >= context) {
-      refuse_length(request,
+      refuse_length(field_of(request),
                     fmt::format("the prompt has {} tokens, and one must be left for the answer",
                                 tokens.size()),
                     context, tokens.size());

@@ -22,6 +22,14 @@ struct PreparedRequest {
 /// fit, or what the chat template or the grammar refuses.
 PreparedRequest prepare(TextRequest request, const ChatTemplate& chat_template, int context);
 
+/// Of a prompt that came in the field `field`; a BOS is in front where the file asks for one. A
+/// RequestError for what cannot be tokenized, or has more bytes than the context can stand for.
+std::vector<Token> tokens_of(const char* field, const Vocabulary& vocabulary, const Prompt& prompt,
+                             int context);
+/// `tokens`: of the prompt; null where they were not counted.
+[[noreturn]] void refuse_length(const char* field, const std::string& message, int context,
+                                Json tokens);
+
 /// The prompt as the template writes it.
 WrittenChat written_chat(const TextRequest& request, const ChatTemplate& chat_template);
 

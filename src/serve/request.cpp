@@ -254,12 +254,7 @@ Json content_of(const Json& message, const std::string& role) {
   if (!content->is_array()) return text_of(*content, "content");
   Json parts = Json::array();
   for (const Json& part : *content) {
-    const Json* const type = part.is_object() ? find(part, "type") : nullptr;
-    const Json* const words = type != nullptr && *type == "text" ? find(part, "text") : nullptr;
-    if (words == nullptr) {
-      refuse("content", "'content' may hold parts of type text only", kUnsupported);
-    }
-    parts.push_back({{"type", "text"}, {"text", text_of(*words, "text")}});
+    parts.push_back({{"type", "text"}, {"text", text_of_part(part, "content")}});
   }
   return parts;
 }
@@ -504,27 +499,29 @@ ChatInput chat_of(const Json& body, const RequestDefaults& defaults) {
   return chat;
 }
 
-Token token_of(const Json& value, int vocabulary) {
+Token token_of(const Json& value, const char* name, int vocabulary) {
   if (!value.is_number_integer() || value < 0 || value >= vocabulary) {
-    refuse("prompt", fmt::format("tokens of 'prompt' are numbers of 0 to {}", vocabulary - 1));
+    refuse(name, fmt::format("tokens of '{}' are numbers of 0 to {}", name, vocabulary - 1));
   }
   return value.get<Token>();
 }
 
 /// A string, or a list of tokens and strings; llama.cpp also has an object with the string in it,
 /// beside media.
-Prompt one_prompt_of(const Json& value, int vocabulary) {
+Prompt one_prompt_of(const Json& value, const char* name, int vocabulary) {
   Prompt prompt;
   if (value.is_object()) {
     const Json* const media = find(value, "multimodal_data");
     if (media != nullptr && !is_off(*media)) refuse_unsupported("multimodal_data");
     const Json* const text = find(value, "prompt_string");
-    if (text == nullptr) refuse("prompt", "an object in 'prompt' has a 'prompt_string'", kMissing);
+    if (text == nullptr) {
+      refuse(name, fmt::format("an object in '{}' has a 'prompt_string'", name), kMissing);
+    }
     prompt.emplace_back(text_of(*text, "prompt_string"));
     return prompt;
   }
   if (!value.is_array()) {
-    prompt.emplace_back(text_of(value, "prompt"));
+    prompt.emplace_back(text_of(value, name));
     return prompt;
   }
   for (const Json& each : value) {
@@ -533,27 +530,16 @@ Prompt one_prompt_of(const Json& value, int vocabulary) {
       continue;
     }
     if (prompt.empty() || prompt.back().index() == 0) prompt.emplace_back(std::vector<Token>());
-    std::get<std::vector<Token>>(prompt.back()).push_back(token_of(each, vocabulary));
+    std::get<std::vector<Token>>(prompt.back()).push_back(token_of(each, name, vocabulary));
   }
   return prompt;
 }
 
-/// One prompt, or a list of several: of strings, or of lists.
-std::vector<Prompt> prompts_of(const Json& body, int vocabulary) {
+/// None is empty.
+std::vector<Prompt> completion_prompts(const Json& body, int vocabulary) {
   const Json* const prompt = find(body, "prompt");
   if (prompt == nullptr) refuse("prompt", "'prompt' is missing", kMissing);
-  std::vector<Prompt> list;
-  const bool several =
-      prompt->is_array() && !prompt->empty() &&
-      std::ranges::all_of(*prompt, [](const Json& each) { return !each.is_number(); });
-  if (several) {
-    for (const Json& each : *prompt) list.push_back(one_prompt_of(each, vocabulary));
-  } else {
-    list.push_back(one_prompt_of(*prompt, vocabulary));
-  }
-  if (list.size() > static_cast<std::size_t>(kMostAnswers)) {
-    refuse("prompt", fmt::format("'prompt' may hold {} prompts", kMostAnswers), kTooLarge);
-  }
+  std::vector<Prompt> list = prompts_of(*prompt, "prompt", kMostAnswers, vocabulary);
   for (const Prompt& each : list) {
     const bool empty = std::ranges::all_of(each, [](const PromptPart& part) {
       return std::visit([](const auto& p) { return p.empty(); }, part);
@@ -698,7 +684,7 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
       break;
     case Dialect::kText:
     case Dialect::kLlama:
-      request.prompts = prompts_of(body, defaults.vocabulary);
+      request.prompts = completion_prompts(body, defaults.vocabulary);
       break;
   }
   if (!request.chat) {
@@ -739,6 +725,29 @@ std::string parse_slot_file_request(std::string_view body) {
                        kMostBytes));
   }
   return name;
+}
+
+std::vector<Prompt> prompts_of(const Json& value, const char* name, std::size_t most,
+                               int vocabulary) {
+  const bool several =
+      value.is_array() && !value.empty() &&
+      std::ranges::all_of(value, [](const Json& each) { return !each.is_number(); });
+  if (!several) return {one_prompt_of(value, name, vocabulary)};
+  if (value.size() > most) {
+    refuse(name, fmt::format("'{}' may hold {} texts", name, most), kTooLarge);
+  }
+  std::vector<Prompt> list;
+  for (const Json& each : value) list.push_back(one_prompt_of(each, name, vocabulary));
+  return list;
+}
+
+std::string text_of_part(const Json& part, const char* name) {
+  const Json* const type = part.is_object() ? find(part, "type") : nullptr;
+  const Json* const words = type != nullptr && *type == "text" ? find(part, "text") : nullptr;
+  if (words == nullptr) {
+    refuse(name, fmt::format("'{}' may hold parts of type text only", name), kUnsupported);
+  }
+  return text_of(*words, "text");
 }
 
 TokenizeRequest parse_tokenize_request(std::string_view body) {

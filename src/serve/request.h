@@ -107,6 +107,11 @@ TextRequest parse_request(std::string_view body, Dialect dialect, const RequestD
 /// The name of the file of a slot that llama.cpp's /slots/N?action=save and restore are about, as
 /// it may be: within a folder, whatever the file system.
 std::string parse_slot_file_request(std::string_view body);
+/// One prompt, or a list of several, of strings or of lists, in the field `name`.
+std::vector<Prompt> prompts_of(const Json& value, const char* name, std::size_t most,
+                               int vocabulary);
+/// Of a part of a message's content, which must be of type text.
+std::string text_of_part(const Json& part, const char* name);
 
 /// llama.cpp's /tokenize.
 struct TokenizeRequest {

@@ -44,6 +44,7 @@ struct Scheduler::Job {
   int characters = 0;                ///< of them
   bool stopped = false;              ///< the text came to its end
   int slot = -1;                     ///< while it runs; changed under the scheduler's mutex
+  std::vector<float> embedding;      ///< of the prompt, once it is read
 
   // Shared, under the scheduler's mutex.
   ReplyPart ready;    ///< that nobody has taken yet
@@ -97,13 +98,38 @@ void Scheduler::refuse_if_full(std::size_t answers) {
 
 std::vector<Scheduler::Answer> Scheduler::complete(std::vector<Generation> generations,
                                                    const Listener& listener) {
+  std::unique_lock lock(mutex_);
+  refuse_if_full(lock, generations.size());
+  return wait_for(lock, std::move(generations), listener);
+}
+
+std::vector<Scheduler::Answer> Scheduler::embed(std::vector<std::vector<Token>> texts,
+                                                Pooling pooling,
+                                                const std::function<bool()>& is_unwanted) {
+  const Listener listener = {.on_part = [](int, const ReplyPart&, const Usage&) {},
+                             .is_unwanted = is_unwanted};
+  const auto at_once = static_cast<std::size_t>(most_running_);
+  std::vector<Answer> answers;
+  std::unique_lock lock(mutex_);
+  refuse_if_full(lock, std::min(texts.size(), at_once));
+  while (answers.size() < texts.size()) {
+    std::vector<Generation> next;
+    for (std::size_t i = answers.size(); i < texts.size() && next.size() < at_once; ++i) {
+      next.push_back({.prompt = std::move(texts[i]), .max_tokens = 0, .pooling = pooling});
+    }
+    std::ranges::move(wait_for(lock, std::move(next), listener), std::back_inserter(answers));
+  }
+  return answers;
+}
+
+std::vector<Scheduler::Answer> Scheduler::wait_for(std::unique_lock<std::mutex>& lock,
+                                                   std::vector<Generation> generations,
+                                                   const Listener& listener) {
   const auto group = std::make_shared<Group>();
   std::vector<std::shared_ptr<Job>> jobs;
   for (Generation& each : generations) {
     jobs.push_back(std::make_shared<Job>(std::move(each), group));
   }
-  std::unique_lock lock(mutex_);
-  refuse_if_full(lock, jobs.size());
   waiting_.insert(waiting_.end(), jobs.begin(), jobs.end());
   work_.notify_all();
   const auto has_news = [](const std::shared_ptr<Job>& job) {
@@ -352,7 +378,9 @@ int Scheduler::free_slot_for(const Generation& generation) const {
 
 void Scheduler::leave(Job& job) {
   if (job.slot < 0) return;
-  if (job.session) {
+  if (job.session && job.generation.pooling) {
+    job.session.reset();  // which leaves nothing to go on with
+  } else if (job.session) {
     const std::vector<Token>& tokens = job.session->tokens();
     memories_[job.slot].tokens.assign(tokens.begin(), tokens.begin() + job.session->seen());
     job.session.reset();
@@ -365,7 +393,8 @@ void Scheduler::begin(Job& job) {
   job.queue_seconds = job.since_asked.seconds();
   try {
     const Generation& g = job.generation;
-    DecodeOptions options = options_;
+    DecodeOptions options = g.pooling ? DecodeOptions{.method = DraftMethod::kNone} : options_;
+    options.pooling = g.pooling;
     options.sampling = g.sampling;
     options.grammar = g.grammar;
     options.likeliest = g.likeliest;
@@ -375,7 +404,8 @@ void Scheduler::begin(Job& job) {
     if (g.min_tokens > 0) options.end_tokens.assign(ends.begin(), ends.end());
     job.session = std::make_unique<Session>(decoder_, options);
     job.session->append(g.prompt);
-    if (g.max_tokens < 1 || std::ssize(g.prompt) >= job.session->context()) finish(job);
+    const bool full = std::ssize(g.prompt) >= job.session->context();
+    if (!g.pooling && (g.max_tokens < 1 || full)) finish(job);
   } catch (...) {
     finish(job, std::current_exception());
   }
@@ -501,8 +531,21 @@ void Scheduler::take_tokens(Job& job) {
     job.news = job.news || decoded.empty() || !part.text.empty();
     if (job.news) job.group->changed.notify_all();
   }
+  if (g.pooling) {
+    if (!session.is_reading()) finish_embedding(job);
+    return;
+  }
   const bool full = std::ssize(session.tokens()) >= session.context();
   if (job.stopped || job.written >= g.max_tokens || full) finish(job);
+}
+
+void Scheduler::finish_embedding(Job& job) {
+  try {
+    job.embedding = job.session->embedding();
+    finish(job);
+  } catch (...) {
+    finish(job, std::current_exception());
+  }
 }
 
 /// What the session holds stays with the engine, to be found by the next request.
@@ -513,6 +556,7 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
                     : job.stopped      ? FinishReason::kEnd
                                        : FinishReason::kLength;
     answer.stop_string = job.text.stop_string();
+    answer.embedding = std::move(job.embedding);
     answer.usage = usage_of(job);
   }
   const std::string rest = error ? "" : job.text.finish();

@@ -233,6 +233,47 @@ TEST_F(SchedulerTest, SeveralAnswersToARequestAreThoseOfTheirStreams) {
   EXPECT_NE(together[0], together[1]);
 }
 
+/// Texts lose their places to answers that began before, and are read again.
+TEST_F(SchedulerTest, EmbeddingsThatDoNotFitBesideAnswersAreTheSame) {
+  Loaded& loaded = Loaded::get();
+  LlamaEngine llama = llama_engine(512);
+  std::vector<std::vector<Token>> texts;
+  for (int i = 0; i < 7; ++i) texts.push_back(prompt(i, i % 2 == 0 ? 50 : 4));
+  for (Engine* const engine :
+       {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
+    BatchDecoder decoder(*engine);
+    Scheduler scheduler(decoder, loaded.vocabulary, plain_, 3, kMostWaiting);
+    const auto embed = [&](const std::vector<std::vector<Token>>& some) {
+      return scheduler.embed(some, Pooling::kMean, [] { return false; });
+    };
+    std::vector<std::future<std::string>> written;
+    for (int i = 0; i < 2; ++i) {
+      written.push_back(
+          std::async(std::launch::async, [&, i] { return answer(scheduler, prompt(i, 40), 20); }));
+    }
+    const std::vector<Scheduler::Answer> beside = embed(texts);
+    for (std::future<std::string>& each : written) EXPECT_FALSE(each.get().empty());
+    ASSERT_EQ(beside.size(), texts.size());
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      EXPECT_EQ(beside[i].usage.prompt_tokens, std::ssize(texts[i]));
+      EXPECT_EQ(beside[i].usage.cached_tokens, 0);
+      ASSERT_EQ(std::ssize(beside[i].embedding), engine->config().hidden_size);
+      if (engine == &llama) continue;  // whose rows are the same within rounding
+      EXPECT_EQ(beside[i].embedding, embed({texts[i]}).front().embedding) << i;
+    }
+    EXPECT_TRUE(scheduler.status().running.empty());
+  }
+}
+
+TEST_F(SchedulerTest, EmbeddingsThatNobodyWantsEnd) {
+  Loaded& loaded = Loaded::get();
+  Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 2, kMostWaiting);
+  const std::vector<std::vector<Token>> texts(200, prompt(1, 80));
+  EXPECT_THROW(scheduler.embed(texts, Pooling::kMean, [] { return true; }), Cancelled);
+  EXPECT_LT(scheduler.status().answers, 200);
+  EXPECT_FALSE(answer(scheduler, prompt(2, 4), 4).empty());
+}
+
 TEST_F(SchedulerTest, TooManyThatWaitAreRefused) {
   Loaded& loaded = Loaded::get();
   Scheduler scheduler(*loaded.decoder, loaded.vocabulary, plain_, 1, kMostWaiting);

@@ -272,6 +272,8 @@ struct Server::State {
   void not_done(const httplib::Request& request, httplib::Response&, const Reader*);
   template <Dialect dialect>
   void count_tokens(const httplib::Request&, httplib::Response& response, const Reader* read);
+  template <EmbeddingsForm form>
+  void embed(const httplib::Request& request, httplib::Response& response, const Reader* read);
   template <Dialect dialect>
   void complete(const httplib::Request& request, httplib::Response& response, const Reader* read);
 
@@ -334,11 +336,13 @@ const Server::State::Route Server::State::kRoutes[] = {
     {"/v1/responses/input_tokens", "POST", &State::count_tokens<Dialect::kResponses>},
     {"/v1/messages", "POST", &State::complete<Dialect::kMessages>},
     {"/v1/messages/count_tokens", "POST", &State::count_tokens<Dialect::kMessages>},
-    {"/v1/embeddings", "POST", &State::not_done},
-    {"/embeddings", "POST", &State::not_done},
-    {"/embedding", "POST", &State::not_done},
+    {"/v1/embeddings", "POST", &State::embed<EmbeddingsForm::kOpenAi>},
+    {"/embeddings", "POST", &State::embed<EmbeddingsForm::kLlama>},
+    {"/embedding", "POST", &State::embed<EmbeddingsForm::kLlama>},
     {"/v1/rerank", "POST", &State::not_done},
     {"/rerank", "POST", &State::not_done},
+    {"/v1/reranking", "POST", &State::not_done},
+    {"/reranking", "POST", &State::not_done},
     {"/lora-adapters", "GET", &State::not_done},
     {"/v1/audio/transcriptions", "POST", &State::not_done},
 };
@@ -635,6 +639,33 @@ void Server::State::count_tokens(const httplib::Request& http_request, httplib::
   Json counted = {{"input_tokens", tokens}};
   if (dialect != Dialect::kMessages) counted["object"] = "response.input_tokens";
   reply(response, counted);
+}
+
+template <EmbeddingsForm form>
+void Server::State::embed(const httplib::Request& http_request, httplib::Response& response,
+                          const Reader* read) {
+  if (!options.embeddings) {
+    throw RequestError(kNotImplemented,
+                       "this server makes no embeddings; firp serve --embeddings does");
+  }
+  const Pooling pooling = options.embeddings->pooling;
+  if (form == EmbeddingsForm::kOpenAi && pooling == Pooling::kNone) {
+    throw RequestError(
+        kInvalidValue,
+        "with --pooling none each token has a vector, and OpenAI's form has room for "
+        "one alone; ask /embeddings");
+  }
+  const int size = engine.config().hidden_size;
+  const EmbeddingsRequest request = [&] {
+    const BodyBytes body(body_bytes, http_request, response, *read);
+    return parse_embeddings_request(body.text(), form, vocabulary.size(), size,
+                                    options.embeddings->norm);
+  }();
+  std::vector<std::vector<Token>> texts = embedded_tokens(request, vocabulary, context(), pooling);
+  const std::vector<Scheduler::Answer> answers =
+      scheduler.embed(std::move(texts), pooling, [this] { return is_unwanted(); });
+  log(http_request.path, fmt::format("{} texts", answers.size()));
+  reply(response, embeddings_reply(request, answers, size, options.model_name));
 }
 
 /// All events of the answers.

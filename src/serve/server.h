@@ -9,6 +9,7 @@
 
 #include "chat/chat_template.h"
 #include "decode/batch_decoder.h"
+#include "serve/embeddings.h"
 #include "serve/fields.h"
 #include "serve/request_log.h"
 
@@ -33,7 +34,8 @@ struct ServerOptions {
   bool thinks = true;
   ReasoningFormat reasoning = ReasoningFormat::kApart;
   std::map<std::string, Json> template_variables;
-  std::filesystem::path slot_folder;  ///< where slots are saved; empty: nowhere
+  std::filesystem::path slot_folder;           ///< where slots are saved; empty: nowhere
+  std::optional<EmbeddingOptions> embeddings;  ///< none are made
   bool tells_slots = true;
   bool tells_metrics = false;
   bool has_page = true;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <httplib.h>
 
+#include <atomic>
 #include <climits>
 #include <filesystem>
 #include <fstream>
@@ -466,10 +467,86 @@ TEST_F(ServerTest, ErrorsHaveTheCodesThatClientsKnow) {
       "400 invalid_value");
   EXPECT_EQ(error_of(post("/v1/completions", {{"prompt", "a"}, {"grammar", "root ::= ("}})),
             "400 invalid_value");
-  EXPECT_EQ(error_of(post("/v1/embeddings", {{"input", "a"}})), "501 not_supported");
+  for (const char* const path : {"/v1/embeddings", "/embeddings", "/embedding", "/v1/rerank"}) {
+    EXPECT_EQ(error_of(post(path, {{"input", "a"}})), "501 not_supported");
+  }
   EXPECT_EQ(error_of(client.Get("/metrics")), "501 not_supported");
   EXPECT_EQ(Json::parse(post("/v1/messages", Json::object())->body)["error"]["type"],
             "invalid_request_error");
+}
+
+/// OpenAI's form and llama.cpp's own, alone and beside an answer that is written.
+TEST_F(ServerTest, MakesTheSameEmbeddingsAloneAndBesideAChat) {
+  start({.embeddings = EmbeddingOptions()});
+  std::string longer;
+  for (int i = 0; i < 60; ++i) longer += fmt::format(" word {}", i);
+  const std::vector<std::string> texts = {"Hello world", longer, "a", "b", longer, "c"};
+  const auto embeddings = [&](const Json& input) {
+    return Json::parse(post("/v1/embeddings", {{"input", input}})->body);
+  };
+  const Json together = embeddings(texts);
+  ASSERT_EQ(together["data"].size(), texts.size());
+  const std::size_t size = Loaded::get().engine->config().hidden_size;
+  int tokens = 0;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    const Json alone = embeddings(texts[i]);
+    EXPECT_EQ(alone["data"][0]["embedding"].size(), size);
+    EXPECT_EQ(alone["data"][0]["embedding"], together["data"][i]["embedding"]) << i;
+    EXPECT_EQ(together["data"][i]["index"], i);
+    tokens += alone["usage"]["prompt_tokens"].get<int>();
+  }
+  EXPECT_NE(together["data"][0]["embedding"], together["data"][2]["embedding"]);
+  EXPECT_EQ(together["usage"]["total_tokens"], tokens);
+  const Json own = Json::parse(post("/embedding", {{"content", texts[0]}})->body);
+  EXPECT_EQ(own[0]["embedding"][0], together["data"][0]["embedding"]);
+
+  // The same text is read as a prompt, too: what a chat holds does not change what is pooled.
+  std::atomic<bool> ended = false;
+  std::future<Json> answer = std::async(std::launch::async, [&] {
+    Json reply = chat(longer, {{"max_tokens", 60}});
+    ended = true;
+    return reply;
+  });
+  int asked = 0;
+  for (; asked == 0 || !ended; ++asked) {
+    EXPECT_EQ(embeddings(texts)["data"], together["data"]);
+  }
+  EXPECT_EQ(text_of(answer.get()), Loaded::get().plain(longer, 60));
+}
+
+TEST_F(ServerTest, SaysWhatIsWrongWithATextToEmbed) {
+  start({.embeddings = EmbeddingOptions()});
+  const auto error_of = [&](const std::string& path, const Json& body) {
+    const httplib::Result result = post(path, body);
+    const Json error = Json::parse(result->body)["error"];
+    return fmt::format("{} {} {}", result->status, error["code"].get<std::string>(),
+                       error["message"].get<std::string>());
+  };
+  std::string large;
+  for (int i = 0; i < 600; ++i) large += " word";
+  EXPECT_THAT(error_of("/v1/embeddings", {{"input", {"a", large}}}),
+              testing::StartsWith("400 context_length_exceeded a text of 600 tokens is too large"));
+  EXPECT_THAT(error_of("/v1/embeddings", {{"input", {"a", ""}}}),
+              testing::StartsWith("400 invalid_value a text of 'input' is empty"));
+  EXPECT_THAT(error_of("/embeddings", {{"content", Json::array()}}),
+              testing::StartsWith("400 invalid_value a text of 'content' is empty"));
+  // All positions of the context may be the text's: nothing is written.
+  const std::vector<Token> whole(512, 5);
+  EXPECT_EQ(post("/v1/embeddings", {{"input", whole}})->status, 200);
+}
+
+TEST_F(ServerTest, GivesAVectorForEachTokenWithoutPooling) {
+  start({.embeddings = EmbeddingOptions{.pooling = Pooling::kNone, .norm = -1}});
+  const Json vectors = Json::parse(post("/embeddings", {{"input", {7, 8, 9}}})->body);
+  ASSERT_EQ(vectors[0]["embedding"].size(), 3u);
+  // What comes later changes nothing of what is before.
+  const Json shorter = Json::parse(post("/embeddings", {{"input", {7, 8}}})->body);
+  EXPECT_EQ(vectors[0]["embedding"][1], shorter[0]["embedding"][1]);
+  const httplib::Result refused = post("/v1/embeddings", {{"input", {7, 8, 9}}});
+  EXPECT_EQ(refused->status, 400);
+  EXPECT_THAT(refused->body, HasSubstr("ask /embeddings"));
+  std::vector<std::vector<Token>> many(20, std::vector<Token>(500, 7));
+  EXPECT_EQ(post("/embeddings", {{"input", many}})->status, 413);
 }
 
 /// The text under a grammar is that of plain decoding under it, greedy and sampled; ours alone has
