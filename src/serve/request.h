@@ -75,6 +75,8 @@ struct TextRequest {
   int likeliest = -1;           ///< so many tokens beside each with their probabilities; -1: none
   bool after_sampling = false;  ///< which are those that sampling draws from
   bool echo = false;            ///< a text answer begins with the prompt
+  /// Whether `likeliest` is asked of the prompt's tokens, too.
+  bool tells_prompt() const { return dialect == Dialect::kText && echo && likeliest >= 0; }
   bool stream = false;
   bool stream_usage = false;       ///< a last chunk with the usage
   bool timings_per_token = false;  ///< every chunk has timings

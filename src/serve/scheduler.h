@@ -25,6 +25,9 @@ struct Generation {
   std::shared_ptr<const Grammar> grammar = nullptr;
   int likeliest = -1;  ///< as in DecodeOptions
   bool after_sampling = false;
+  /// The same of the prompt's tokens; the answer's end is told as well, as clients that read such
+  /// lists expect it.
+  bool tells_prompt = false;
   int min_tokens = 0;
   int max_tokens;
   std::vector<std::string> stops = {};
@@ -60,6 +63,7 @@ class Scheduler {
   struct Answer {
     FinishReason finish = FinishReason::kLength;
     std::string stop_string = {};
+    std::vector<WrittenToken> prompt = {};  ///< where it was asked for
     Usage usage;
   };
 
@@ -111,8 +115,9 @@ class Scheduler {
   void take_tokens(Job& job);
   std::map<int, double> pass_seconds() const;
   std::string piece_of(const Job& job, Token token) const;
-  WrittenToken written(const Job& job, const DecodedToken& token,
-                       const TokenProbability& probability, const std::string& piece) const;
+  WrittenToken written(const DecodedToken& token, const TokenProbability& probability,
+                       const std::string& piece, int offset) const;
+  std::vector<WrittenToken> prompt_of(const Job& job) const;
   Usage usage_of(const Job& job) const;
   void finish(Job& job, std::exception_ptr error = nullptr);
 
