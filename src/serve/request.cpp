@@ -704,6 +704,10 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
   if (request.tells_prompt() && request.stream) {
     refuse("stream", "'echo' with 'logprobs' is not streamed", kUnsupported);
   }
+  if (request.tells_prompt() && request.likeliest > kMostLikeliestOfPrompt) {
+    refuse("logprobs",
+           fmt::format("'logprobs' must be at most {} with 'echo'", kMostLikeliestOfPrompt));
+  }
   request.body = std::move(body);
   return request;
 }

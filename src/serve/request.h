@@ -23,6 +23,7 @@ inline constexpr std::size_t kMostStops = 64;
 inline constexpr std::size_t kMostStopBytes = 1024;   ///< of each
 inline constexpr std::size_t kMostBreakerBytes = 40;  ///< of one of DRY's
 inline constexpr int kMostLikeliest = 100;            ///< tokens beside each that is written
+inline constexpr int kMostLikeliestOfPrompt = 5;      ///< beside each of a prompt, as OpenAI's
 inline constexpr int kMostAnswers = 64;               ///< of one request
 inline constexpr std::size_t kMostGrammarBytes = std::size_t{128} << 10;
 

@@ -255,10 +255,11 @@ TEST_F(ServerTest, TellsTheProbabilitiesOfAPromptThatItRepeats) {
   EXPECT_EQ(told["text"], "Hi");
   ASSERT_EQ(told["tokens"].size(), 2u);
   EXPECT_EQ(told["text_offset"], Json({0, 2}));
-  EXPECT_EQ(
-      post("/v1/completions", {{"prompt", "a"}, {"echo", true}, {"logprobs", 1}, {"stream", true}})
-          ->status,
-      400);
+  for (const Json& more : {Json({{"stream", true}}), Json({{"logprobs", 6}})}) {
+    Json body = {{"prompt", "a"}, {"echo", true}, {"logprobs", 1}};
+    body.update(more);
+    EXPECT_EQ(post("/v1/completions", body)->status, 400) << more;
+  }
 }
 
 /// The law, for requests: an answer does not depend on what else is answered, nor on what was.
