@@ -9,6 +9,7 @@
 #include <exception>
 #include <functional>
 #include <optional>
+#include <regex>
 #include <utility>
 
 #include "base/error.h"
@@ -111,6 +112,17 @@ common_reasoning_format format_of(ReasoningFormat format) {
 std::optional<Token> token_of(const Vocabulary& vocabulary, const std::string& text) {
   const std::vector<Token> tokens = vocabulary.tokenize(text, /*add_bos=*/false);
   return tokens.size() == 1 ? std::optional(tokens.front()) : std::nullopt;
+}
+
+/// llama-common lets a text of any length come before a call, even where one is required; small
+/// models write nothing else. Thoughts keep their place.
+std::string without_words_before_calls(std::string gbnf) {
+  static const std::regex words(R"(\buntil-\d+\? )");
+  const std::string name = "root ::= ";
+  const std::size_t begin = gbnf.starts_with(name) ? 0 : gbnf.find("\n" + name);
+  if (begin == std::string::npos) return gbnf;
+  const std::size_t size = std::min(gbnf.find('\n', begin + 1), gbnf.size()) - begin;
+  return gbnf.replace(begin, size, std::regex_replace(gbnf.substr(begin, size), words, ""));
 }
 
 /// Of tools or a schema.
@@ -250,6 +262,7 @@ WrittenChat ChatTemplate::write(const ChatInput& input) const {
   if (must_call && written.grammar.empty()) {
     throw Error("this model's chat template has no words for tools: none can be required");
   }
+  if (must_call) written.grammar = without_words_before_calls(written.grammar);
   // They may be in grammar and parser, too, as a value that a tool's argument can have.
   written.grammar = outside.back(written.grammar).text;
   written.parser = outside.back(written.parser).text;

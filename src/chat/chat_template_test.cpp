@@ -193,6 +193,9 @@ TEST_F(ChatTemplateTest, ReadsToolCallsAsTheTemplateWritesThem) {
   ChatInput forced = input;
   forced.tool_choice = ToolChoice::kRequired;
   EXPECT_FALSE(chat_template.write(forced).grammar.is_lazy());
+  EXPECT_THAT(chat_template.write(forced).grammar.gbnf,
+              HasSubstr("root ::= \"<|im_start|>assistant\\n\" space tool-calls\n"))
+      << "no words before a call that is required";
   ChatInput none = input;
   none.tool_choice = ToolChoice::kNone;
   EXPECT_EQ(chat_template.write(none).grammar.gbnf, "");

@@ -124,7 +124,8 @@ void BatchDecoder::schedule_verifying(std::span<Session* const> decoders, int ro
   }
 }
 
-/// The sessions' next tokens: all by the same pass of the head.
+/// The sessions' next tokens, and what is told of those that they read: all by the same pass of the
+/// head.
 void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   std::vector<int> rows;
   const auto add_rows = [&rows](const Part& part) {
@@ -155,6 +156,9 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
     add_rows(part);
     part.session->choose(part, pass.logits(rows));
   }
+  for (Part& part : parts) {
+    if (part.reads && part.session->options_.tells_prompt) part.session->tell_prompt(part, pass);
+  }
 }
 
 /// All paths, or none.
@@ -179,6 +183,7 @@ void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double second
       reading.add(part.token_rows, part.context);
       part.session->stats_.prefill_seconds += seconds;
       if (part.session->pooled_) part.session->pool(part, pass);
+      part.session->absorb_reading(part);
     } else {
       part.session->absorb(part);
     }

@@ -81,6 +81,14 @@ TEST_F(GrammarTest, TellsWhatMustComeNext) {
   EXPECT_TRUE(grammar.forced(32).empty()) << "the end";
 }
 
+TEST_F(GrammarTest, ForcesNothingInsideACharacter) {
+  Grammar grammar(vocabulary_, {.gbnf = "root ::= \"\u65e5\u672c\" [a-z]"});
+  const Token first_byte = vocabulary_.byte_tokens()[0xE6];
+  ASSERT_TRUE(grammar.allows(first_byte));
+  grammar.accept(first_byte);
+  EXPECT_TRUE(grammar.forced(32).empty());
+}
+
 TEST_F(GrammarTest, LeavesDraftsWithoutWhatItForbids) {
   const Grammar grammar(vocabulary_, {.gbnf = R"(root ::= "a" ("b" | "c"))"});
   const Token a = tokens("a").front(), b = tokens("b").front(), d = tokens("d").front();

@@ -203,7 +203,7 @@ Session::Part Session::plan_reading(int tokens, std::vector<Row>& rows) {
     rows.push_back({.sequence = sequence_,
                     .parent = i == 0 ? kContext : part.first_row + i - 1,
                     .token = tokens_[part.context + i],
-                    .decoded = pooled_.has_value()});
+                    .decoded = pooled_.has_value() || options_.tells_prompt});
   }
   return part;
 }
@@ -360,6 +360,29 @@ void Session::choose(Part& part, std::span<const float> logits) const {
     part.states.push_back(state);
     return token;
   });
+}
+
+/// What the model says of the tokens behind those that the part reads.
+void Session::tell_prompt(Part& part, const Pass& pass) const {
+  constexpr int kRowsAtOnce = 16;  // each has a logit for every token of the vocabulary
+  const std::size_t vocabulary = engine_.config().vocabulary_size;
+  for (int first = 0; first < part.token_rows; first += kRowsAtOnce) {
+    const int count = std::min(kRowsAtOnce, part.token_rows - first);
+    const std::span<const float> logits = pass.logits(std::span(part.path).subspan(first, count));
+    for (int i = 0; i < count; ++i) {
+      part.probabilities.push_back(probability_of(tokens_[part.context + first + i + 1],
+                                                  logits.subspan(i * vocabulary, vocabulary),
+                                                  options_.likeliest));
+    }
+  }
+}
+
+/// A session that gave up its place reads again what it has told of.
+void Session::absorb_reading(Part& part) {
+  const int told = static_cast<int>(prompt_probabilities_.size()) - part.context;
+  for (int i = std::max(told, 0); i < std::ssize(part.probabilities); ++i) {
+    prompt_probabilities_.push_back(std::move(part.probabilities[i]));
+  }
 }
 
 /// Takes in what its part of the pass decoded.

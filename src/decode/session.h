@@ -45,6 +45,9 @@ struct DecodeOptions {
   int likeliest = -1;
   /// These are of what sampling draws from, not the model's own.
   bool after_sampling = false;
+  /// Of given tokens, too (Session::prompt_probabilities). All of them have to be run for that:
+  /// `adopts` must be false.
+  bool tells_prompt = false;
   /// Whether what other sequences hold of its tokens is taken from them; not where reading is to be
   /// measured.
   bool adopts = true;
@@ -123,6 +126,9 @@ class Session {
   std::span<const DecodedToken> decoded() const { return decoded_; }
   /// Of each token of decoded(), where DecodeOptions::likeliest asks for it.
   std::span<const TokenProbability> probabilities() const { return probabilities_; }
+  /// Of the first given tokens but the very first, as far as they are run, where
+  /// DecodeOptions::tells_prompt asks for it.
+  std::span<const TokenProbability> prompt_probabilities() const { return prompt_probabilities_; }
   /// What the last pass that decoded verified.
   const VerifiedTree& verified() const { return verified_; }
   /// Whether given tokens are to be run before the next one can be decoded; with
@@ -180,6 +186,8 @@ class Session {
   std::vector<float> allowed_logits(const Part& part, std::span<const float> logits) const;
   template <typename Choose>
   void walk(Part& part, const Choose& choose) const;
+  void tell_prompt(Part& part, const Pass& pass) const;
+  void absorb_reading(Part& part);
   void absorb(Part& part);
   void pool(const Part& part, const Pass& pass);
   void catch_up_grammar();
@@ -206,6 +214,7 @@ class Session {
   NgramSource ngrams_;
   std::vector<DecodedToken> decoded_;
   std::vector<TokenProbability> probabilities_;
+  std::vector<TokenProbability> prompt_probabilities_;
   VerifiedTree verified_;
   std::optional<PooledStates> pooled_;  ///< of the first seen() tokens
   int adopted_ = 0;

@@ -48,6 +48,7 @@ ReplyDelta GrowingAnswers::end(int answer, const Scheduler::Answer& ended) {
   FinishedAnswer& complete = answers_[answer];
   complete.finish = ended.finish;
   complete.stop_string = ended.stop_string;
+  complete.prompt = ended.prompt;
   complete.usage = ended.usage;
   return reader_ ? read(complete, /*complete=*/true) : ReplyDelta{};
 }

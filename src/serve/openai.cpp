@@ -1,5 +1,7 @@
 #include "serve/openai.h"
 
+#include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "serve/llama_completion.h"
@@ -45,6 +47,7 @@ Json chat_logprobs(const std::vector<WrittenToken>& tokens) {
   return {{"content", probabilities_member(tokens)}, {"refusal", nullptr}};
 }
 
+/// The prompt's first token has no probability.
 Json text_logprobs(const std::vector<WrittenToken>& tokens) {
   Json texts = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
   for (const WrittenToken& each : tokens) {
@@ -55,7 +58,7 @@ Json text_logprobs(const std::vector<WrittenToken>& tokens) {
     for (const ReplyToken& other : each.likeliest) {
       if (!top.contains(other.bytes)) top[other.bytes] = other.log_probability;
     }
-    tops.push_back(std::move(top));
+    tops.push_back(std::isnan(each.token.log_probability) ? Json() : std::move(top));
   }
   return {{"content", probabilities_member(tokens)},
           {"tokens", std::move(texts)},
@@ -147,11 +150,12 @@ Json TextWriter::whole(const std::vector<FinishedAnswer>& answers) {
   Json choices = Json::array();
   for (const FinishedAnswer& each : answers) {
     const auto index = static_cast<int>(choices.size());
-    choices.push_back(
-        {{"index", index},
-         {"finish_reason", name_of(each.finish)},
-         {"logprobs", request_.likeliest < 0 ? Json() : text_logprobs(each.part.probabilities)},
-         {"text", (request_.echo ? prompt_of(index) : "") + each.part.text}});
+    std::vector<WrittenToken> tokens = each.prompt;
+    std::ranges::copy(each.part.probabilities, std::back_inserter(tokens));
+    choices.push_back({{"index", index},
+                       {"finish_reason", name_of(each.finish)},
+                       {"logprobs", request_.likeliest < 0 ? Json() : text_logprobs(tokens)},
+                       {"text", (request_.echo ? prompt_of(index) : "") + each.part.text}});
   }
   return with_usage(reply(head_, "text_completion", std::move(choices)), answers);
 }

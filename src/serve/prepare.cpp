@@ -170,6 +170,7 @@ PreparedRequest prepare(TextRequest asked, const ChatTemplate& chat_template, in
                                             ? std::max(request.likeliest, 0)
                                             : request.likeliest,
                            .after_sampling = request.after_sampling,
+                           .tells_prompt = request.tells_prompt(),
                            .min_tokens = request.min_tokens,
                            .max_tokens = request.max_tokens,
                            .stops = request.stops};

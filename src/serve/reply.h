@@ -20,12 +20,12 @@ enum class FinishReason { kEnd, kStopString, kLength };
 struct ReplyToken {
   Token token;
   std::string bytes;
-  float log_probability;
+  float log_probability;  ///< not a number for the first of a prompt, which JSON has null for
 };
 struct WrittenToken {
   ReplyToken token;
   std::vector<ReplyToken> likeliest;  ///< in its place, best first
-  int offset;                         ///< characters of the answer before it
+  int offset;                         ///< characters before it: of the answer, and its echo
   bool drafted = false;               ///< an accepted draft
 };
 
@@ -69,6 +69,7 @@ ReplyDelta difference(const ChatReply& before, const ChatReply& now, bool comple
 
 /// All of an answer.
 struct FinishedAnswer {
+  std::vector<WrittenToken> prompt = {};  ///< where its probabilities were asked for
   ReplyPart part;
   ChatReply reply;  ///< of a chat: the same taken apart
   FinishReason finish = FinishReason::kLength;

@@ -698,6 +698,13 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
     if (!options->is_object()) refuse("stream_options", "'stream_options' must be an object");
     request.stream_usage = boolean(*options, "include_usage").value_or(false);
   }
+  if (request.tells_prompt() && request.stream) {
+    refuse("stream", "'echo' with 'logprobs' is not streamed", kUnsupported);
+  }
+  if (request.tells_prompt() && request.likeliest > kMostLikeliestOfPrompt) {
+    refuse("logprobs",
+           fmt::format("'logprobs' must be at most {} with 'echo'", kMostLikeliestOfPrompt));
+  }
   request.body = std::move(body);
   return request;
 }

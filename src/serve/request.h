@@ -23,6 +23,7 @@ inline constexpr std::size_t kMostStops = 64;
 inline constexpr std::size_t kMostStopBytes = 1024;   ///< of each
 inline constexpr std::size_t kMostBreakerBytes = 40;  ///< of one of DRY's
 inline constexpr int kMostLikeliest = 100;            ///< tokens beside each that is written
+inline constexpr int kMostLikeliestOfPrompt = 5;      ///< beside each of a prompt, as OpenAI's
 inline constexpr int kMostAnswers = 64;               ///< of one request
 inline constexpr std::size_t kMostGrammarBytes = std::size_t{128} << 10;
 
@@ -75,6 +76,8 @@ struct TextRequest {
   int likeliest = -1;           ///< so many tokens beside each with their probabilities; -1: none
   bool after_sampling = false;  ///< which are those that sampling draws from
   bool echo = false;            ///< a text answer begins with the prompt
+  /// Whether `likeliest` is asked of the prompt's tokens, too.
+  bool tells_prompt() const { return dialect == Dialect::kText && echo && likeliest >= 0; }
   bool stream = false;
   bool stream_usage = false;       ///< a last chunk with the usage
   bool timings_per_token = false;  ///< every chunk has timings

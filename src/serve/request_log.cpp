@@ -57,13 +57,13 @@ std::string json_line(const LoggedRequest& request, double now) {
                {"path", one_line(request.path)},
                {"status", request.client_left ? kLeftStatus : request.status},
                {"seconds", rounded(request.seconds)}};
-  if (!request.id.empty()) {
+  if (!request.id.empty() || !request.usages.empty()) {
     const Usage usage = sum_of(request.usages);
     double queue_seconds = 0;  // they wait at the same time
     for (const Usage& each : request.usages) {
       queue_seconds = std::max(queue_seconds, each.queue_seconds);
     }
-    line["id"] = request.id;
+    if (!request.id.empty()) line["id"] = request.id;
     line["stream"] = request.streams;
     line["queue_seconds"] = rounded(queue_seconds);
     line["prompt_tokens"] = usage.prompt_tokens;

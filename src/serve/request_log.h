@@ -15,7 +15,7 @@ struct LoggedRequest {
   std::string method, path, client;  ///< `client`: its address; "unix": it came through a file
   int status = 0;
   double seconds = 0;  ///< from its first byte on
-  // Of a request for text:
+  // Of a request for text, or embeddings:
   std::string id = {};                      ///< of the reply; empty: it came to none
   std::vector<Usage> usages = {};           ///< of its answers, so far
   std::optional<FinishReason> finish = {};  ///< kLength where one of them was cut

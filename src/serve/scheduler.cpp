@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "base/clock.h"
@@ -19,7 +20,10 @@ namespace {
 /// How often who waits looks whether its client still does.
 constexpr std::chrono::milliseconds kGlance{50};
 
-bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
+int characters_of(std::string_view text) {
+  return static_cast<int>(std::ranges::count_if(
+      text, [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }));
+}
 
 }  // namespace
 
@@ -41,7 +45,7 @@ struct Scheduler::Job {
   double queue_seconds = 0;
   std::unique_ptr<Session> session;  ///< while it runs
   int written = 0;                   ///< tokens
-  int characters = 0;                ///< of them
+  int characters = 0;                ///< of them, and of a prompt that is told
   bool stopped = false;              ///< the text came to its end
   int slot = -1;                     ///< while it runs; changed under the scheduler's mutex
   std::vector<float> embedding;      ///< of the prompt, once it is read
@@ -158,8 +162,9 @@ std::vector<Scheduler::Answer> Scheduler::wait_for(std::unique_lock<std::mutex>&
     try {
       for (const News& each : news) {
         if (listener.on_reading) listener.on_reading(each.answer, each.usage);
-        if (!each.part.text.empty() || !each.part.tokens.empty()) {
-          listener.on_part(each.answer, each.part, each.usage);
+        const ReplyPart& part = each.part;
+        if (!part.text.empty() || !part.tokens.empty() || !part.probabilities.empty()) {
+          listener.on_part(each.answer, part, each.usage);
         }
       }
       if (error) std::rethrow_exception(error);
@@ -399,13 +404,20 @@ void Scheduler::begin(Job& job) {
     options.grammar = g.grammar;
     options.likeliest = g.likeliest;
     options.after_sampling = g.after_sampling;
+    options.tells_prompt = g.tells_prompt;
+    options.adopts = options.adopts && !g.tells_prompt;
     options.min_tokens = g.min_tokens;
     const std::span<const Token> ends = vocabulary_.end_tokens();
     if (g.min_tokens > 0) options.end_tokens.assign(ends.begin(), ends.end());
     job.session = std::make_unique<Session>(decoder_, options);
     job.session->append(g.prompt);
-    const bool full = std::ssize(g.prompt) >= job.session->context();
-    if (!g.pooling && (g.max_tokens < 1 || full)) finish(job);
+    if (g.tells_prompt) {
+      for (const Token token : g.prompt) {
+        job.characters += characters_of(vocabulary_.piece(token, /*show_special=*/true));
+      }
+    }
+    const bool writes = g.max_tokens > 0 && std::ssize(g.prompt) < job.session->context();
+    if (!writes && !g.tells_prompt && !g.pooling) finish(job);
   } catch (...) {
     finish(job, std::current_exception());
   }
@@ -469,17 +481,31 @@ std::string Scheduler::piece_of(const Job& job, Token token) const {
   return vocabulary_.piece(token, /*show_special=*/shown);
 }
 
-WrittenToken Scheduler::written(const Job& job, const DecodedToken& token,
-                                const TokenProbability& probability,
-                                const std::string& piece) const {
+WrittenToken Scheduler::written(const DecodedToken& token, const TokenProbability& probability,
+                                const std::string& piece, int offset) const {
   WrittenToken written = {.token = {token.token, piece, probability.log_probability},
                           .likeliest = {},
-                          .offset = job.characters,
+                          .offset = offset,
                           .drafted = token.drafted};
   for (const TokenLogit& other : probability.likeliest) {
     written.likeliest.push_back({other.token, vocabulary_.piece(other.token), other.logit});
   }
   return written;
+}
+
+std::vector<WrittenToken> Scheduler::prompt_of(const Job& job) const {
+  const std::span<const TokenProbability> probabilities = job.session->prompt_probabilities();
+  std::vector<WrittenToken> prompt;
+  int characters = 0;
+  for (std::size_t i = 0; i < job.generation.prompt.size() && i <= probabilities.size(); ++i) {
+    const Token token = job.generation.prompt[i];
+    const std::string piece = vocabulary_.piece(token, /*show_special=*/true);
+    const TokenProbability none = {.log_probability = std::numeric_limits<float>::quiet_NaN()};
+    prompt.push_back(
+        written({token, false}, i == 0 ? none : probabilities[i - 1], piece, characters));
+    characters += characters_of(piece);
+  }
+  return prompt;
 }
 
 Usage Scheduler::usage_of(const Job& job) const {
@@ -507,16 +533,21 @@ void Scheduler::take_tokens(Job& job) {
     const Token token = decoded[used].token;
     if (vocabulary_.is_end_of_generation(token)) {
       job.stopped = true;
+      if (g.tells_prompt) {
+        part.probabilities.push_back(written(decoded[used], session.probabilities()[used],
+                                             vocabulary_.piece(token, /*show_special=*/true),
+                                             job.characters));
+      }
       break;
     }
     const std::string piece = piece_of(job, token);
     part.tokens.push_back(token);
     if (g.likeliest >= 0) {
       part.probabilities.push_back(
-          written(job, decoded[used], session.probabilities()[used], piece));
+          written(decoded[used], session.probabilities()[used], piece, job.characters));
     }
     part.text += job.text.add(piece);
-    job.characters += static_cast<int>(std::ranges::count_if(piece, begins_character));
+    job.characters += characters_of(piece);
     ++job.written;
     job.stopped = job.text.stopped();
   }
@@ -531,10 +562,8 @@ void Scheduler::take_tokens(Job& job) {
     job.news = job.news || decoded.empty() || !part.text.empty();
     if (job.news) job.group->changed.notify_all();
   }
-  if (g.pooling) {
-    if (!session.is_reading()) finish_embedding(job);
-    return;
-  }
+  if (session.is_reading()) return;
+  if (g.pooling) return finish_embedding(job);
   const bool full = std::ssize(session.tokens()) >= session.context();
   if (job.stopped || job.written >= g.max_tokens || full) finish(job);
 }
@@ -557,6 +586,7 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
                                        : FinishReason::kLength;
     answer.stop_string = job.text.stop_string();
     answer.embedding = std::move(job.embedding);
+    if (job.generation.tells_prompt) answer.prompt = prompt_of(job);
     answer.usage = usage_of(job);
   }
   const std::string rest = error ? "" : job.text.finish();

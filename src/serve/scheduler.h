@@ -26,6 +26,9 @@ struct Generation {
   std::shared_ptr<const Grammar> grammar = nullptr;
   int likeliest = -1;  ///< as in DecodeOptions
   bool after_sampling = false;
+  /// The same of the prompt's tokens; the answer's end is told as well, as clients that read such
+  /// lists expect it.
+  bool tells_prompt = false;
   int min_tokens = 0;
   int max_tokens;
   std::vector<std::string> stops = {};
@@ -68,7 +71,8 @@ class Scheduler {
   struct Answer {
     FinishReason finish = FinishReason::kLength;
     std::string stop_string = {};
-    std::vector<float> embedding = {};  ///< with Generation::pooling: Session::embedding()
+    std::vector<WrittenToken> prompt = {};  ///< where it was asked for
+    std::vector<float> embedding = {};      ///< with Generation::pooling: Session::embedding()
     Usage usage;
   };
 
@@ -78,6 +82,12 @@ class Scheduler {
   /// function of its generation alone. A RequestError where too many wait. Threads may call it at
   /// once.
   std::vector<Answer> complete(std::vector<Generation> generations, const Listener& listener);
+
+  /// Makes the embeddings of texts, as many at once as answers are written, so that who asks for
+  /// something later need not wait for all of them. Else as complete(), but that too many wait
+  /// matters for the first ones alone.
+  std::vector<Answer> embed(std::vector<std::vector<Token>> texts, Pooling pooling,
+                            const std::function<bool()>& is_unwanted);
 
   /// What is of a slot on disk.
   struct SlotFile {
@@ -106,94 +116,83 @@ class Scheduler {
     int max_tokens = 0;
     SamplingOptions sampling = {};
     Usage usage = {};
-    /// Makes the embeddings of texts, as many at once as answers are written, so that who asks for
-    /// something later need not wait for all of them. Else as complete(), but that too many wait
-    /// matters for the first ones alone.
-    std::vector<Answer> embed(std::vector<std::vector<Token>> texts, Pooling pooling,
-                              const std::function<bool()>& is_unwanted);
-
-    /// An answer that is being written.
-    struct Running {
-      int prompt_tokens;
-      Usage usage;
-      bool reads;
-      int max_tokens;
-    };
-    /// What the scheduler does, and has done.
-    struct Status {
-      std::vector<Slot> slots;
-      int waiting;
-      long long answers;  ///< that ended
-      Usage all;          ///< of those, and of what is being written
-      double busy_seconds;
-      long long passes;
-      int longest;  ///< of those: prompt and answer, in tokens
-      /// What a pass of so many rows takes by now, where a planner knows: on a short context,
-      /// drafted.
-      std::map<int, double> pass_seconds;
-      int free_positions;  ///< of the engine's; what is held of old answers is free
-    };
-    Status status();
-    int most_running() const { return most_running_; }
-
-   private:
-    struct Group;
-    struct Job;
-    struct Errand;
-    /// What is of a slot between its answers.
-    struct Memory {
-      std::vector<Token> tokens;    ///< of the thread that runs the passes
-      unsigned long long used = 0;  ///< when, among the uses of all
-    };
-    using Jobs = std::list<std::shared_ptr<Job>>;
-
-    void refuse_if_full(const std::unique_lock<std::mutex>& held, std::size_t answers) const;
-    /// complete(), whoever waits. `lock` is held before and after.
-    std::vector<Answer> wait_for(std::unique_lock<std::mutex>& lock,
-                                 std::vector<Generation> generations, const Listener& listener);
-
-    // Of the thread that runs the passes.
-    void run(const std::stop_token& ended);
-    /// Takes in who waits, and lets go who is done or unwanted; waits until there is anybody.
-    void admit(const std::stop_token& ended);
-    void begin(Job& job);
-    /// Runs what waits for slots that are free.
-    void run_errands(std::unique_lock<std::mutex>& held);
-    void at_slot(int slot, const std::function<void(Memory&)>& act,
-                 const std::function<bool()>& is_unwanted);
-    /// Where a job may run now; -1: nowhere.
-    int free_slot_for(const Generation& generation) const;
-    /// Ends the job's session, under the mutex.
-    void leave(Job& job);
-    /// The answers that there is room for in the next pass.
-    std::vector<Job*> with_room();
-    void step(std::span<Job* const> jobs);
-    void take_tokens(Job& job);
-    std::map<int, double> pass_seconds() const;
-    void finish_embedding(Job& job);
-    std::string piece_of(const Job& job, Token token) const;
-    WrittenToken written(const Job& job, const DecodedToken& token,
-                         const TokenProbability& probability, const std::string& piece) const;
-    Usage usage_of(const Job& job) const;
-    void finish(Job& job, std::exception_ptr error = nullptr);
-
-    BatchDecoder& decoder_;
-    const Vocabulary& vocabulary_;
-    const DecodeOptions options_;
-    const int most_running_;
-    const int most_waiting_;
-    std::mutex mutex_;
-    std::condition_variable_any work_;  ///< somebody waits, or wants no more
-    Jobs waiting_;                      ///< the first to begin first
-    Jobs running_;  ///< of that thread, which changes it under the mutex; the one that began first
-                    ///< first
-    std::list<Errand*> errands_;
-    std::vector<Slot> slots_;
-    std::vector<Memory> memories_;  ///< [slots_]
-    unsigned long long uses_ = 0;   ///< of slots
-    long long begun_ = 0;           ///< answers that began
-    Status done_ = {};              ///< of answers that ended
-    std::jthread thread_;           ///< the last member: it uses the others
   };
+  /// What the scheduler does, and has done.
+  struct Status {
+    std::vector<Slot> slots;
+    int waiting;
+    long long answers;  ///< that ended
+    Usage all;          ///< of those, and of what is being written
+    double busy_seconds;
+    long long passes;
+    int longest;  ///< of those: prompt and answer, in tokens
+    /// What a pass of so many rows takes by now, where a planner knows: on a short context,
+    /// drafted.
+    std::map<int, double> pass_seconds;
+    int free_positions;  ///< of the engine's; what is held of old answers is free
+  };
+  Status status();
+  int most_running() const { return most_running_; }
+
+ private:
+  struct Group;
+  struct Job;
+  struct Errand;
+  /// What is of a slot between its answers.
+  struct Memory {
+    std::vector<Token> tokens;    ///< of the thread that runs the passes
+    unsigned long long used = 0;  ///< when, among the uses of all
+  };
+  using Jobs = std::list<std::shared_ptr<Job>>;
+
+  void refuse_if_full(const std::unique_lock<std::mutex>& held, std::size_t answers) const;
+  /// complete(), whoever waits. `lock` is held before and after.
+  std::vector<Answer> wait_for(std::unique_lock<std::mutex>& lock,
+                               std::vector<Generation> generations, const Listener& listener);
+
+  // Of the thread that runs the passes.
+  void run(const std::stop_token& ended);
+  /// Takes in who waits, and lets go who is done or unwanted; waits until there is anybody.
+  void admit(const std::stop_token& ended);
+  void begin(Job& job);
+  /// Runs what waits for slots that are free.
+  void run_errands(std::unique_lock<std::mutex>& held);
+  void at_slot(int slot, const std::function<void(Memory&)>& act,
+               const std::function<bool()>& is_unwanted);
+  /// Where a job may run now; -1: nowhere.
+  int free_slot_for(const Generation& generation) const;
+  /// Ends the job's session, under the mutex.
+  void leave(Job& job);
+  /// The answers that there is room for in the next pass.
+  std::vector<Job*> with_room();
+  void step(std::span<Job* const> jobs);
+  void take_tokens(Job& job);
+  std::map<int, double> pass_seconds() const;
+  void finish_embedding(Job& job);
+  std::string piece_of(const Job& job, Token token) const;
+  WrittenToken written(const DecodedToken& token, const TokenProbability& probability,
+                       const std::string& piece, int offset) const;
+  std::vector<WrittenToken> prompt_of(const Job& job) const;
+  Usage usage_of(const Job& job) const;
+  void finish(Job& job, std::exception_ptr error = nullptr);
+
+  BatchDecoder& decoder_;
+  const Vocabulary& vocabulary_;
+  const DecodeOptions options_;
+  const int most_running_;
+  const int most_waiting_;
+  std::mutex mutex_;
+  std::condition_variable_any work_;  ///< somebody waits, or wants no more
+  Jobs waiting_;                      ///< the first to begin first
+  Jobs running_;  ///< of that thread, which changes it under the mutex; the one that began first
+                  ///< first
+  std::list<Errand*> errands_;
+  std::vector<Slot> slots_;
+  std::vector<Memory> memories_;  ///< [slots_]
+  unsigned long long uses_ = 0;   ///< of slots
+  long long begun_ = 0;           ///< answers that began
+  Status done_ = {};              ///< of answers that ended
+  std::jthread thread_;           ///< the last member: it uses the others
+};
 
 }  // namespace firp

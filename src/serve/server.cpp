@@ -664,7 +664,8 @@ void Server::State::embed(const httplib::Request& http_request, httplib::Respons
   std::vector<std::vector<Token>> texts = embedded_tokens(request, vocabulary, context(), pooling);
   const std::vector<Scheduler::Answer> answers =
       scheduler.embed(std::move(texts), pooling, [this] { return is_unwanted(); });
-  log(http_request.path, fmt::format("{} texts", answers.size()));
+  LoggedRequest& logged = *logged_of(http_request, response);
+  for (const Scheduler::Answer& each : answers) logged.usages.push_back(each.usage);
   reply(response, embeddings_reply(request, answers, size, options.model_name));
 }
 

@@ -214,6 +214,61 @@ TEST_F(ServerTest, TellsTheProbabilitiesOfWhatItWrites) {
   EXPECT_EQ(all, reply["choices"][0]["logprobs"]["content"]);
 }
 
+/// What programs that score texts ask for: the prompt is run, whatever is held of it.
+TEST_F(ServerTest, TellsTheProbabilitiesOfAPromptThatItRepeats) {
+  start();
+  std::string words = "These are";
+  for (int i = 0; i < 280; ++i) words += i % 7 == 0 ? " stones" : " and";
+  const auto logprobs_of = [&](Json body) {
+    body.update({{"logprobs", 2}});
+    const Json choice = Json::parse(post("/v1/completions", body)->body)["choices"][0];
+    Json told = choice["logprobs"];
+    told["text"] = choice["text"];
+    return told;
+  };
+  const Json tokens = Json::parse(post("/tokenize", {{"content", words}})->body)["tokens"];
+  ASSERT_GT(tokens.size(), 256u) << "more than a pass reads";
+  const Json written = logprobs_of({{"prompt", tokens}, {"max_tokens", 6}});
+  Json all = tokens;
+  for (const Json& token : written["content"]) all.push_back(token["id"]);
+  for (const int max_tokens : {0, 1, 0}) {
+    const Json told = logprobs_of({{"prompt", all}, {"max_tokens", max_tokens}, {"echo", true}});
+    ASSERT_EQ(told["tokens"].size(), all.size() + max_tokens);
+    EXPECT_TRUE(told["token_logprobs"][0].is_null()) << "nothing is before it";
+    EXPECT_TRUE(told["top_logprobs"][0].is_null());
+    std::string text;
+    for (std::size_t i = 0; i < told["tokens"].size(); ++i) {
+      EXPECT_EQ(told["text_offset"][i], text.size());
+      text += told["tokens"][i].get<std::string>();
+      if (i == 0) continue;
+      EXPECT_LE(told["token_logprobs"][i], 0);
+      EXPECT_EQ(told["top_logprobs"][i].size(), 2u);
+    }
+    EXPECT_EQ(text, told["text"]);
+    for (std::size_t i = 0; i < written["tokens"].size(); ++i) {
+      const std::size_t at = tokens.size() + i;
+      EXPECT_EQ(told["tokens"][at], written["tokens"][i]);
+      EXPECT_NEAR(told["token_logprobs"][at].get<float>(),
+                  written["token_logprobs"][i].get<float>(), 1e-5);
+      EXPECT_EQ(told["top_logprobs"][at].begin().key(), written["tokens"][i]) << "greedy";
+    }
+  }
+  // The end has no text, but is one of the tokens: who scores leaves out the last one.
+  const Json ends = {{"prompt", "Hi"},
+                     {"max_tokens", 1},
+                     {"echo", true},
+                     {"logit_bias", {{Loaded::get().vocabulary.end_tokens().front(), 100}}}};
+  const Json told = logprobs_of(ends);
+  EXPECT_EQ(told["text"], "Hi");
+  ASSERT_EQ(told["tokens"].size(), 2u);
+  EXPECT_EQ(told["text_offset"], Json({0, 2}));
+  for (const Json& more : {Json({{"stream", true}}), Json({{"logprobs", 6}})}) {
+    Json body = {{"prompt", "a"}, {"echo", true}, {"logprobs", 1}};
+    body.update(more);
+    EXPECT_EQ(post("/v1/completions", body)->status, 400) << more;
+  }
+}
+
 /// The law, for requests: an answer does not depend on what else is answered, nor on what was.
 TEST_F(ServerTest, AnswersSeveralAtOnceAsIfEachWereAlone) {
   start({.parallel = 2});
@@ -922,7 +977,7 @@ class SlotsOnDisk : public ServerTest {
                                   .model_name = "smol",
                                   .max_tokens = INT_MAX,
                                   .slot_folder = folder_ / "slots",
-                                  .log = false});
+                                  .log = LogFormat::kNone});
     port_ = server_->bind();
     running_ = std::thread([this] { server_->run(); });
     httplib::Client client("127.0.0.1", port_);
