@@ -36,6 +36,12 @@ struct ServerOptions {
   bool log = true;       ///< a line for each request, on standard error
 };
 
+/// What a server can be asked for.
+struct EndpointName {
+  const char* path;
+  const char* method;
+};
+
 /// An HTTP server with OpenAI's, Anthropic's and llama.cpp's endpoints (docs/serve.md lists them,
 /// and its limits).
 class Server {
@@ -44,6 +50,9 @@ class Server {
   Server(BatchDecoder& decoder, const ChatTemplate& chat_template, const DecodeOptions& decoding,
          ServerOptions options);
   ~Server();
+
+  /// Of its model: all but the page and /health.
+  static std::vector<EndpointName> endpoints();
 
   /// Opens the port, which it returns. An Error where that cannot be had.
   int bind();
