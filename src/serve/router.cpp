@@ -376,7 +376,7 @@ void Router::State::props(const httplib::Request& request, httplib::Response& re
                    {"model_alias", "firp"},
                    {"model_path", options_of_models.models_dir.string()},
                    {"default_generation_settings", {{"params", Json::object()}, {"n_ctx", 0}}},
-                   {"build_info", "firp"}});
+                   {"build_info", "b-firp"}});
 }
 
 void Router::State::forward(const httplib::Request& request, httplib::Response& response,

@@ -218,7 +218,7 @@ void Server::State::props(const httplib::Request&, httplib::Response& response, 
                    {"chat_template_caps", chat_template.capabilities()},
                    {"bos_token", piece(llama_vocab_bos(v))},
                    {"eos_token", piece(llama_vocab_eos(v))},
-                   {"build_info", "firp"},
+                   {"build_info", "b-firp"},
                    {"is_sleeping", false}});
 }
 
