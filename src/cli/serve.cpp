@@ -183,6 +183,7 @@ and with several requests at once --exact does not prevent that.
 
 Examples:
   firp serve model.gguf
+  firp serve --models-dir models/ --models-max 2
   firp serve -m model.gguf --host 0.0.0.0 --port 8000 --api-key SECRET
   curl http://127.0.0.1:8080/v1/chat/completions \
     -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}')");
