@@ -12,6 +12,7 @@ import argparse
 import base64
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -187,9 +188,10 @@ class Browser:
 class Page:
     """The page in the browser, and the steps that the tests have in common."""
 
-    def __init__(self, browser, url, locked, downloads, axe, pictures):
+    def __init__(self, browser, url, locked, several, downloads, axe, pictures):
         self.browser, self.url = browser, url
         self.locked = locked  # of a server that has a key
+        self.several = several  # of a server of the models "one" and "two"
         self.downloads, self.axe, self.pictures = downloads, axe, pictures
 
     def open(self, chats=(), settings=None, stand_in=False, url=None):
@@ -739,6 +741,22 @@ def test_asks_for_the_key(page):
     assert browser.js("return sessionStorage.getItem('key')") == "secret"
 
 
+def test_chooses_a_model(page):
+    page.open(url=page.several)
+    browser = page.browser
+    browser.wait("return !document.querySelector('#models').hidden", "the choice of a model")
+    assert browser.js("return [...document.querySelectorAll('#models option')].map(each => each.value)") == ["one", "two"]
+    page.require_access("the choice of a model")
+    page.picture("models")
+    browser.js("models.value = 'two'; models.dispatchEvent(new Event('change'))")
+    page.ask("Hi")
+    browser.wait("return document.querySelector('.took')?.innerText", "the answer")
+    loaded = browser.js("return fetch('models').then(reply => reply.json()).then(({data}) => data.map(each => each.status.value))")
+    assert loaded == ["unloaded", "loaded"], loaded
+    browser.go(page.several)
+    browser.wait("return document.querySelector('#models').value === 'two'", "the choice is kept")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("firp")
@@ -764,7 +782,15 @@ def main():
     command = [args.firp, "serve", args.model, "-c", 2048]
     failed = 0
     with tempfile.TemporaryDirectory() as downloads:
-        servers = [Served(*command), Served(*command, "--api-key", "secret", "-n", 8)]
+        models = pathlib.Path(downloads, "models")
+        models.mkdir()
+        for name in "one", "two":
+            (models / f"{name}.gguf").symlink_to(os.path.abspath(args.model))
+        servers = [
+            Served(*command),
+            Served(*command, "--api-key", "secret", "-n", 8),
+            Served(args.firp, "serve", "--models-dir", models, "-c", 2048, "-n", 8),
+        ]
         browser = Browser(driver, chromium, downloads)
         try:
             page = Page(

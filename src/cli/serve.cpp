@@ -9,6 +9,7 @@
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -16,18 +17,27 @@
 #include "base/error.h"
 #include "cli/decode_flags.h"
 #include "cli/interrupt.h"
+#include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
 #include "serve/access.h"
+#include "serve/router.h"
 #include "serve/server.h"
 #include "serve/tls.h"
 
 namespace firp {
 namespace {
 
+/// Flags that are the router's alone: the processes of its models have their own, or none.
+constexpr std::string_view kRoutersFlags[] = {
+    "model",        "alias",        "host",           "port",         "api-key",
+    "api-key-file", "ssl-key-file", "ssl-cert-file",  "cors-origins", "allowed-hosts",
+    "models-dir",   "models-max",   "models-autoload"};
+
 struct ServeFlags {
   DecodeFlags decode;
+  RouterOptions router;
   ServerOptions server;
   std::vector<std::string> api_keys;
   std::filesystem::path api_key_file;
@@ -79,8 +89,22 @@ std::optional<EmbeddingOptions> embeddings_of(const ServeFlags& flags, const Ggu
   return options;
 }
 
+/// The flags of a router that its models' processes get, too, as they were given.
+void add_shared_flags(const CLI::App& app, std::vector<std::string>& arguments) {
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->count() == 0 || option->get_lnames().empty()) continue;
+    const std::string& name = option->get_lnames().front();
+    if (std::ranges::count(kRoutersFlags, name) != 0) continue;
+    for (const std::string& value : option->results()) {
+      arguments.push_back(fmt::format("--{}={}", name, value));
+    }
+  }
+  for (const CLI::App* group : app.get_subcommands(nullptr)) add_shared_flags(*group, arguments);
+}
+
 /// Ends the server when a signal asks for it, and the program a second later, whatever still runs.
-void watch_for_signals(Server& server, const std::stop_token& ended) {
+template <typename AnyServer>
+void watch_for_signals(AnyServer& server, const std::stop_token& ended) {
   constexpr auto kGlance = std::chrono::milliseconds(20);
   constexpr auto kGrace = std::chrono::milliseconds(800);
   while (!interrupted) {
@@ -95,7 +119,26 @@ void watch_for_signals(Server& server, const std::stop_token& ended) {
   }
 }
 
-int run_serve(const ServeFlags& flags) {
+/// Answers requests until a signal comes; the exit status.
+template <typename AnyServer>
+int serve(AnyServer& server, const ServerOptions& options, const std::string& what) {
+  const int port = server.bind();
+  if (options.port == 0 && !options.listens_at_file()) {
+    fmt::print("{}\n", port);
+    flush_output();
+  }
+  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", what, url_of(options, port));
+  if (server.is_open()) {
+    say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
+        "key\n");
+  }
+  const std::jthread watch(
+      [&server](const std::stop_token& ended) { watch_for_signals(server, ended); });
+  server.run();
+  return interrupted ? 0 : 1;
+}
+
+int run_serve(const ServeFlags& flags, const CLI::App& app) {
   constexpr int kMostParallel = 64;
   ServerOptions options = flags.server;
   options.api_keys = keys_of(flags);
@@ -115,32 +158,33 @@ int run_serve(const ServeFlags& flags) {
     throw Error(fmt::format("--slot-save-path: {} is no folder; make it first",
                             options.slot_folder.string()));
   }
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   options.max_tokens = most;
+  options.thinks = flags.reasoning != "off";
+  options.reasoning =
+      flags.reasoning_format == "none" ? ReasoningFormat::kNone : ReasoningFormat::kApart;
+  options.template_variables = template_variables_of(flags.template_variables);
+  if (!flags.router.models_dir.empty()) {
+    RouterOptions router = flags.router;
+    require_at_least(router.models_max, 0, "--models-max");
+    add_shared_flags(app, router.arguments);
+    catch_interrupts();
+    Router server(options, router);
+    return serve(server, options, fmt::format("the models of {}", router.models_dir.string()));
+  }
+  if (flags.decode.model.empty()) {
+    throw Error("which model? firp serve model.gguf, or --models-dir DIR for all of a folder");
+  }
+  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
   if (!is_random(flags.decode.seed.value_or(kRandomSeed))) {
     options.seed = decoder.options.sampling.seed;
   }
   if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
   options.model_path = flags.decode.model.string();
-  options.thinks = flags.reasoning != "off";
-  options.reasoning =
-      flags.reasoning_format == "none" ? ReasoningFormat::kNone : ReasoningFormat::kApart;
-  options.template_variables = template_variables_of(flags.template_variables);
   options.embeddings = embeddings_of(flags, *decoder.file);
 
   catch_interrupts();
   Server server(decoder.batch, decoder.chat_template, decoder.options, options);
-  const int port = server.bind();
-  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", options.model_name,
-      url_of(options, port));
-  if (server.is_open()) {
-    say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
-        "key\n");
-  }
-  const std::jthread watch(
-      [&server](const std::stop_token& ended) { watch_for_signals(server, ended); });
-  server.run();
-  return interrupted ? 0 : 1;
+  return serve(server, options, options.model_name);
 }
 
 }  // namespace
@@ -165,10 +209,24 @@ and with several requests at once --exact does not prevent that.
 
 Examples:
   firp serve model.gguf
+  firp serve --models-dir models/ --models-max 2
   firp serve -m model.gguf --host 0.0.0.0 --port 8000 --api-key SECRET
   curl http://127.0.0.1:8080/v1/chat/completions \
     -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}')");
   flags->decode.add_model_to(*app);
+  CLI::Option* const model = app->get_option("--model")->required(false);
+  RouterOptions& router = flags->router;
+  CLI::Option* const models_dir =
+      app->add_option("--models-dir", router.models_dir,
+                      "Instead of one model all of a folder, each in a process of its own, for "
+                      "requests that name them")
+          ->excludes(model);
+  app->add_option("--models-max", router.models_max,
+                  "Models of --models-dir that run at once; the one that was not used for longest "
+                  "makes room; 0: no bound")
+      ->capture_default_str();
+  app->add_flag("--models-autoload,!--no-models-autoload", router.autoload,
+                "A request for a model of --models-dir that does not run starts it (default: on)");
   ServerOptions& server = flags->server;
   app->add_option(
          "--host", server.host,
@@ -181,7 +239,8 @@ Examples:
                   "as by default")
       ->transform(CLI::Transformer({{"-1", std::to_string(server.parallel)}}).description(""))
       ->capture_default_str();
-  app->add_option("-a,--alias", server.model_name, "The model's name in replies");
+  app->add_option("-a,--alias", server.model_name, "The model's name in replies")
+      ->excludes(models_dir);
   app->add_option("--api-key", flags->api_keys,
                   "Requests must bring it, or one of several, with commas (Authorization: Bearer "
                   "KEY); also as the environment's FIRP_API_KEY")
@@ -271,7 +330,7 @@ Examples:
   flags->decode.add_template_to(*app);
   flags->decode.add_engine_to(*app);
   flags->decode.add_draft_to(*app);
-  return {app, [flags] { return run_serve(*flags); }};
+  return {app, [flags, app] { return run_serve(*flags, *app); }};
 }
 
 }  // namespace firp

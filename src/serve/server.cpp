@@ -2,17 +2,9 @@
 
 #include <fmt/format.h>
 #include <llama.h>
-#include <netdb.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cerrno>
 #include <charconv>
-#include <chrono>
-#include <cstring>
 #include <exception>
 #include <functional>
 #include <mutex>
@@ -22,24 +14,17 @@
 
 #include "base/error.h"
 #include "model/ggml_log.h"
-#include "serve/access.h"
+#include "serve/body.h"
+#include "serve/front.h"
 #include "serve/growing_answers.h"
-#include "serve/http_server.h"
 #include "serve/llama_completion.h"
 #include "serve/messages.h"
 #include "serve/metrics.h"
-#include "serve/page.h"
 #include "serve/prepare.h"
 #include "serve/scheduler.h"
 
 namespace firp {
 namespace {
-
-constexpr const char* kJson = "application/json; charset=utf-8";
-/// Of all requests that are being read and understood. Small ones are let in all the same, so that
-/// who sends large ones slowly keeps nobody out.
-constexpr std::size_t kMostBodyBytesTogether = std::size_t{128} << 20;
-constexpr std::size_t kSmallBodyBytes = std::size_t{256} << 10;
 
 std::string new_id(Dialect dialect) {
   const char* const prefix = dialect == Dialect::kChat        ? "chatcmpl-"
@@ -48,36 +33,6 @@ std::string new_id(Dialect dialect) {
                                                               : "cmpl-";
   std::random_device random;
   return fmt::format("{}{:08x}{:08x}{:08x}", prefix, random(), random(), random());
-}
-
-std::int64_t now_seconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
-void reply(httplib::Response& response, const Json& body, int status = 200) {
-  response.status = status;
-  response.set_content(to_bytes(body), kJson);
-}
-
-/// In the form that clients of the path expect.
-void reply(httplib::Response& response, const std::string& path, const RequestError& error) {
-  if (error.kind.status == kBusy.status) response.set_header("Retry-After", "1");
-  reply(response, path.starts_with("/v1/messages") ? messages_error(error) : error_reply(error),
-        error.kind.status);
-}
-
-/// What browsers let the page do: whatever a model writes, nothing of it runs, and nothing is
-/// fetched from elsewhere.
-constexpr const char* kPageRules =
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-void reply_page(httplib::Response& response, std::string_view part, const char* type) {
-  response.set_header("Cache-Control", "no-cache");  // the three belong together
-  response.set_header("X-Content-Type-Options", "nosniff");
-  response.set_content(part.data(), part.size(), type);
 }
 
 /// Events of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html).
@@ -91,93 +46,6 @@ bool send(httplib::DataSink& sink, const Events& events) {
     bytes += fmt::format("data: {}\n\n", to_bytes(each.data));
   }
   return bytes.empty() || send(sink, bytes);
-}
-
-/// The request's body, for as long as it is looked at; all that there are share a bound.
-class BodyBytes {
- public:
-  BodyBytes(std::atomic<std::size_t>& together, const httplib::Request& request,
-            httplib::Response& response, const httplib::ContentReader& read)
-      : together_(together) {
-    if (request.is_multipart_form_data()) {
-      throw RequestError(kWrongEncoding, "the body must be JSON, not a form of several parts");
-    }
-    if (const std::string coding = request.get_header_value("Content-Encoding");
-        !coding.empty() && coding != "identity") {
-      throw RequestError(kWrongEncoding,
-                         fmt::format("the body must not be packed (it is {})", one_line(coding)));
-    }
-    if (request.get_header_value_count("Transfer-Encoding") > 1 ||
-        request.get_header_value("Transfer-Encoding").find(',') != std::string::npos) {
-      throw RequestError(kWrongEncoding, "the body may come in chunks, and packed no further");
-    }
-    // Without either there is none, whatever comes until the connection is closed.
-    if (!request.has_header("Content-Length") && !request.has_header("Transfer-Encoding")) return;
-    // Not by the library, which would wait for all of it first.
-    if (request.get_header_value_u64("Content-Length") > kMostBodyBytes) refuse_large();
-    const bool complete = read([&](const char* part, std::size_t size) {
-      const std::size_t all = together_.fetch_add(size) + size;
-      counted_ += size;
-      full_ = all > kMostBodyBytesTogether && counted_ > kSmallBodyBytes;
-      if (full_ || counted_ > kMostBodyBytes) return false;
-      bytes_.append(part, size);
-      return true;
-    });
-    if (complete) return;
-    const bool large = counted_ > kMostBodyBytes || response.status == kTooLarge.status;
-    release();
-    if (large) refuse_large();
-    if (full_) throw RequestError(kBusy, "other requests fill the memory; ask again later");
-    if (HttpServer::bound_hit() == HttpServer::Bound::kTime) {
-      throw RequestError(kTooSlow, fmt::format("the request was not there after {} seconds",
-                                               HttpServer::kRequestSeconds));
-    }
-    throw RequestError(kBadRequest, "the body ended early, or its framing is wrong");
-  }
-  ~BodyBytes() { release(); }
-  BodyBytes(const BodyBytes&) = delete;
-  BodyBytes& operator=(const BodyBytes&) = delete;
-
-  std::string_view text() const { return bytes_; }
-
- private:
-  [[noreturn]] static void refuse_large() {
-    throw RequestError(kTooLarge, fmt::format("the body is larger than {} bytes", kMostBodyBytes));
-  }
-  void release() { together_ -= std::exchange(counted_, 0); }
-
-  std::atomic<std::size_t>& together_;
-  std::size_t counted_ = 0;
-  bool full_ = false;
-  std::string bytes_;
-};
-
-/// What is wrong with a request that never came to a handler.
-RequestError error_of(const httplib::Request& request, int status) {
-  using Bound = HttpServer::Bound;
-  if (HttpServer::bound_hit() == Bound::kHeadBytes) {
-    return {kHeadTooLarge, fmt::format("the request line and headers have more than {} bytes",
-                                       HttpServer::kMostHeadBytes)};
-  }
-  if (HttpServer::bound_hit() == Bound::kTime) {
-    return {kTooSlow,
-            fmt::format("the headers were not there after {} seconds", HttpServer::kHeadSeconds)};
-  }
-  if (status == kNotFound.status) {
-    return {kNotFound,
-            fmt::format("there is no {} {}", one_line(request.method), one_line(request.path))};
-  }
-  if (status == kTooLarge.status) {
-    return {kTooLarge, fmt::format("the body is larger than {} bytes", kMostBodyBytes)};
-  }
-  if (status == kUrlTooLong.status) {
-    return {kUrlTooLong,
-            fmt::format("the URL is longer than {} bytes", CPPHTTPLIB_REQUEST_URI_MAX_LENGTH)};
-  }
-  ErrorKind kind = kBadRequest;
-  kind.status = status;
-  return {kind, fmt::format("the request is not understood (there may be {} headers, of {} bytes)",
-                            CPPHTTPLIB_HEADER_MAX_COUNT, CPPHTTPLIB_HEADER_MAX_LENGTH)};
 }
 
 /// A request for text, from its body to its reply.
@@ -196,70 +64,21 @@ struct Exchange {
   const std::shared_ptr<LoggedRequest> logged;
 };
 
-LoggedRequest logged_request(const httplib::Request& request) {
-  return {.method = request.method, .path = request.path, .client = request.remote_addr};
-}
-
-/// Where a response keeps what the log is to tell of its request.
-constexpr const char* kLogged = "logged";
-using SharedLogged = std::shared_ptr<LoggedRequest>;
-
-SharedLogged logged_of(const httplib::Request& request, httplib::Response& response) {
-  if (const SharedLogged* const there = response.user_data.get<SharedLogged>(kLogged)) {
-    return *there;
-  }
-  const auto logged = std::make_shared<LoggedRequest>(logged_request(request));
-  response.user_data.set(kLogged, logged);
-  return logged;
-}
-
 }  // namespace
 
-struct Server::State {
-  State(BatchDecoder& b, const ChatTemplate& t, const DecodeOptions& d, ServerOptions o)
-      : engine(b.engine()),
-        vocabulary(t.vocabulary()),
-        chat_template(t),
-        options(std::move(o)),
-        defaults{.sampling = d.sampling,
-                 .seed = options.seed,
-                 .max_tokens = options.max_tokens,
-                 .vocabulary = vocabulary.size(),
-                 .verbose = options.verbose,
-                 .slots = options.parallel,
-                 .thinks = options.thinks,
-                 .reasoning = options.reasoning,
-                 .template_variables = options.template_variables},
-        rules{.api_keys = options.api_keys,
-              .origins = options.allowed_origins,
-              .hosts = options.allowed_hosts},
-        scheduler(b, vocabulary, d, options.parallel, options.most_waiting) {}
+struct Server::State : Front {
+  State(BatchDecoder& b, const ChatTemplate& t, const DecodeOptions& d, ServerOptions o);
 
-  void route();
-  /// Refuses who may not use the server, and what it does not have, before a body is read.
-  void admit(const httplib::Request& request, httplib::Response& response) const;
   /// Made for the first request that needs them.
   const TokenTexts& texts() {
     std::call_once(texts_made, [this] { made_texts = token_texts(vocabulary); });
     return made_texts;
   }
-  RequestError error_of(const std::exception_ptr& thrown) const;
-  /// Whether the answer to the calling thread's request is to end. A RequestError where it has
-  /// taken as long as it may.
-  bool is_unwanted() const;
-  /// Where standard error takes it: a log that nobody reads must not stop the server.
-  void log(LoggedRequest& request, int status) const;
   int context() const { return engine.options().context; }
 
   // What is asked for.
-  struct Route;
-  static const Route kRoutes[];
-  static const Route* route_of(const std::string& path);
-  using Reader = httplib::ContentReader;
-  void page(const httplib::Request&, httplib::Response& response, const Reader*);
-  void page_style(const httplib::Request&, httplib::Response& response, const Reader*);
-  void page_script(const httplib::Request&, httplib::Response& response, const Reader*);
-  void health(const httplib::Request&, httplib::Response& response, const Reader*);
+  struct Endpoint;
+  static const Endpoint kEndpoints[];
   void models(const httplib::Request&, httplib::Response& response, const Reader*);
   void props(const httplib::Request&, httplib::Response& response, const Reader*);
   void slots(const httplib::Request&, httplib::Response& response, const Reader*);
@@ -287,33 +106,20 @@ struct Server::State {
   Engine& engine;
   const Vocabulary& vocabulary;
   const ChatTemplate& chat_template;
-  const ServerOptions options;
   const RequestDefaults defaults;
-  AccessRules rules;  ///< complete once the port is open
   Scheduler scheduler;
-  const std::int64_t start_seconds = now_seconds();
-  std::atomic<bool> stopping = false;
-  std::atomic<std::size_t> body_bytes = 0;
-  mutable std::mutex log_mutex;
   std::once_flag texts_made;
   TokenTexts made_texts;
-  HttpServer http;
 };
 
-struct Server::State::Route {
+struct Server::State::Endpoint {
   const char* path;
   const char* method;
   void (State::*answer)(const httplib::Request&, httplib::Response&, const Reader*);
-  bool is_open = false;  ///< asks for no key: the page asks for it itself
 };
 
 /// OpenAI's and Anthropic's clients put /v1 in front; llama.cpp's know both forms.
-const Server::State::Route Server::State::kRoutes[] = {
-    {"/", "GET", &State::page, true},
-    {"/page.css", "GET", &State::page_style, true},
-    {"/page.js", "GET", &State::page_script, true},
-    {"/health", "GET", &State::health, true},
-    {"/v1/health", "GET", &State::health, true},
+const Server::State::Endpoint Server::State::kEndpoints[] = {
     {"/models", "GET", &State::models},
     {"/v1/models", "GET", &State::models},
     {"/props", "GET", &State::props},
@@ -347,131 +153,25 @@ const Server::State::Route Server::State::kRoutes[] = {
     {"/v1/audio/transcriptions", "POST", &State::not_done},
 };
 
-const Server::State::Route* Server::State::route_of(const std::string& path) {
-  const std::string pattern = path.starts_with("/slots/") ? "/slots/:slot" : path;
-  const Route* const route = std::ranges::find(kRoutes, pattern, &Route::path);
-  return route == std::end(kRoutes) ? nullptr : route;
-}
-
-void Server::State::log(LoggedRequest& request, int status) const {
-  using Seconds = std::chrono::duration<double>;
-  if (options.log == LogFormat::kNone) return;
-  request.status = status;
-  request.seconds = Seconds(std::chrono::steady_clock::now() - HttpServer::request_began()).count();
-  const Seconds now = std::chrono::system_clock::now().time_since_epoch();
-  std::string line =
-      options.log == LogFormat::kJson ? json_line(request, now.count()) : text_line(request);
-  if (line.empty()) return;
-  line += '\n';
-  const std::lock_guard lock(log_mutex);  // between the look and the write
-  pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
-  if (poll(&out, 1, 0) != 1 || (out.revents & POLLOUT) == 0) return;
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
-}
-
-bool Server::State::is_unwanted() const {
-  if (stopping || HttpServer::client_has_left()) return true;
-  const auto taken = std::chrono::steady_clock::now() - HttpServer::request_began();
-  if (options.request_seconds > 0 && taken > std::chrono::seconds(options.request_seconds)) {
-    throw RequestError(kTimedOut,
-                       fmt::format("the answer was not complete after {} seconds (firp serve "
-                                   "--request-timeout)",
-                                   options.request_seconds));
+Server::State::State(BatchDecoder& b, const ChatTemplate& t, const DecodeOptions& d,
+                     ServerOptions o)
+    : Front(std::move(o)),
+      engine(b.engine()),
+      vocabulary(t.vocabulary()),
+      chat_template(t),
+      defaults{.sampling = d.sampling,
+               .seed = options.seed,
+               .max_tokens = options.max_tokens,
+               .vocabulary = vocabulary.size(),
+               .verbose = options.verbose,
+               .slots = options.parallel,
+               .thinks = options.thinks,
+               .reasoning = options.reasoning,
+               .template_variables = options.template_variables},
+      scheduler(b, vocabulary, d, options.parallel, options.most_waiting) {
+  for (const Endpoint& endpoint : kEndpoints) {
+    add({endpoint.path, endpoint.method, std::bind_front(endpoint.answer, this)});
   }
-  return false;
-}
-
-void Server::State::admit(const httplib::Request& request, httplib::Response& response) const {
-  if (request.get_header_value_count("Host") > 1 || request.get_header_value_count("Origin") > 1) {
-    throw RequestError(kBadRequest, "a request has one Host and one Origin");
-  }
-  const std::string host = request.get_header_value("Host");
-  if (!host_is_allowed(rules, host)) {
-    throw RequestError(kForbidden, fmt::format("this server is not called {} (firp serve "
-                                               "--allowed-hosts NAME, or --api-key KEY)",
-                                               one_line(host)));
-  }
-  if (request.has_header("Origin")) {
-    const std::string origin = request.get_header_value("Origin");
-    const bool allowed = origin_is_allowed(rules, origin, host);
-    if (!allowed && request.method != "OPTIONS") {
-      throw RequestError(kForbidden, fmt::format("pages of {} may not use this server (firp serve "
-                                                 "--cors-origins URL)",
-                                                 one_line(origin)));
-    }
-    response.set_header("Vary", "Origin");
-    if (allowed) {
-      response.set_header("Access-Control-Allow-Origin", origin);
-    } else {
-      return;  // an answer without that header is a refusal to a browser that asks beforehand
-    }
-  }
-  if (request.method == "OPTIONS") {
-    response.set_header("Allow", "GET, HEAD, POST, OPTIONS");
-    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    if (request.has_header("Access-Control-Request-Headers")) {
-      response.set_header("Access-Control-Allow-Headers",
-                          request.get_header_value("Access-Control-Request-Headers"));
-    }
-    if (request.has_header("Access-Control-Request-Private-Network")) {
-      response.set_header("Access-Control-Allow-Private-Network", "true");
-    }
-    response.set_header("Access-Control-Max-Age", "600");
-    return;
-  }
-  const Route* const route = route_of(request.path);
-  if (route == nullptr) {
-    throw RequestError(kNotFound, fmt::format("there is no {} {}", one_line(request.method),
-                                              one_line(request.path)));
-  }
-  const bool matches = request.method == route->method ||
-                       (request.method == "HEAD" && std::string_view(route->method) == "GET");
-  if (!matches) {
-    response.set_header(
-        "Allow", std::string_view(route->method) == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS");
-    throw RequestError(kWrongMethod, fmt::format("{} is asked for by {}, not {}", route->path,
-                                                 route->method, one_line(request.method)));
-  }
-  if (!route->is_open && !key_is_right(rules, request.get_header_value("Authorization"),
-                                       request.get_header_value("X-API-Key"))) {
-    throw RequestError(kInvalidKey, "the API key is missing or wrong (Authorization: Bearer KEY)");
-  }
-}
-
-RequestError Server::State::error_of(const std::exception_ptr& thrown) const {
-  try {
-    std::rethrow_exception(thrown);
-  } catch (const RequestError& error) {
-    return error;
-  } catch (const Cancelled&) {
-    return {kEnding, "the server is ending"};
-  } catch (const std::bad_alloc&) {
-    return {kInternal, "out of memory"};
-  } catch (const std::exception& error) {
-    return {kInternal, error.what()};
-  } catch (...) {
-    return {kInternal, "an error that does not say what it is"};
-  }
-}
-
-void Server::State::page(const httplib::Request&, httplib::Response& response, const Reader*) {
-  if (!options.has_page) throw RequestError(kNotFound, "this server has no page (--ui)");
-  response.set_header("Content-Security-Policy", kPageRules);
-  reply_page(response, kPage, "text/html; charset=utf-8");
-}
-
-void Server::State::page_style(const httplib::Request&, httplib::Response& response,
-                               const Reader*) {
-  reply_page(response, kPageStyle, "text/css; charset=utf-8");
-}
-
-void Server::State::page_script(const httplib::Request&, httplib::Response& response,
-                                const Reader*) {
-  reply_page(response, kPageScript, "text/javascript; charset=utf-8");
-}
-
-void Server::State::health(const httplib::Request&, httplib::Response& response, const Reader*) {
-  reply(response, {{"status", "ok"}});
 }
 
 void Server::State::models(const httplib::Request&, httplib::Response& response, const Reader*) {
@@ -521,7 +221,7 @@ void Server::State::props(const httplib::Request&, httplib::Response& response, 
                    {"chat_template_caps", chat_template.capabilities()},
                    {"bos_token", piece(llama_vocab_bos(v))},
                    {"eos_token", piece(llama_vocab_eos(v))},
-                   {"build_info", "firp"},
+                   {"build_info", "b-firp"},
                    {"is_sleeping", false}});
 }
 
@@ -775,124 +475,23 @@ void Server::State::complete(const httplib::Request& http_request, httplib::Resp
                       best_answers(exchange->answers.answers(), exchange->prepared.request)));
 }
 
-void Server::State::route() {
-  http.set_logger([this](const httplib::Request& request, const httplib::Response& response) {
-    const SharedLogged* const there = response.user_data.get<SharedLogged>(kLogged);
-    LoggedRequest plain = logged_request(request);
-    LoggedRequest& logged = there == nullptr ? plain : **there;
-    if (!logged.streams) log(logged, response.status);
-  });
-  for (const Route& route : kRoutes) {
-    if (std::string_view(route.method) == "GET") {
-      http.Get(route.path,
-               [this, &route](const httplib::Request& request, httplib::Response& response) {
-                 (this->*route.answer)(request, response, nullptr);
-               });
-    } else {
-      http.Post(route.path, [this, &route](const httplib::Request& request,
-                                           httplib::Response& response, const Reader& read) {
-        (this->*route.answer)(request, response, &read);
-      });
-    }
-  }
-  http.set_default_headers({{"Server", "firp"}});
-  http.set_payload_max_length(kMostBodyBytes);
-  http.set_pre_routing_handler(
-      [this](const httplib::Request& request, httplib::Response& response) {
-        using Handled = httplib::Server::HandlerResponse;
-        try {
-          admit(request, response);
-        } catch (const RequestError& error) {
-          logged_of(request, response)->error = error.what();
-          reply(response, request.path, error);
-          return Handled::Handled;
-        }
-        if (request.method != "OPTIONS") return Handled::Unhandled;
-        response.status = 200;
-        return Handled::Handled;
-      });
-  http.set_exception_handler([this](const httplib::Request& request, httplib::Response& response,
-                                    const std::exception_ptr& thrown) {
-    const RequestError error = error_of(thrown);
-    LoggedRequest& logged = *logged_of(request, response);
-    logged.client_left = HttpServer::client_has_left();
-    logged.error = error.what();
-    reply(response, request.path, error);
-  });
-  http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
-    if (response.body.empty()) {
-      reply(response, request.path, firp::error_of(request, response.status));
-    }
-  });
-}
-
 Server::Server(BatchDecoder& decoder, const ChatTemplate& chat_template,
                const DecodeOptions& decoding, ServerOptions options)
-    : state_(std::make_unique<State>(decoder, chat_template, decoding, std::move(options))) {
-  state_->route();
-}
+    : state_(std::make_unique<State>(decoder, chat_template, decoding, std::move(options))) {}
 Server::~Server() = default;
 
-namespace {
-
-/// Why nothing can listen there.
-std::string why_not(const std::string& host, int port) {
-  addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
-  addrinfo* found = nullptr;
-  const int problem = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
-  if (problem != 0) return fmt::format("{} (--host)", gai_strerror(problem));
-  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
-  const int probe = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int yes = 1;
-  setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-  const bool bound = bind(probe, found->ai_addr, found->ai_addrlen) == 0 && listen(probe, 1) == 0;
-  const int error = bound ? 0 : errno;
-  if (probe >= 0) close(probe);
-  if (error == EADDRINUSE) return "the port is taken (--port)";
-  if (error == EACCES) return "this port is for root alone (--port)";
-  if (error == EADDRNOTAVAIL) return "this machine does not have that address (--host)";
-  return error == 0 ? "try again" : std::strerror(error);
+std::vector<EndpointName> Server::endpoints() {
+  std::vector<EndpointName> names;
+  for (const State::Endpoint& each : State::kEndpoints) names.push_back({each.path, each.method});
+  return names;
 }
 
-}  // namespace
+int Server::bind() { return state_->bind(); }
 
-int Server::bind() {
-  const ServerOptions& o = state_->options;
-  HttpServer& http = state_->http;
-  if (o.ssl_key_file.empty() != o.ssl_cert_file.empty()) {
-    throw Error("--ssl-key-file and --ssl-cert-file are needed together");
-  }
-  if (!o.ssl_key_file.empty()) http.use_tls(tls_context(o.ssl_key_file, o.ssl_cert_file));
-  int port = o.port;
-  if (o.listens_at_file()) {
-    http.bind_to_file(o.host);
-    port = 0;
-  } else {
-    std::string host = o.host;
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
-    if (port == 0) {
-      port = http.bind_to_any_port(host);
-    } else if (!http.bind_to_port(host, port)) {
-      port = -1;
-    }
-    if (port < 0) {
-      throw Error(fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port,
-                              why_not(host, o.port)));
-    }
-  }
-  state_->rules.on_loopback = http.listens_on_loopback();
-  return port;
-}
+bool Server::is_open() const { return state_->is_open(); }
 
-bool Server::is_open() const {
-  return !state_->rules.on_loopback && state_->rules.api_keys.empty();
-}
+void Server::run() { state_->run(); }
 
-void Server::run() { state_->http.listen_after_bind(); }
-
-void Server::stop() {
-  state_->stopping = true;
-  state_->http.stop_serving();
-}
+void Server::stop() { state_->stop(); }
 
 }  // namespace firp

@@ -45,6 +45,12 @@ struct ServerOptions {
   bool listens_at_file() const { return host.ends_with(".sock"); }
 };
 
+/// What a server can be asked for.
+struct EndpointName {
+  const char* path;
+  const char* method;
+};
+
 /// An HTTP server with OpenAI's, Anthropic's and llama.cpp's endpoints (docs/serve.md lists them,
 /// and its limits).
 class Server {
@@ -53,6 +59,9 @@ class Server {
   Server(BatchDecoder& decoder, const ChatTemplate& chat_template, const DecodeOptions& decoding,
          ServerOptions options);
   ~Server();
+
+  /// Of its model: all but the page and /health.
+  static std::vector<EndpointName> endpoints();
 
   /// Opens the port, which it returns, or the socket's file, for which it returns 0. An Error where
   /// that cannot be had.

@@ -222,7 +222,8 @@ async function answer(messages) {
   };
   let failure = null;
   try {
-    await write_answer(request_of(messages, settings, at('drafted').checked), reply, request.signal, on_part);
+    const asked_for = at('models').hidden ? settings : {...settings, model: at('models').value};
+    await write_answer(request_of(messages, asked_for, at('drafted').checked), reply, request.signal, on_part);
     if (!came()) failure = 'The answer is empty';
   } catch (error) {
     if (!request.signal.aborted) failure = explain(error);
@@ -231,7 +232,7 @@ async function answer(messages) {
   box.ariaBusy = 'false';
   asked_in.running = null;
   if (came()) {
-    if (at('model').textContent === '') show_model().catch(() => {});  // for which there was no key before
+    if (at('model').textContent === '' && at('models').hidden) show_model().catch(() => {});  // for which there was no key before
     box.querySelector('.answer > .text').replaceChildren();  // what came late may mean earlier blocks, too
     update(box, reply);
     if (busy.has(asked_in.id)) keep(asked_in);
@@ -511,10 +512,19 @@ function show_drafted() {
 
 // ---- Begin
 
+// A server of several models has a status of each, and wants to be told which one is to answer.
 async function show_model() {
-  const list = await (await ask('v1/models')).json();
-  at('model').textContent = list.data[0].id;
+  const {data} = await (await ask('v1/models')).json();
+  if (!data[0].status) {
+    at('model').textContent = data[0].id;
+    return;
+  }
+  const models = at('models'), last = browser.read('firp.model');
+  models.replaceChildren(...data.map(({id}) => new Option(id)));
+  if (data.some(({id}) => id === last)) models.value = last;
+  models.hidden = false;
 }
+at('models').onchange = () => browser.write('firp.model', at('models').value);
 
 show_theme(browser.read('firp.theme') ?? '');
 at('drafted').checked = browser.read('firp.drafted') === '1';
