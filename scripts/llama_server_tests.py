@@ -62,8 +62,6 @@ NOT_NEEDED = {
     "--batch-size": 1, "--ubatch-size": 1, "--cont-batching": 0, "--kv-unified": 0, "--swa-full": 0,
     # There is one way to render a template.
     "--jinja": 0, "--no-jinja": 0,
-    # Says that an endpoint is not wanted.
-    "--no-slots": 0,
 }  # fmt: skip
 
 

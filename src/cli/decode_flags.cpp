@@ -515,7 +515,17 @@ namespace {
 
 /// Empty: the file's own.
 std::string chat_template_of(const DecodeFlags& flags) {
-  if (flags.chat_template_file.empty()) return flags.chat_template;
+  if (flags.chat_template_file.empty()) {
+    const std::string& text = flags.chat_template;
+    // A name of llama.cpp's would be written as it stands, in place of each conversation.
+    const bool is_template = text.empty() || text == "chatml" || text.find("{{") != text.npos ||
+                             text.find("{%") != text.npos;
+    if (is_template) return text;
+    throw Error(
+        fmt::format("--chat-template: '{}' is no Jinja template, and the only name that is "
+                    "known is chatml; --chat-template-file reads one from a file",
+                    one_line(text)));
+  }
   if (!flags.chat_template.empty()) {
     throw Error("give --chat-template or --chat-template-file, not both");
   }

@@ -93,6 +93,9 @@ Json slots_of(const Scheduler::Status& status, int context) {
                    {"is_processing", slot.is_busy}};
     if (slot.answer >= 0) {
       const Usage& usage = slot.usage;
+      // Of an answer that is over, nothing; llama-server tells no limit then.
+      const int written = slot.is_busy ? usage.completion_tokens : 0;
+      const int left = slot.is_busy ? slot.max_tokens - written : -1;
       Json parameters = settings_member(slot.sampling);
       parameters["n_predict"] = slot.max_tokens;
       parameters["max_tokens"] = slot.max_tokens;
@@ -100,9 +103,8 @@ Json slots_of(const Scheduler::Status& status, int context) {
       member["n_prompt_tokens"] = slot.prompt_tokens;
       member["n_prompt_tokens_cache"] = usage.cached_tokens;
       member["params"] = std::move(parameters);
-      member["next_token"] = Json::array({{{"has_next_token", slot.is_busy},
-                                           {"n_remain", slot.max_tokens - usage.completion_tokens},
-                                           {"n_decoded", usage.completion_tokens}}});
+      member["next_token"] = Json::array(
+          {{{"has_next_token", slot.is_busy}, {"n_remain", left}, {"n_decoded", written}}});
     }
     list.push_back(std::move(member));
   }
