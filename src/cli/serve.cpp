@@ -286,8 +286,9 @@ Examples:
       ->check(CLI::Range(0, 100000))
       ->capture_default_str();
   CLI::Option* const embeddings =
-      app->add_flag("--embedding,--embeddings", flags->embeddings,
-                    "Make embeddings, too: /v1/embeddings, /embeddings (llama-server: them alone)");
+      app->add_flag("--embedding,--embeddings,--rerank,--reranking", flags->embeddings,
+                    "Make embeddings, too: /v1/embeddings, /embeddings (llama-server: them alone), "
+                    "and rank documents by them: /rerank");
   app->add_option(
          "--pooling", flags->pooling,
          "What of the tokens' final states an embedding is: mean, last, cls (the first) or "

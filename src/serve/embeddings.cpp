@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "serve/prepare.h"
@@ -133,6 +134,77 @@ std::vector<std::vector<Token>> embedded_tokens(const EmbeddingsRequest& request
            kTooLarge);
   }
   return texts;
+}
+
+RerankRequest parse_rerank_request(std::string_view text, int size) {
+  const Json body = parse_body(text);
+  const Json* const query = find(body, "query");
+  if (query == nullptr) refuse("query", "'query' is missing", kMissing);
+  const Json* documents = find(body, "documents");
+  const bool is_tei = documents == nullptr && find(body, "texts") != nullptr;
+  if (is_tei) documents = find(body, "texts");
+  const char* const name = is_tei ? "texts" : "documents";
+  if (documents == nullptr) refuse(name, fmt::format("'{}' is missing", name), kMissing);
+  if (!documents->is_array() || documents->empty() || documents->size() >= kMostInputs) {
+    refuse(name, fmt::format("'{}' is a list of 1 to {} texts", name, kMostInputs - 1));
+  }
+  RerankRequest request = {
+      .texts = {.form = EmbeddingsForm::kOpenAi,
+                .field = name,
+                .inputs = {},
+                .dimensions = size,
+                .norm = -1},
+      .most = static_cast<int>(integer(body, "top_n", 1).value_or(std::ssize(*documents))),
+      .is_tei = is_tei,
+      .with_text = boolean(body, "return_text").value_or(false) ||
+                   boolean(body, "return_documents").value_or(false)};
+  const auto add = [&](const Json& value, const char* field) {
+    // A document may be an object with its text, as Cohere's clients send them.
+    const Json* const inside = value.is_object() ? find(value, "text") : nullptr;
+    request.texts.inputs.push_back({text_of(inside == nullptr ? value : *inside, field)});
+  };
+  add(*query, "query");
+  for (const Json& each : *documents) add(each, name);
+  return request;
+}
+
+Json rerank_reply(const RerankRequest& request, std::span<const Scheduler::Answer> answers,
+                  const std::string& model) {
+  const std::vector<float>& query = answers.front().embedding;
+  const double query_norm = norm_of(query, 2);
+  struct Scored {
+    int index;
+    double score;
+  };
+  std::vector<Scored> scored;
+  int tokens = 0;
+  for (const Scheduler::Answer& each : answers.subspan(1)) {
+    double product = 0;
+    for (std::size_t i = 0; i < query.size(); ++i) {
+      product += double{query[i]} * double{each.embedding[i]};
+    }
+    const double norms = query_norm * norm_of(each.embedding, 2);
+    scored.push_back({static_cast<int>(scored.size()), norms > 0 ? product / norms : 0});
+  }
+  for (const Scheduler::Answer& each : answers) tokens += each.usage.prompt_tokens;
+  std::ranges::stable_sort(scored, std::ranges::greater{}, &Scored::score);
+  scored.resize(std::min<std::size_t>(scored.size(), request.most));
+  Json results = Json::array();
+  for (const Scored& each : scored) {
+    Json member = {{"index", each.index},
+                   {request.is_tei ? "score" : "relevance_score", each.score}};
+    if (request.with_text) {
+      const std::string& text = std::get<std::string>(request.texts.inputs[each.index + 1].front());
+      member[request.is_tei ? "text" : "document"] =
+          request.is_tei ? Json(text) : Json{{"text", text}};
+    }
+    results.push_back(std::move(member));
+  }
+  if (request.is_tei) return results;
+  return {{"model", model},
+          {"object", "list"},
+          {"usage", {{"prompt_tokens", tokens}, {"total_tokens", tokens}}},
+          {"results", std::move(results)}};
 }
 
 Json embeddings_reply(const EmbeddingsRequest& request, std::span<const Scheduler::Answer> answers,

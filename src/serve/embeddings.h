@@ -49,6 +49,21 @@ std::vector<std::vector<Token>> embedded_tokens(const EmbeddingsRequest& request
                                                 const Vocabulary& vocabulary, int context,
                                                 Pooling pooling);
 
+/// Documents by how near their embeddings are to that of a query: Jina's form
+/// (https://jina.ai/reranker), or that of text-embeddings-inference (TEI), which calls them texts.
+struct RerankRequest {
+  EmbeddingsRequest texts;  ///< the query, then the documents
+  int most;                 ///< that the reply names
+  bool is_tei;
+  bool with_text;
+};
+/// `size`: numbers of a state. A RequestError as of parse_request().
+RerankRequest parse_rerank_request(std::string_view body, int size);
+
+/// `answers`: of the texts. A score is the cosine, of 0 where a vector has no length.
+Json rerank_reply(const RerankRequest& request, std::span<const Scheduler::Answer> answers,
+                  const std::string& model);
+
 /// `size`: numbers of a state. What a vector is divided by may be 0, as it is then.
 Json embeddings_reply(const EmbeddingsRequest& request, std::span<const Scheduler::Answer> answers,
                       int size, const std::string& model);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -53,6 +54,32 @@ TEST(Embeddings, ReadsEveryFormOfInput) {
   EXPECT_THAT(own.inputs, ElementsAre(text("a")));
   EXPECT_EQ(own.form, EmbeddingsForm::kLlama);
   EXPECT_STREQ(own.field, "content");
+}
+
+TEST(Embeddings, RanksDocumentsByTheirCosine) {
+  const auto ranked = [](const std::string& fields) {
+    const RerankRequest request = parse_rerank_request(R"({"query": "q", )" + fields + "}", 2);
+    const std::vector<Scheduler::Answer> answers = {
+        {.embedding = {2, 0}, .usage = {.prompt_tokens = 1}},
+        {.embedding = {0, 3}, .usage = {.prompt_tokens = 2}},
+        {.embedding = {5, 0}, .usage = {.prompt_tokens = 3}},
+        {.embedding = {-1, 1}, .usage = {.prompt_tokens = 4}}};
+    return rerank_reply(request, answers, "m");
+  };
+  const Json jina = ranked(R"("documents": ["a", {"text": "b"}, "c"], "return_documents": true)");
+  ASSERT_EQ(jina["results"].size(), 3u);
+  EXPECT_EQ(jina["results"][0],
+            Json({{"index", 1}, {"relevance_score", 1.0}, {"document", {{"text", "b"}}}}));
+  EXPECT_EQ(jina["results"][1]["index"], 0);
+  EXPECT_EQ(jina["results"][2]["index"], 2);
+  EXPECT_NEAR(jina["results"][2]["relevance_score"], -std::sqrt(0.5), 1e-6);
+  EXPECT_EQ(jina["usage"]["prompt_tokens"], 10);
+  const Json tei = ranked(R"("texts": ["a", "b", "c"], "top_n": 1)");
+  EXPECT_EQ(tei, Json::array({{{"index", 1}, {"score", 1.0}}}));
+  for (const char* const wrong : {R"("documents": [])", R"("documents": 3)", R"("documents": [3])",
+                                  R"("documents": null)", R"("documents": ["a"], "top_n": 0)"}) {
+    EXPECT_THROW(ranked(wrong), RequestError) << wrong;
+  }
 }
 
 TEST(Embeddings, RefusesWhatIsWrong) {

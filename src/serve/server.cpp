@@ -93,9 +93,14 @@ struct Server::State : Front {
   void count_tokens(const httplib::Request&, httplib::Response& response, const Reader* read);
   template <EmbeddingsForm form>
   void embed(const httplib::Request& request, httplib::Response& response, const Reader* read);
+  void rerank(const httplib::Request& request, httplib::Response& response, const Reader* read);
   template <Dialect dialect>
   void complete(const httplib::Request& request, httplib::Response& response, const Reader* read);
 
+  void require_embeddings(bool one_each) const;
+  std::vector<Scheduler::Answer> states_of(const EmbeddingsRequest& request,
+                                           const httplib::Request& http_request,
+                                           httplib::Response& response);
   TextRequest read_request(Dialect dialect, const httplib::Request& request,
                            httplib::Response& response, const Reader& read);
   void answer(Exchange& exchange, const std::function<void(const Events&)>& send,
@@ -145,10 +150,10 @@ const Server::State::Endpoint Server::State::kEndpoints[] = {
     {"/v1/embeddings", "POST", &State::embed<EmbeddingsForm::kOpenAi>},
     {"/embeddings", "POST", &State::embed<EmbeddingsForm::kLlama>},
     {"/embedding", "POST", &State::embed<EmbeddingsForm::kLlama>},
-    {"/v1/rerank", "POST", &State::not_done},
-    {"/rerank", "POST", &State::not_done},
-    {"/v1/reranking", "POST", &State::not_done},
-    {"/reranking", "POST", &State::not_done},
+    {"/v1/rerank", "POST", &State::rerank},
+    {"/rerank", "POST", &State::rerank},
+    {"/v1/reranking", "POST", &State::rerank},
+    {"/reranking", "POST", &State::rerank},
     {"/lora-adapters", "GET", &State::not_done},
     {"/v1/audio/transcriptions", "POST", &State::not_done},
 };
@@ -341,32 +346,54 @@ void Server::State::count_tokens(const httplib::Request& http_request, httplib::
   reply(response, counted);
 }
 
-template <EmbeddingsForm form>
-void Server::State::embed(const httplib::Request& http_request, httplib::Response& response,
-                          const Reader* read) {
+std::vector<Scheduler::Answer> Server::State::states_of(const EmbeddingsRequest& request,
+                                                        const httplib::Request& http_request,
+                                                        httplib::Response& response) {
+  const Pooling pooling = options.embeddings->pooling;
+  std::vector<std::vector<Token>> texts = embedded_tokens(request, vocabulary, context(), pooling);
+  std::vector<Scheduler::Answer> answers =
+      scheduler.embed(std::move(texts), pooling, [this] { return is_unwanted(); });
+  LoggedRequest& logged = *logged_of(http_request, response);
+  for (const Scheduler::Answer& each : answers) logged.usages.push_back(each.usage);
+  return answers;
+}
+
+/// `one_each`: whether the reply has room for one vector of a text alone.
+void Server::State::require_embeddings(bool one_each) const {
   if (!options.embeddings) {
     throw RequestError(kNotImplemented,
                        "this server makes no embeddings; firp serve --embeddings does");
   }
-  const Pooling pooling = options.embeddings->pooling;
-  if (form == EmbeddingsForm::kOpenAi && pooling == Pooling::kNone) {
-    throw RequestError(
-        kInvalidValue,
-        "with --pooling none each token has a vector, and OpenAI's form has room for "
-        "one alone; ask /embeddings");
+  if (one_each && options.embeddings->pooling == Pooling::kNone) {
+    throw RequestError(kInvalidValue,
+                       "with --pooling none each token has a vector, and this needs one of each "
+                       "text; ask /embeddings");
   }
+}
+
+template <EmbeddingsForm form>
+void Server::State::embed(const httplib::Request& http_request, httplib::Response& response,
+                          const Reader* read) {
+  require_embeddings(form == EmbeddingsForm::kOpenAi);
   const int size = engine.config().hidden_size;
   const EmbeddingsRequest request = [&] {
     const BodyBytes body(body_bytes, http_request, response, *read);
     return parse_embeddings_request(body.text(), form, vocabulary.size(), size,
                                     options.embeddings->norm);
   }();
-  std::vector<std::vector<Token>> texts = embedded_tokens(request, vocabulary, context(), pooling);
-  const std::vector<Scheduler::Answer> answers =
-      scheduler.embed(std::move(texts), pooling, [this] { return is_unwanted(); });
-  LoggedRequest& logged = *logged_of(http_request, response);
-  for (const Scheduler::Answer& each : answers) logged.usages.push_back(each.usage);
-  reply(response, embeddings_reply(request, answers, size, options.model_name));
+  reply(response, embeddings_reply(request, states_of(request, http_request, response), size,
+                                   options.model_name));
+}
+
+void Server::State::rerank(const httplib::Request& http_request, httplib::Response& response,
+                           const Reader* read) {
+  require_embeddings(/*one_each=*/true);
+  const RerankRequest request = [&] {
+    const BodyBytes body(body_bytes, http_request, response, *read);
+    return parse_rerank_request(body.text(), engine.config().hidden_size);
+  }();
+  reply(response, rerank_reply(request, states_of(request.texts, http_request, response),
+                               options.model_name));
 }
 
 /// All events of the answers.
