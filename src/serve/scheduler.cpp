@@ -213,11 +213,16 @@ void Scheduler::at_slot(int slot, const std::function<void(Memory&)>& act,
     errand.changed.wait_for(lock, kGlance, [&] { return errand.done; });
     if (errand.began) continue;
     lock.unlock();
-    const bool leaves = is_unwanted();
+    std::exception_ptr leaves;
+    try {
+      if (is_unwanted()) throw Cancelled();
+    } catch (...) {
+      leaves = std::current_exception();
+    }
     lock.lock();
     if (leaves && !errand.began) {
       errands_.remove(&errand);
-      throw Cancelled();
+      std::rethrow_exception(leaves);
     }
   }
   if (errand.error) std::rethrow_exception(errand.error);

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "engine/llama_engine.h"
 #include "model/heads.h"
+#include "model/test_files.h"
 #include "plan/measuring.h"
 #include "serve/test_model.h"
 
@@ -91,9 +92,25 @@ TEST_F(SchedulerTest, AnswersThatDoNotFitTogetherAreAllGiven) {
     for (int i = 0; i < kAnswers; ++i) {
       EXPECT_FALSE(texts[i].empty());
       if (engine == &llama) continue;  // whose rows are the same within rounding
+      if (quick_tests() && i > 0) continue;
       EXPECT_EQ(texts[i], answer(alone, prompt(i, 50), kTokens)) << i;
     }
   }
+}
+
+/// Also where who waits is told so by an error.
+TEST_F(SchedulerTest, NobodyNeedWaitForASlot) {
+  Loaded& loaded = Loaded::get();
+  BatchDecoder decoder(*loaded.engine);
+  Scheduler scheduler(decoder, loaded.vocabulary, plain_, 1, kMostWaiting);
+  std::future<std::string> busy =
+      std::async(std::launch::async, [&] { return answer(scheduler, prompt(0, 8), 100); });
+  while (!scheduler.status().slots[0].is_busy) std::this_thread::yield();
+  EXPECT_THROW(scheduler.erase(0, [] { return true; }), Cancelled);
+  EXPECT_THROW(scheduler.erase(0, []() -> bool { throw RequestError(kTimedOut, "late"); }),
+               RequestError);
+  EXPECT_FALSE(busy.get().empty());
+  EXPECT_GT(scheduler.erase(0, [] { return false; }), 0);
 }
 
 /// As `firp serve` has it: heads, n-grams, and a planner that decides for each sequence.
