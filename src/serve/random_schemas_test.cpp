@@ -16,7 +16,7 @@
 namespace firp {
 namespace {
 
-constexpr int kSchemas = 40;
+constexpr int kSchemas = 24;
 constexpr int kMostTokens = 96;
 
 /// JSON schemas whose answers are short. The same number makes the same schema.
