@@ -16,7 +16,7 @@ import random
 import socket
 import time
 
-from served import Malformed, Served, exchange, request_bytes, text_of
+from served import Served, ask, request_bytes
 
 WORDS = "the garden river under a small house where nobody could see how old stones and green water moved".split()
 
@@ -37,17 +37,6 @@ def requests(seed, count):
         else:
             made.append(("/v1/chat/completions", body | {"messages": [{"role": "user", "content": prompt}]}))
     return made
-
-
-def ask(port, request, patience=300):
-    """The answer's text; a reason where there is none."""
-    try:
-        responses, closed = exchange(port, [request_bytes(*request)], 1, patience)
-    except (OSError, Malformed) as error:
-        return None, str(error)
-    if not responses:
-        return None, "closed without an answer" if closed else f"no answer in {patience} s"
-    return text_of(responses[0]), str(responses[0])
 
 
 def leave(port, request, rng):

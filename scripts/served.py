@@ -211,3 +211,14 @@ def text_of(response):
         return None
     choice = whole["choices"][0]
     return choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+def ask(port, request, patience=300, read=text_of):
+    """What `read` makes of the answer's response, text_of its text; and the response, or why there is none."""
+    try:
+        responses, closed = exchange(port, [request_bytes(*request)], 1, patience)
+    except (OSError, Malformed) as error:
+        return None, repr(error)
+    if not responses:
+        return None, "closed without an answer" if closed else f"no answer in {patience} s"
+    return read(responses[0]), str(responses[0])

@@ -23,7 +23,7 @@ import time
 import hostile_requests
 from clients import SAILOR, TEMPLATE, WEATHER, WEATHER_PARAMETERS
 from same_answers import WORDS, leave
-from served import Malformed, Served, exchange, request_bytes
+from served import Served, ask
 
 CHAT, TEXT, RESPONSES, MESSAGES, LLAMA = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion")  # fmt: skip
@@ -148,17 +148,6 @@ def essence(response):
     return cleaned(response.json())
 
 
-def ask(port, request, patience):
-    """The answer's essence; a reason where there is none."""
-    try:
-        responses, closed = exchange(port, [request_bytes(*request)], 1, patience)
-    except (OSError, Malformed) as error:
-        return None, repr(error)
-    if not responses:
-        return None, "closed without an answer" if closed else f"no answer in {patience} s"
-    return essence(responses[0]), str(responses[0])
-
-
 def difference(alone, now):
     """Both from where they part."""
     a, b = json.dumps(alone), json.dumps(now)
@@ -183,7 +172,7 @@ def client(port, seed, args, pool, alone, ended, found):
             found.put(("malformed", wrong and f"{case.name}: {wrong}"))
         else:
             which = rng.randrange(len(pool))
-            answer, said = ask(port, pool[which], args.patience)
+            answer, said = ask(port, pool[which], args.patience, essence)
             wrong = None
             if answer is None:
                 wrong = f"no answer to {pool[which][0]} {json.dumps(pool[which][1])[:300]}: {said}"
@@ -235,7 +224,7 @@ def soak(args, server):
     begin = time.monotonic()
     alone = []
     for request in pool:
-        answer, said = ask(server.port, request, args.patience)
+        answer, said = ask(server.port, request, args.patience, essence)
         if answer is None:
             server.end()
             raise SystemExit(f"no answer alone to {request[0]} {json.dumps(request[1])[:500]}: {said}")

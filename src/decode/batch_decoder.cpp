@@ -182,8 +182,7 @@ void BatchDecoder::absorb(const Pass& pass, std::span<Part> parts, double second
     if (part.reads) {
       reading.add(part.token_rows, part.context);
       part.session->stats_.prefill_seconds += seconds;
-      if (part.session->pooled_) part.session->pool(part, pass);
-      part.session->absorb_reading(part);
+      part.session->absorb_reading(part, pass);
     } else {
       part.session->absorb(part);
     }

@@ -192,8 +192,7 @@ std::vector<Token> Grammar::forced(int most) const {
   }
   if (text.empty() || unfinished_utf8(text) > 0) return {};
   // The last token may have ended inside a character; what is left of it is no text.
-  const bool begins_inside_character = (static_cast<unsigned char>(text.front()) & 0xC0) == 0x80;
-  if (begins_inside_character) return {};
+  if (continues_utf8(text.front())) return {};
   std::vector<Token> tokens = vocabulary.tokenize(text, /*add_bos=*/false);
   if (std::ssize(tokens) > most) tokens.resize(most);
   return tokens;

@@ -377,8 +377,12 @@ void Session::tell_prompt(Part& part, const Pass& pass) const {
   }
 }
 
-/// A session that gave up its place reads again what it has told of.
-void Session::absorb_reading(Part& part) {
+/// Takes in what its part of the pass read.
+void Session::absorb_reading(Part& part, const Pass& pass) {
+  if (pooled_) {
+    for (const int row : part.path) pooled_->add(pass.final_state(row));
+  }
+  // One that gave up its place reads again what it has told of.
   const int told = static_cast<int>(prompt_probabilities_.size()) - part.context;
   for (int i = std::max(told, 0); i < std::ssize(part.probabilities); ++i) {
     prompt_probabilities_.push_back(std::move(part.probabilities[i]));
@@ -403,11 +407,6 @@ void Session::absorb(Part& part) {
   for (std::size_t i = 1; i < part.path.size(); ++i) {
     verified_.accepted.push_back(part.path[i] - part.first_row - 1);
   }
-}
-
-/// Takes in the states of the rows that it read.
-void Session::pool(const Part& part, const Pass& pass) {
-  for (const int row : part.path) pooled_->add(pass.final_state(row));
 }
 
 std::vector<float> Session::embedding() const {

@@ -187,9 +187,8 @@ class Session {
   template <typename Choose>
   void walk(Part& part, const Choose& choose) const;
   void tell_prompt(Part& part, const Pass& pass) const;
-  void absorb_reading(Part& part);
+  void absorb_reading(Part& part, const Pass& pass);
   void absorb(Part& part);
-  void pool(const Part& part, const Pass& pass);
   void catch_up_grammar();
   bool can_draft(const Part& part) const;
   DraftTree match_text();

@@ -81,5 +81,9 @@ void require_utf8(std::string_view text, std::string_view what);
 
 /// Bytes at the end of `text` that begin a UTF-8 character and do not end it (0 to 3).
 std::size_t unfinished_utf8(std::string_view text);
+/// Whether the byte is one of a UTF-8 character, but not its first.
+constexpr bool continues_utf8(char byte) {
+  return (static_cast<unsigned char>(byte) & 0xC0) == 0x80;
+}
 
 }  // namespace firp

@@ -103,7 +103,6 @@ void reply(httplib::Response& response, const Json& body, int status) {
   response.set_content(to_bytes(body), kJson);
 }
 
-/// In the form that clients of the path expect.
 void reply(httplib::Response& response, const std::string& path, const RequestError& error) {
   if (error.kind.status == kBusy.status) response.set_header("Retry-After", "1");
   reply(response, path.starts_with("/v1/messages") ? messages_error(error) : error_reply(error),

@@ -37,13 +37,15 @@ Json chosen(const Json& whole, const std::vector<std::string>& fields) {
 
 }  // namespace
 
-Json settings_member(const SamplingOptions& s) {
+Json settings_member(const SamplingOptions& s, int max_tokens) {
   Json biases = Json::array();
   for (const TokenLogit& bias : s.logit_bias) {
     // JSON has no infinity: null.
     biases.push_back({{"token", bias.token}, {"bias", bias.logit}});
   }
-  return {{"seed", s.seed},
+  return {{"max_tokens", max_tokens},
+          {"n_predict", max_tokens},
+          {"seed", s.seed},
           {"temperature", s.temperature},
           {"dynatemp_range", s.dynatemp_range},
           {"dynatemp_exponent", s.dynatemp_exponent},
@@ -91,9 +93,7 @@ Json LlamaWriter::chunk(int answer, const ReplyPart& part, const Usage& usage) c
 }
 
 Json LlamaWriter::last(int answer, const FinishedAnswer& finished, bool streamed) const {
-  Json settings = settings_member(request_.sampling);
-  settings["max_tokens"] = request_.max_tokens;
-  settings["n_predict"] = request_.max_tokens;
+  Json settings = settings_member(request_.sampling, request_.max_tokens);
   settings["stop"] = request_.stops;
   settings["stream"] = request_.stream;
   settings["ignore_eos"] = request_.ignore_eos;

@@ -26,7 +26,7 @@ class LlamaWriter : public ReplyWriter {
   const std::vector<std::string> prompts_;
 };
 
-/// The sampling settings by llama.cpp's names, as it repeats them in replies and /props.
-Json settings_member(const SamplingOptions& sampling);
+/// The settings of an answer by llama.cpp's names, as it repeats them in replies and /props.
+Json settings_member(const SamplingOptions& sampling, int max_tokens);
 
 }  // namespace firp

@@ -96,13 +96,10 @@ Json slots_of(const Scheduler::Status& status, int context) {
       // Of an answer that is over, nothing; llama-server tells no limit then.
       const int written = slot.is_busy ? usage.completion_tokens : 0;
       const int left = slot.is_busy ? slot.max_tokens - written : -1;
-      Json parameters = settings_member(slot.sampling);
-      parameters["n_predict"] = slot.max_tokens;
-      parameters["max_tokens"] = slot.max_tokens;
       member["id_task"] = slot.answer;
       member["n_prompt_tokens"] = slot.prompt_tokens;
       member["n_prompt_tokens_cache"] = usage.cached_tokens;
-      member["params"] = std::move(parameters);
+      member["params"] = settings_member(slot.sampling, slot.max_tokens);
       member["next_token"] = Json::array(
           {{{"has_next_token", slot.is_busy}, {"n_remain", left}, {"n_decoded", written}}});
     }

@@ -21,8 +21,7 @@ namespace {
 constexpr std::chrono::milliseconds kGlance{50};
 
 int characters_of(std::string_view text) {
-  return static_cast<int>(std::ranges::count_if(
-      text, [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }));
+  return static_cast<int>(std::ssize(text) - std::ranges::count_if(text, continues_utf8));
 }
 
 }  // namespace
@@ -289,11 +288,9 @@ void Scheduler::run(const std::stop_token& ended) {
     if (jobs.empty()) continue;
     const Stopwatch watch;
     step(jobs);
-    std::map<int, double> seconds = pass_seconds();
     const std::lock_guard lock(mutex_);
     done_.busy_seconds += watch.seconds();
     ++done_.passes;
-    done_.pass_seconds = std::move(seconds);
     done_.free_positions = decoder_.engine().free_positions();
   }
   for (const std::shared_ptr<Job>& job : running_) {
@@ -595,7 +592,9 @@ void Scheduler::finish(Job& job, std::exception_ptr error) {
     answer.usage = usage_of(job);
   }
   const std::string rest = error ? "" : job.text.finish();
+  std::map<int, double> seconds = pass_seconds();
   const std::lock_guard lock(mutex_);
+  done_.pass_seconds = std::move(seconds);
   slots_[job.slot].usage = answer.usage;
   leave(job);
   ++done_.answers;

@@ -126,8 +126,8 @@ class Scheduler {
     double busy_seconds;
     long long passes;
     int longest;  ///< of those: prompt and answer, in tokens
-    /// What a pass of so many rows takes by now, where a planner knows: on a short context,
-    /// drafted.
+    /// What a pass of so many rows took when an answer last ended, where a planner knows: on a
+    /// short context, drafted.
     std::map<int, double> pass_seconds;
     int free_positions;  ///< of the engine's; what is held of old answers is free
   };

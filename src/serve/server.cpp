@@ -201,10 +201,8 @@ void Server::State::models(const httplib::Request&, httplib::Response& response,
 }
 
 void Server::State::props(const httplib::Request&, httplib::Response& response, const Reader*) {
-  Json settings = settings_member(defaults.sampling);
+  Json settings = settings_member(defaults.sampling, defaults.max_tokens);
   settings["seed"] = defaults.seed.value_or(LLAMA_DEFAULT_SEED);  // llama.cpp's "any"
-  settings["n_predict"] = defaults.max_tokens;
-  settings["max_tokens"] = defaults.max_tokens;
   const llama_vocab* const v = llama_model_get_vocab(vocabulary.model());
   const auto piece = [&](Token token) {
     return token == kNoToken ? "" : vocabulary.piece(token, /*show_special=*/true);
