@@ -5,12 +5,17 @@ export FIRP_CACHE
 GPU ?=
 export GPU
 BUILD := build$(if $(GPU),-$(GPU))
-MODEL := $(FIRP_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+# Of the demo: smollm2, gemma3, or a GGUF file.
+MODEL ?= smollm2
+MODEL_FILE := $(if $(filter smollm2,$(MODEL)),$(FIRP_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf,$(if \
+  $(filter gemma3,$(MODEL)),$(FIRP_CACHE)/models/gemma-3-270m-q4_k_m.gguf,$(MODEL)))
+export MODEL
 
 .PHONY: help setup configure build test demo format clean
 
 help:
-	@echo 'make demo    a real model answers with FIRP and without, side by side'
+	@echo 'make demo    a real model answers with FIRP and without, side by side; MODEL=gemma3 takes'
+	@echo '             Gemma 3 270M (230 MiB, under Gemma'\''s terms of use), MODEL=FILE one of yours'
 	@echo 'make build   build/firp; with GPU=cuda (vulkan, hip, ...) build-cuda/firp, for llama.cpp'\''s engine'
 	@echo 'make test    all tests'
 	@echo 'make format  clang-format on all sources'
@@ -32,7 +37,7 @@ test: build
 # Without the tests and the trainer.
 demo: configure
 	@cmake --build '$(BUILD)' --target firp
-	@$(BUILD)/firp demo -m '$(MODEL)'
+	@$(BUILD)/firp demo -m '$(MODEL_FILE)'
 
 format:
 	@find src -name '*.cpp' -o -name '*.h' | xargs clang-format -i

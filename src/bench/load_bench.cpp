@@ -63,8 +63,8 @@ class OpenFile {
 std::size_t packed_bytes(const Model& model) {
   std::size_t bytes = PackedMatrix::packed_bytes(model.head(), model.head().type);
   for (const LayerTensors& layer : model.layers()) {
-    for (const Tensor* matrix : layer.matrices()) {
-      bytes += PackedMatrix::packed_bytes(*matrix, matrix->type);
+    for (const Tensor* const* const matrix : layer.matrices()) {
+      bytes += PackedMatrix::packed_bytes(**matrix, (*matrix)->type);
     }
   }
   return bytes;

@@ -56,9 +56,11 @@ ModelConfig config_of(const Shape& shape, std::string name) {
   config.vocabulary_size = shape.vocabulary_size;
   config.trained_context = 8192;
   config.rms_norm_epsilon = 1e-5f;
-  config.rope.dimensions = shape.head_size;
   const std::vector<double> frequencies = rope_frequencies(shape.rope_base, shape.head_size);
-  config.rope.frequencies.assign(frequencies.begin(), frequencies.end());
+  config.by_layer.assign(shape.layers, {});
+  config.ropes = {{.dimensions = shape.head_size,
+                   .frequencies = {frequencies.begin(), frequencies.end()}}};
+  config.attention_scale = 1 / std::sqrt(static_cast<float>(shape.head_size));
   config.tied_head = shape.tied_head;
   return config;
 }
@@ -93,7 +95,7 @@ class GgufHeader {
                                      {"llama.attention.head_count_kv", c.kv_heads},
                                      {"llama.attention.key_length", c.head_size},
                                      {"llama.attention.value_length", c.head_size},
-                                     {"llama.rope.dimension_count", c.rope.dimensions}}) {
+                                     {"llama.rope.dimension_count", c.head_size}}) {
       gguf_set_val_u32(gguf_.get(), key, static_cast<std::uint32_t>(value));
     }
     gguf_set_val_f32(gguf_.get(), "llama.rope.freq_base", rope_base);
@@ -102,19 +104,15 @@ class GgufHeader {
     add("token_embd.weight", model.token_embedding());
     add("output_norm.weight", model.output_norm());
     if (!c.tied_head) add("output.weight", model.head());
+    const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
     for (int i = 0; i < c.layers; ++i) {
-      const LayerTensors& layer = model.layers()[i];
-      for (const auto& [part, tensor] : {std::pair{"attn_norm", layer.attention_norm},
-                                         {"attn_q", layer.query},
-                                         {"attn_k", layer.key},
-                                         {"attn_v", layer.value},
-                                         {"attn_output", layer.output},
-                                         {"ffn_norm", layer.feed_forward_norm},
-                                         {"ffn_gate", layer.gate},
-                                         {"ffn_up", layer.up},
-                                         {"ffn_down", layer.down}}) {
-        add(fmt::format("blk.{}.{}.weight", i, part), *tensor);
-      }
+      const auto add_all = [&](const auto& parts, const auto& tensors) {
+        for (std::size_t k = 0; k < parts.size(); ++k) {
+          if (parts[k]->outputs > 0) add(fmt::format("blk.{}.{}", i, parts[k]->name), **tensors[k]);
+        }
+      };
+      add_all(specs.matrices(), model.layers()[i].matrices());
+      add_all(specs.vectors(), model.layers()[i].vectors());
     }
   }
 
@@ -171,7 +169,7 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   require_memory(c, type);
 
   // Deviations of 1 / sqrt(inputs) keep what the layers add to the residual stream near 1.
-  const auto matrix = [&](const char* role, int outputs, int inputs, float scale) {
+  const auto matrix = [&](std::string_view role, int outputs, int inputs, float scale) {
     const float deviation = scale / std::sqrt(static_cast<float>(inputs));
     const auto seed = static_cast<unsigned>(matrices_.size() + 1);
     return &matrices_.emplace_back(role, type, outputs, inputs, deviation, seed).tensor();
@@ -188,22 +186,15 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   tensors.output_norm = &norm_;
   tensors.head = c.tied_head ? tensors.token_embedding
                              : matrix("head", c.vocabulary_size, c.hidden_size, kLogitSpread);
-  const LayerTensors layer = {
-      .attention_norm = &norm_,
-      .query = matrix("query", c.query_size(), c.hidden_size, 1),
-      .key = matrix("key", c.kv_size(), c.hidden_size, 1),
-      .value = matrix("value", c.kv_size(), c.hidden_size, 1),
-      .output = matrix("output", c.hidden_size, c.query_size(), 1),
-      .query_bias = nullptr,
-      .key_bias = nullptr,
-      .value_bias = nullptr,
-      .query_norm = nullptr,
-      .key_norm = nullptr,
-      .feed_forward_norm = &norm_,
-      .gate = matrix("gate", c.feed_forward_size, c.hidden_size, 1),
-      .up = matrix("up", c.feed_forward_size, c.hidden_size, 1),
-      .down = matrix("down", c.hidden_size, c.feed_forward_size, 1),
-  };
+  LayerTensors layer;
+  const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
+  for (std::size_t k = 0; k < specs.matrices().size(); ++k) {
+    const PartSpec& spec = *specs.matrices()[k];
+    *layer.matrices()[k] = matrix(spec.name, spec.outputs, spec.inputs, 1);
+  }
+  for (std::size_t k = 0; k < specs.vectors().size(); ++k) {
+    if (specs.vectors()[k]->outputs > 0) *layer.vectors()[k] = &norm_;
+  }
   tensors.layers.assign(c.layers, layer);
   model_ = std::make_unique<Model>(std::move(c), std::move(tensors));
 }

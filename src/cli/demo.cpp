@@ -15,9 +15,14 @@ namespace {
 
 struct DemoFlags {
   DecodeFlags decode;
-  std::string prompt = "Explain in a few paragraphs why the sky is blue, and why sunsets are red.";
+  std::string prompt;
   int tokens = 200;
 };
+
+constexpr std::string_view kQuestion =
+    "Explain in a few paragraphs why the sky is blue, and why sunsets are red.";
+/// For a model that goes on with texts.
+constexpr std::string_view kBeginning = "The sky is blue because";
 
 struct Answer {
   std::vector<DecodedToken> tokens;
@@ -116,13 +121,15 @@ std::vector<std::string> column(const char* title, const Answer& answer, const D
 }
 
 int run_demo(DemoFlags& flags) {
-  if (flags.prompt.empty()) throw Error("the prompt is empty");
   require_utf8(flags.prompt, "the prompt");
   const int most = most_tokens(flags.tokens);
   flags.decode.draft = "firp+ngram";
   std::vector<Token> prompt;
   Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1),
                   [&](const ChatTemplate& chat_template, int context) {
+                    if (flags.prompt.empty()) {
+                      flags.prompt = chat_template.exists() ? kQuestion : kBeginning;
+                    }
                     chat_template.vocabulary().require_fits(flags.prompt.size(), context);
                     prompt = Conversation(chat_template).user_turn(flags.prompt);
                   });

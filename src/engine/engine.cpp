@@ -77,18 +77,20 @@ bool Engine::drop_retired() {
 
 void Engine::truncate(int sequence, int length) {
   if (length >= contexts_.length(sequence)) return;
-  truncate_context(sequence, length);
-  contexts_.truncate(sequence, length);
+  const int kept = keepable_context(sequence, length);
+  truncate_context(sequence, kept);
+  contexts_.truncate(sequence, kept);
 }
 
 int Engine::adopt(int sequence, std::span<const Token> tokens) {
   truncate(sequence, common_prefix(contexts_.tokens(sequence), tokens));
   const Contexts::Match match =
       contexts_.find(tokens, sequence, /*retired_alone=*/keeps_contexts_apart());
-  if (match.length > length(sequence)) {
+  const int found = match.length > 0 ? keepable_context(match.sequence, match.length) : 0;
+  if (found > length(sequence)) {
     truncate(sequence, 0);
-    share_context(match.sequence, sequence, match.length);
-    contexts_.share(match.sequence, sequence, match.length);
+    share_context(match.sequence, sequence, found);
+    contexts_.share(match.sequence, sequence, found);
   }
   while (keeps_contexts_apart() && drop_retired()) {
   }

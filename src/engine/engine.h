@@ -86,7 +86,8 @@ class Engine {
   void retire_sequence(int sequence);
   bool has_sequence(int sequence) const { return contexts_.is_live(sequence); }
   int length(int sequence) const { return contexts_.length(sequence); }  ///< committed positions
-  /// Forgets the positions from `length` on.
+  /// Forgets the positions from `length` on; all of them, where layers with a window would need
+  /// keys that were given back. So look at length() afterwards.
   void truncate(int sequence, int length);
   /// Makes the context of `sequence` the longest beginning of `tokens` that any sequence holds,
   /// itself included, without running a row. Its length.
@@ -148,6 +149,8 @@ class Engine {
   // The same for what sequences hold. `to` of share_context() holds nothing.
   virtual void add_context(int sequence) = 0;
   virtual void remove_context(int sequence) = 0;
+  /// Of the first `length` positions, as many as can be kept when the others go.
+  virtual int keepable_context(int /*sequence*/, int length) const { return length; }
   virtual void truncate_context(int sequence, int length) = 0;
   virtual void share_context(int from, int to, int length) = 0;
   /// The context of `sequence`, which holds nothing, becomes one that write_context() gave.

@@ -94,6 +94,19 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
         ++seed;
       }
     }
+    // What these differ by is between the products: one type will do.
+    for (const char* architecture : {"gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
+      for (const int window : {5, 32, 70}) {
+        if (!quick_tests() || seed % 8 == 0) {
+          expect_bit_equal_rows({.architecture = architecture,
+                                 .type = GGML_TYPE_Q4_1,
+                                 .layers = 4,
+                                 .sliding_window = window},
+                                isa, seed);
+        }
+        ++seed;
+      }
+    }
     for (const CacheType cache_type : {CacheType::kF16, CacheType::kQ8_0}) {
       for (int trial = 0; trial < (quick_tests() ? 1 : 4); ++trial) {
         expect_bit_equal_rows({.type = GGML_TYPE_Q4_1,

@@ -23,7 +23,6 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
                          KvCache& cache, ThreadPool& pool, int max_rows, int context)
     : model_(model),
       config_(model.config()),
-      frequencies_(config_.rope.frequencies_for(context)),
       weights_(weights),
       kernels_(kernels),
       cache_(cache),
@@ -53,6 +52,12 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
   allocate(gate_, config_.feed_forward_size);
   allocate(up_, config_.feed_forward_size);
   allocate(final_states_, d_);
+  if (!adds_directly()) allocate(added_, d_);
+  allocate(query_inverses_, 1);
+  allocate(key_inverses_, 1);
+  for (const RopeConfig& rope : config_.ropes) {
+    rotations_.push_back({rope.frequencies_for(context), rope.magnitude, {}, {}});
+  }
 }
 
 void ForwardPass::run(const ForwardTask& task) {
@@ -83,7 +88,7 @@ void ForwardPass::run(const ForwardTask& task) {
   for (std::size_t i = 0; i < capture_layers_.size(); ++i) {
     captured_[i].resize(static_cast<std::size_t>(count) * d_);
   }
-  extend_rope_table(std::ranges::max(rows, {}, &PassRow::position).position + 1);
+  turn_to(std::ranges::max(rows, {}, &PassRow::position).position + 1);
   pool_.run_on_free_cores([this](int thread) { run_thread(thread); });
   if (ends_early_) throw Cancelled();
 }
@@ -135,19 +140,25 @@ const float* ForwardPass::source(const PassRow& row) {
 void ForwardPass::embed(int thread) {
   const auto [begin, end] = share(token_rows_, thread, pool_.running());
   for (int row = begin; row < end; ++row) {
-    dequantize_row(model_.token_embedding(), rows_[row].token,
-                   {residual(row), static_cast<std::size_t>(d_)});
+    float* const x = residual(row);
+    dequantize_row(model_.token_embedding(), rows_[row].token, {x, static_cast<std::size_t>(d_)});
+    if (config_.embedding_scale != 1.0f) {
+      kernels_.scale(x, config_.embedding_scale, ones_.data(), d_, x);
+    }
   }
 }
 
-void ForwardPass::extend_rope_table(int positions) {
-  const std::size_t pairs = static_cast<std::size_t>(config_.rope.dimensions) / 2;
-  for (std::size_t position = cosines_.size() / std::max<std::size_t>(pairs, 1);
-       position < static_cast<std::size_t>(positions) && pairs > 0; ++position) {
-    for (std::size_t pair = 0; pair < pairs; ++pair) {
-      const float angle = static_cast<float>(position) * frequencies_[pair];
-      cosines_.push_back(std::cos(angle) * config_.rope.magnitude);
-      sines_.push_back(std::sin(angle) * config_.rope.magnitude);
+/// Extends the tables of rotations to so many positions.
+void ForwardPass::turn_to(int positions) {
+  for (Rotation& rotation : rotations_) {
+    const std::size_t pairs = rotation.frequencies.size();
+    for (std::size_t position = rotation.cosines.size() / std::max<std::size_t>(pairs, 1);
+         position < static_cast<std::size_t>(positions) && pairs > 0; ++position) {
+      for (const float frequency : rotation.frequencies) {
+        const float angle = static_cast<float>(position) * frequency;
+        rotation.cosines.push_back(std::cos(angle) * rotation.magnitude);
+        rotation.sines.push_back(std::sin(angle) * rotation.magnitude);
+      }
     }
   }
 }
@@ -268,7 +279,6 @@ void ForwardPass::attention(int layer, int thread) {
   const int active = active_rows_[layer];
   const int head_size = config_.head_size;
   const int group = config_.query_heads / config_.kv_heads;
-  const int pairs = config_.rope.dimensions / 2;
   const std::size_t query_size = config_.query_size();
   const std::size_t kv_size = config_.kv_size();
 
@@ -279,39 +289,53 @@ void ForwardPass::attention(int layer, int thread) {
             {&w.value, value_.data(), kv_size}},
            normed_, &w.output, thread);
   barrier(thread, Phase::kQueryKeyValue);
+  if (config_.head_norms == HeadNorms::kAll) {
+    const auto [begin, end] = share(active, thread, pool_.running());
+    for (int row = begin; row < end; ++row) {
+      query_inverses_[row] = kernels_.inverse_rms(query_.data() + row * query_size,
+                                                  config_.rms_norm_epsilon, config_.query_size());
+      key_inverses_[row] = kernels_.inverse_rms(key_.data() + row * kv_size,
+                                                config_.rms_norm_epsilon, config_.kv_size());
+    }
+    barrier(thread, Phase::kNorms);
+  }
 
   // Per row and KV head: its query heads, its key and its value get bias, norm and rotation; key
   // and value go to the row's scratch slot.
+  const LayerConfig& layer_config = config_.by_layer[layer];
   const auto [first_task, end_task] = share(active * config_.kv_heads, thread, pool_.running());
   for (int task = first_task; task < end_task; ++task) {
     const int row = task % active;  // keys of neighbouring rows share cache lines
     const int kv_head = task / active;
-    const std::size_t angles = static_cast<std::size_t>(rows_[row].position) * pairs;
+    const auto part_of = [&](const std::vector<float>& vector, int index) {
+      return std::span(vector).subspan(static_cast<std::size_t>(index) * head_size, head_size);
+    };
     const auto finish = [&](float* head, int index, const std::vector<float>& bias,
-                            const std::vector<float>& norm) {
-      if (!bias.empty()) {
-        add(std::span(bias).subspan(static_cast<std::size_t>(index) * head_size, head_size), head);
-      }
-      if (!norm.empty()) {
+                            const std::vector<float>& norm, float inverse_of_all) {
+      if (!bias.empty()) add(part_of(bias, index), head);
+      if (config_.head_norms == HeadNorms::kEach) {
         const float inverse = kernels_.inverse_rms(head, config_.rms_norm_epsilon, head_size);
         kernels_.scale(head, inverse, norm.data(), head_size, head);
+      } else if (config_.head_norms == HeadNorms::kAll) {
+        kernels_.scale(head, inverse_of_all, part_of(norm, index).data(), head_size, head);
       }
-      kernels_.rope(head, cosines_.data() + angles, sines_.data() + angles, 2 * pairs,
-                    config_.rope.interleaved);
+      if (layer_config.rope < 0) return;
+      const Rotation& rotation = rotations_[layer_config.rope];
+      const RopeConfig& rope = config_.ropes[layer_config.rope];
+      const std::size_t at = static_cast<std::size_t>(rows_[row].position) * rope.dimensions / 2;
+      kernels_.rope(head, rotation.cosines.data() + at, rotation.sines.data() + at, rope.dimensions,
+                    rope.interleaved);
     };
     for (int i = 0; i < group; ++i) {
       const int head = kv_head * group + i;
       finish(query_.data() + row * query_size + static_cast<std::size_t>(head) * head_size, head,
-             w.query_bias, w.query_norm);
+             w.query_bias, w.query_norm, query_inverses_[row]);
     }
     const std::size_t at = row * kv_size + static_cast<std::size_t>(kv_head) * head_size;
-    finish(key_.data() + at, kv_head, w.key_bias, w.key_norm);
-    if (!w.value_bias.empty()) {
-      add(std::span(w.value_bias).subspan(static_cast<std::size_t>(kv_head) * head_size, head_size),
-          value_.data() + at);
-    }
+    finish(key_.data() + at, kv_head, w.key_bias, w.key_norm, key_inverses_[row]);
+    if (!w.value_bias.empty()) add(part_of(w.value_bias, kv_head), value_.data() + at);
     kernels_.store_kv(key_.data() + at, value_.data() + at, cache_.part(),
-                      cache_.scratch_page(slot(row)) + cache_.offset(layer, kv_head),
+                      cache_.scratch_page(layer, slot(row)) + cache_.offset(layer, kv_head),
                       slot(row) % kPagePositions);
   }
   barrier(thread, Phase::kRopeAndCache);
@@ -334,11 +358,13 @@ void ForwardPass::attention(int layer, int thread) {
       if (more) continue;
       kernels_.attend({.heads = heads,
                        .part = cache_.part(),
-                       .scale = 1.0f / std::sqrt(static_cast<float>(head_size)),
+                       .scale = config_.attention_scale,
+                       .softcap = config_.attention_softcap,
+                       .window = layer_config.window,
                        .offset = cache_.offset(layer, kv_head),
-                       .pages = cache_.pages(sequence),
+                       .pages = cache_.pages(sequence, layer),
                        .committed = cache_.length(sequence),
-                       .scratch = cache_.scratch()});
+                       .scratch = cache_.scratch(layer)});
       heads.clear();
     }
   };
@@ -348,14 +374,16 @@ void ForwardPass::attention(int layer, int thread) {
     prepare(attended_, w.output, thread);
     barrier(thread, Phase::kAttentionOutput);
   }
-  multiply({{&w.output, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, attended_,
-           &w.gate, thread);
+  multiply({product_to_residual(w.output)}, attended_, &w.gate, thread);
   barrier(thread, Phase::kAttentionOutput);
+  add_to_residual(w.attention_post_norm, thread);
 }
 
 void ForwardPass::feed_forward(int layer, int thread) {
   const LayerWeights& w = layers_[layer];
   const std::size_t width = config_.feed_forward_size;
+  const auto activate = config_.activation == Activation::kGelu ? kernels_.gelu_multiply
+                                                                : kernels_.silu_multiply;
 
   normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
   barrier(thread, Phase::kNorms);
@@ -391,15 +419,16 @@ void ForwardPass::feed_forward(int layer, int thread) {
     const int begin = std::min(first_group * 32, config_.feed_forward_size);
     const int end = std::min(end_group * 32, config_.feed_forward_size);
     for (int row = 0; row < active_rows_[layer]; ++row) {
-      kernels_.silu_multiply(gate_.data() + row * width + begin, up_.data() + row * width + begin,
-                             end - begin, gated_.values(row) + begin);
+      activate(gate_.data() + row * width + begin, up_.data() + row * width + begin, end - begin,
+               gated_.values(row) + begin);
       kernels_.prepare(gated_, row, first_group, end_group, form);
     }
   });
   barrier(thread, Phase::kGateUp);
-  multiply({{&w.down, residual_.data(), static_cast<std::size_t>(d_), /*add=*/true}}, gated_,
+  multiply({product_to_residual(w.down)}, gated_,
            layer + 1 < config_.layers ? &layers_[layer + 1].query : next_head_, thread);
   barrier(thread, Phase::kDown);
+  add_to_residual(w.feed_forward_post_norm, thread);
 }
 
 void ForwardPass::normalize(const std::vector<float>& weight,
@@ -413,9 +442,14 @@ void ForwardPass::normalize(const std::vector<float>& weight,
     const int first_input = std::min(32 * first, d_);
     const int end_input = std::min(32 * last, d_);
     // Threads that share a row take its norm each for itself.
-    const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
-    kernels_.scale(residual(row) + first_input, inverse, weight.data() + first_input,
-                   end_input - first_input, normed_.values(row) + first_input);
+    if (weight.empty()) {
+      std::copy(residual(row) + first_input, residual(row) + end_input,
+                normed_.values(row) + first_input);
+    } else {
+      const float inverse = kernels_.inverse_rms(residual(row), config_.rms_norm_epsilon, d_);
+      kernels_.scale(residual(row) + first_input, inverse, weight.data() + first_input,
+                     end_input - first_input, normed_.values(row) + first_input);
+    }
     ActivationForm done = ActivationForm::kValues;
     for (const PackedMatrix* reader : readers) {
       const ActivationForm form = kernels_.form(reader->format().kind);
@@ -424,6 +458,31 @@ void ForwardPass::normalize(const std::vector<float>& weight,
     }
     unit += last - first;
   }
+}
+
+void ForwardPass::add_to_residual(const std::vector<float>& weight, int thread) {
+  if (adds_directly()) return;
+  const auto [begin, end] = share(normed_.rows() * d_, thread, pool_.running());
+  for (int unit = begin; unit < end;) {
+    const int row = unit / d_, first = unit % d_;
+    const int count = std::min(d_ - first, end - unit);
+    const float* const x = added_.data() + static_cast<std::size_t>(row) * d_;
+    // Threads that share a row take its norm each for itself.
+    const float inverse =
+        weight.empty() ? 1.0f : kernels_.inverse_rms(x, config_.rms_norm_epsilon, d_);
+    kernels_.add_scaled(x + first, inverse * config_.residual_scale,
+                        (weight.empty() ? ones_ : weight).data() + first, count,
+                        residual(row) + first);
+    unit += count;
+  }
+  barrier(thread, Phase::kNorms);
+}
+
+void ForwardPass::finish_logits(float* logits, int n) const {
+  if (config_.logit_scale != 1.0f) {
+    for (int i = 0; i < n; ++i) logits[i] *= config_.logit_scale;
+  }
+  if (config_.logit_softcap > 0) kernels_.soft_cap(logits, config_.logit_softcap, n);
 }
 
 void ForwardPass::prepare(Activations& x, const PackedMatrix& reader, int thread) const {
@@ -496,6 +555,10 @@ void ForwardPass::run_head(const PackedMatrix& head, std::span<const int> rows,
     multiply({{&head, logits.data(), static_cast<std::size_t>(head.outputs())}}, head_input_,
              nullptr, thread);
     barrier(thread, Phase::kHead);
+    const auto [begin, end] = share(static_cast<int>(rows.size()), thread, pool_.running());
+    for (int row = begin; row < end; ++row) {
+      finish_logits(logits.data() + static_cast<std::size_t>(row) * head.outputs(), head.outputs());
+    }
   });
 }
 
@@ -530,7 +593,8 @@ void ForwardPass::best_of_head(const PackedMatrix& head, std::span<const int> ro
                          .next = chunk + 1 < end || goes_on ? head.block(end_block) : nullptr},
                         head_input_);
         for (int row = 0; row < row_count; ++row) {
-          const float* const of_row = logits.data() + static_cast<std::size_t>(row) * kHeadChunk;
+          float* const of_row = logits.data() + static_cast<std::size_t>(row) * kHeadChunk;
+          finish_logits(of_row, outputs);
           std::vector<TokenLogit>& tokens = own[row].tokens;
           int size = static_cast<int>(tokens.size());
           tokens.resize(count);

@@ -143,9 +143,20 @@ class ForwardPass {
   /// `readers` read.
   void normalize(const std::vector<float>& weight,
                  std::initializer_list<const PackedMatrix*> readers, int thread);
+  /// Adds what attention or feed-forward gave to this thread's share of the residual rows: after a
+  /// norm where the architecture has one (`weight`), scaled where it has that.
+  void add_to_residual(const std::vector<float>& weight, int thread);
+  /// Where that product goes: straight to the residual stream if nothing happens on the way.
+  bool adds_directly() const { return !config_.norms_after && config_.residual_scale == 1.0f; }
+  Product product_to_residual(const PackedMatrix& weight) {
+    return {&weight, adds_directly() ? residual_.data() : added_.data(),
+            static_cast<std::size_t>(d_), /*add=*/adds_directly()};
+  }
+  /// What becomes of the head's outputs.
+  void finish_logits(float* logits, int n) const;
   /// Makes the form of `reader` from this thread's share of the values.
   void prepare(Activations& x, const PackedMatrix& reader, int thread) const;
-  void extend_rope_table(int positions);
+  void turn_to(int positions);
 
   /// What a pseudo row is made from. [d]
   const float* source(const PassRow& row);
@@ -158,7 +169,6 @@ class ForwardPass {
 
   const Model& model_;
   const ModelConfig& config_;
-  const std::span<const float> frequencies_;  ///< of the rotation
   const Weights& weights_;
   const Kernels& kernels_;
   KvCache& cache_;
@@ -181,9 +191,17 @@ class ForwardPass {
   int token_rows_ = 0;
   std::span<const int> row_slots_;  ///< in the cache's scratch pages
 
-  std::vector<float> cosines_, sines_;  ///< [positions so far x RoPE pairs]
+  /// The angles of one of the model's rotations.
+  struct Rotation {
+    std::span<const float> frequencies;
+    float magnitude;
+    std::vector<float> cosines, sines;  ///< [positions so far x pairs]
+  };
+  std::vector<Rotation> rotations_;  ///< as ModelConfig::ropes
   // [max_rows x width] each
-  std::vector<float> residual_, query_, key_, value_, gate_, up_, final_states_;
+  std::vector<float> residual_, query_, key_, value_, gate_, up_, final_states_, added_;
+  /// [max_rows]: 1 / rms of all heads of a row together, where the architecture norms them so
+  std::vector<float> query_inverses_, key_inverses_;
   std::vector<std::vector<float>> captured_;
   Activations normed_, attended_, gated_, map_input_, head_input_, adapter_input_, adapter_inner_;
   std::vector<float> ones_;  ///< [d]

@@ -12,9 +12,11 @@
 namespace firp {
 namespace {
 
-ModelConfig small_config() {
+/// Two layers, the second with this window (0: none).
+ModelConfig small_config(int window) {
   ModelConfig config;
   config.layers = 2;
+  config.by_layer = {{}, {.window = window}};
   config.kv_heads = 2;
   config.head_size = 40;  // two groups of codes, the second one not full
   return config;
@@ -41,7 +43,8 @@ std::vector<std::size_t> bytes_of_lane(const PagePart& part, int lane) {
 /// has for itself, and that name the bytes of its keys and values.
 class NumberedCache {
  public:
-  explicit NumberedCache(CacheType type) : cache_(small_config(), type) {
+  explicit NumberedCache(CacheType type, int window = 0)
+      : cache_(small_config(window), type), window_(window) {
     for (int lane = 0; lane < kPagePositions; ++lane) {
       lane_bytes_.push_back(bytes_of_lane(cache_.part(), lane));
     }
@@ -59,10 +62,12 @@ class NumberedCache {
     held_.erase(sequence);
   }
   void truncate(int sequence, int length) {
+    length = cache_.keepable(sequence, length);
     cache_.truncate(sequence, length);
     if (length < this->length(sequence)) held_[sequence].resize(length);
   }
   void share(int from, int to, int length) {
+    length = cache_.keepable(from, length);
     cache_.share(from, to, length);
     held_[to].assign(held_[from].begin(), held_[from].begin() + length);
   }
@@ -105,13 +110,18 @@ class NumberedCache {
   void expect_all() const {
     for (const auto& [sequence, numbers] : held_) {
       ASSERT_EQ(cache_.length(sequence), std::ssize(numbers));
-      ASSERT_EQ(cache_.pages(sequence).size(),
-                (numbers.size() + kPagePositions - 1) / kPagePositions);
+      for (const int layer : {0, 1}) {
+        ASSERT_EQ(cache_.pages(sequence, layer).size(),
+                  (numbers.size() + kPagePositions - 1) / kPagePositions);
+      }
       for (int position = 0; position < std::ssize(numbers); ++position) {
-        ASSERT_TRUE(is_at(cache_.pages(sequence)[position / kPagePositions],
-                          position % kPagePositions, numbers[position]))
+        ASSERT_TRUE(is_at(sequence, position, numbers[position]))
             << "position " << position << " of sequence " << sequence;
       }
+      if (window_ == 0) continue;
+      const auto pages = cache_.pages(sequence, 1);
+      ASSERT_LE(std::ssize(pages) - std::ranges::count(pages, nullptr),
+                2 * window_ / kPagePositions + 2);
     }
   }
 
@@ -123,16 +133,22 @@ class NumberedCache {
   }
   void write(int slot, int number) {
     for (int part = 0; part < kParts; ++part) {
-      std::byte* const to = cache_.scratch_page(slot) + cache_.offset(part / 2, part % 2);
+      const int layer = part / 2;
+      std::byte* const to = cache_.scratch_page(layer, slot) + cache_.offset(layer, part % 2);
       const std::vector<std::size_t>& places = lane_bytes_[slot % kPagePositions];
       for (std::size_t i = 0; i < places.size(); ++i) to[places[i]] = value(number, part, i);
     }
   }
-  bool is_at(const std::byte* page, int lane, int number) const {
+  /// In the second layer only what the next row's window reaches need be there.
+  bool is_at(int sequence, int position, int number) const {
     bool all = true;
     for (int part = 0; part < kParts; ++part) {
-      const std::byte* const from = page + cache_.offset(part / 2, part % 2);
-      const std::vector<std::size_t>& places = lane_bytes_[lane];
+      const int layer = part / 2;
+      const std::byte* const page = cache_.pages(sequence, layer)[position / kPagePositions];
+      if (page == nullptr && layer == 1 && position <= length(sequence) - window_) continue;
+      if (page == nullptr) return false;
+      const std::byte* const from = page + cache_.offset(layer, part % 2);
+      const std::vector<std::size_t>& places = lane_bytes_[position % kPagePositions];
       for (std::size_t i = 0; i < places.size(); ++i) {
         all = all && from[places[i]] == value(number, part, i);
       }
@@ -141,6 +157,7 @@ class NumberedCache {
   }
 
   KvCache cache_;
+  const int window_;
   std::vector<std::vector<std::size_t>> lane_bytes_;
   std::map<int, std::vector<int>> held_;
   int next_number_ = 0;
@@ -209,14 +226,14 @@ TEST(KvCache, AChunkIsNotMoved) {
     cache.run(sequences);
     std::vector<const std::byte*> pages;
     for (const int slot : cache.slots()) {
-      pages.push_back((*cache).scratch()[slot / kPagePositions]);
+      pages.push_back((*cache).scratch(0)[slot / kPagePositions]);
     }
     for (const int sequence : {1, 0}) {
       const int before = cache.length(sequence);
       const std::vector<int> rows = cache.rows_of(sequence);
       cache.commit(sequence, rows);
       for (std::size_t row = 0; row < rows.size(); ++row) {
-        EXPECT_EQ((*cache).pages(sequence)[(before + row) / kPagePositions], pages[rows[row]]);
+        EXPECT_EQ((*cache).pages(sequence, 0)[(before + row) / kPagePositions], pages[rows[row]]);
       }
     }
     cache.expect_all();
@@ -244,20 +261,20 @@ TEST(KvCache, WholePagesAreSharedUntilSomebodyWritesIntoThem) {
     cache.share(0, 1, 129);
     cache.share(1, 2, 128);
     for (const int sequence : {1, 2}) {
-      EXPECT_EQ((*cache).pages(sequence)[0], (*cache).pages(0)[0]);
-      EXPECT_EQ((*cache).pages(sequence)[1], (*cache).pages(0)[1]);
+      EXPECT_EQ((*cache).pages(sequence, 0)[0], (*cache).pages(0, 0)[0]);
+      EXPECT_EQ((*cache).pages(sequence, 0)[1], (*cache).pages(0, 0)[1]);
     }
-    EXPECT_NE((*cache).pages(1)[2], (*cache).pages(0)[2]);
+    EXPECT_NE((*cache).pages(1, 0)[2], (*cache).pages(0, 0)[2]);
     // In the middle of a page that three have, each goes its own way.
     for (const int sequence : {1, 0, 2}) {
       cache.truncate(sequence, 100);
       cache.append(sequence, 50);
       cache.expect_all();
-      EXPECT_EQ((*cache).pages(sequence)[0], (*cache).pages(0)[0]);
+      EXPECT_EQ((*cache).pages(sequence, 0)[0], (*cache).pages(0, 0)[0]);
     }
     std::set<const std::byte*> second_pages;
     for (int sequence = 0; sequence < 3; ++sequence) {
-      second_pages.insert((*cache).pages(sequence)[1]);
+      second_pages.insert((*cache).pages(sequence, 0)[1]);
     }
     EXPECT_EQ(second_pages.size(), 3u);
   }
@@ -335,6 +352,33 @@ TEST(KvCache, SequencesThatShareHoldWhatEachWasGiven) {
   }
 }
 
+TEST(KvCache, WindowsKeepWhatTheyReach) {
+  for (const CacheType type : kTypes) {
+    for (const int window : {1, 20, 64, 100}) {
+      std::mt19937 random(window);
+      NumberedCache cache(type, window);
+      ASSERT_NO_FATAL_FAILURE(run_some_operations(cache, random, 700)) << window;
+    }
+  }
+}
+
+TEST(KvCache, KeepsALengthWhoseWindowIsThere) {
+  NumberedCache cache(CacheType::kF16, /*window=*/100);
+  cache.add(0);
+  for (int i = 0; i < 10; ++i) cache.append(0, 64);
+  EXPECT_EQ((*cache).keepable(0, 640), 640);
+  EXPECT_EQ((*cache).keepable(0, 800), 640);
+  EXPECT_EQ((*cache).keepable(0, 540), 540);
+  EXPECT_EQ((*cache).keepable(0, 440), 0) << "its window begins in a page that was given back";
+  EXPECT_EQ((*cache).keepable(0, 0), 0);
+  EXPECT_LT((*cache).positions_in_use(), 640);
+  cache.truncate(0, 540);
+  EXPECT_EQ(cache.length(0), 540);
+  cache.expect_all();
+  cache.truncate(0, 440);
+  EXPECT_EQ(cache.length(0), 0);
+}
+
 TEST(KvCache, PagesOfRemovedSequencesAreTakenAgain) {
   NumberedCache cache(CacheType::kF16);
   std::set<const std::byte*> seen;
@@ -346,7 +390,7 @@ TEST(KvCache, PagesOfRemovedSequencesAreTakenAgain) {
     cache.run({});
     cache.add(0);
     cache.append(0, 3000);  // more than the operations had
-    seen.insert((*cache).pages(0).begin(), (*cache).pages(0).end());
+    seen.insert((*cache).pages(0, 0).begin(), (*cache).pages(0, 0).end());
     cache.remove(0);
     if (round == 0) after_first = seen.size();
   }

@@ -158,6 +158,9 @@ void NativeEngine::remove_context(int sequence) {
   state_->cache.remove_sequence(sequence);
   state_->forget_context_tokens(sequence);
 }
+int NativeEngine::keepable_context(int sequence, int length) const {
+  return state_->cache.keepable(sequence, length);
+}
 void NativeEngine::truncate_context(int sequence, int length) {
   state_->cache.truncate(sequence, length);
   state_->forget_context_tokens(sequence);
@@ -170,17 +173,27 @@ std::string NativeEngine::context_form() const {
   State& s = *state_;
   if (!s.model.has_file() || !s.context_form.empty()) return s.context_form;
   const ModelConfig& c = config();
-  const std::span<const float> frequencies = c.rope.frequencies_for(s.options.context);
   StreamHash settings;
-  for (const int each :
-       {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size, c.rope.dimensions,
-        int{c.rope.interleaved}, int{c.qkv_bias}, int{c.qk_norm}}) {
-    settings.add_word(static_cast<std::uint64_t>(each));
+  const auto add = [&](int each) { settings.add_word(static_cast<std::uint64_t>(each)); };
+  for (const int each : {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size,
+                         static_cast<int>(c.activation), static_cast<int>(c.head_norms),
+                         int{c.norms_before}, int{c.norms_after}, int{c.qkv_bias}}) {
+    add(each);
   }
-  for (const float each : {c.rms_norm_epsilon, c.rope.magnitude}) {
+  for (const float each : {c.rms_norm_epsilon, c.embedding_scale, c.residual_scale,
+                           c.attention_scale, c.attention_softcap}) {
     settings.add_word(std::bit_cast<std::uint32_t>(each));
   }
-  settings.add(std::as_bytes(frequencies));
+  for (const LayerConfig& layer : c.by_layer) {
+    add(layer.window);
+    add(layer.rope);
+  }
+  for (const RopeConfig& rope : c.ropes) {
+    add(rope.dimensions);
+    add(int{rope.interleaved});
+    settings.add_word(std::bit_cast<std::uint32_t>(rope.magnitude));
+    settings.add(std::as_bytes(rope.frequencies_for(s.options.context)));
+  }
   const ModelIdentity identity = s.model.identity();
   s.context_form =
       fmt::format("{} of {} layers, tensors {}, settings {:016x}; cache {}; native, {}",
@@ -213,7 +226,7 @@ void NativeEngine::read_context(int sequence, int length, const ReadBytes& read)
   }
 }
 
-int NativeEngine::held_positions() const { return state_->cache.pages_in_use() * kPagePositions; }
+int NativeEngine::held_positions() const { return state_->cache.positions_in_use(); }
 
 void NativeEngine::run(const Batch& batch) {
   State& s = *state_;

@@ -44,6 +44,7 @@ class NativeEngine final : public Engine {
 
   void add_context(int sequence) override;
   void remove_context(int sequence) override;
+  int keepable_context(int sequence, int length) const override;
   void truncate_context(int sequence, int length) override;
   void share_context(int from, int to, int length) override;
   void read_context(int sequence, int length, const ReadBytes& read) override;

@@ -97,11 +97,14 @@ std::vector<Token> random_tokens(int count, int vocabulary) {
 
 // ggml rounds queries and sums of values to F16 (2^-11), so the absolute difference grows with the
 // spread of the logits: here about 1. It also depends on ggml's instruction set: the largest of all
-// cases is 8.2e-4 with its AVX-512 kernels and 1.01e-3 with AVX2.
+// cases is 1.5e-3 with its AVX2 kernels, and less with AVX-512.
 TEST(Oracle, F32LogitsAgreeWithLibllama) {
   std::vector<TinyModelOptions> cases;
-  for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2",
+                                   "smollm3", "granite"}) {
     for (const bool tied : {false, true}) {
+      // libllama asks OLMo 2 for a head of its own.
+      if (tied && architecture == std::string("olmo2")) continue;
       cases.push_back({.architecture = architecture, .tied_head = tied});
     }
     cases.push_back({.architecture = architecture, .query_heads = 4, .kv_heads = 4});
@@ -117,6 +120,10 @@ TEST(Oracle, F32LogitsAgreeWithLibllama) {
                      .rope_original_context = 64});
   }
   cases.push_back({.rope_base = 500000, .rope_frequency_factors = true});
+  cases.push_back({.architecture = "phi3", .rope_dimensions = 48});
+  cases.push_back({.architecture = "gemma3", .sliding_window = 0});
+  cases.push_back({.architecture = "smollm3", .layers = 9});
+  cases.push_back({.architecture = "gemma3", .layers = 7, .sliding_window = 100});
   const Directory directory;
   for (TinyModelOptions& options : cases) {
     options.logit_spread = 1;
@@ -137,7 +144,8 @@ TEST(Oracle, F32LogitsAgreeWithLibllama) {
     std::printf("%-6s scaling %-6s: max |difference| %.1e, logits' RMS %.2f\n",
                 options.architecture.c_str(), options.rope_scaling.c_str(), greatest,
                 std::sqrt(squares / static_cast<double>(seen.size())));
-    EXPECT_LE(greatest, 1.2e-3);
+    // ggml looks GELU up in a table of F16.
+    EXPECT_LE(greatest, options.architecture.starts_with("gemma") ? 2.2e-3 : 1.6e-3);
     // A model whose logits are all alike would prove nothing.
     EXPECT_GE(std::sqrt(squares / static_cast<double>(seen.size())), 0.5);
   }

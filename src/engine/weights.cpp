@@ -19,16 +19,10 @@ namespace {
 constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
 
 void read_vectors(const LayerTensors& from, LayerWeights& to) {
-  const auto read = [](const Tensor* tensor) {
-    return tensor != nullptr ? dequantize(*tensor) : std::vector<float>{};
-  };
-  to.attention_norm = read(from.attention_norm);
-  to.query_bias = read(from.query_bias);
-  to.key_bias = read(from.key_bias);
-  to.value_bias = read(from.value_bias);
-  to.query_norm = read(from.query_norm);
-  to.key_norm = read(from.key_norm);
-  to.feed_forward_norm = read(from.feed_forward_norm);
+  for (std::size_t k = 0; k < from.vectors().size(); ++k) {
+    const Tensor* const tensor = *from.vectors()[k];
+    if (tensor != nullptr) *to.vectors()[k] = dequantize(*tensor);
+  }
 }
 
 /// Some rows of a matrix, their bytes in `memory`.
@@ -126,7 +120,7 @@ Weights::Weights(const Model& model, ThreadPool& pool, bool packed_cache)
     read_vectors(model.layers()[i], layers[i]);
     const auto packed = layers[i].matrices();
     const auto tensors = model.layers()[i].matrices();
-    for (std::size_t k = 0; k < packed.size(); ++k) add(*packed[k], *tensors[k]);
+    for (std::size_t k = 0; k < packed.size(); ++k) add(*packed[k], **tensors[k]);
   }
   add(head, model.head());
   std::optional<PackedFile> file;
@@ -145,9 +139,10 @@ ggml_type rough_type(const Tensor& matrix, ggml_type rough) {
 
 std::size_t layer_bytes(const LayerTensors& layer, bool rough) {
   std::size_t bytes = 0;
-  for (const Tensor* const matrix : layer.matrices()) {
-    const ggml_type type = rough ? rough_type(*matrix, kRoughLayerType) : matrix->type;
-    bytes += matrix->rows() * ggml_row_size(type, matrix->columns());
+  for (const Tensor* const* const matrix : layer.matrices()) {
+    const Tensor& tensor = **matrix;
+    const ggml_type type = rough ? rough_type(tensor, kRoughLayerType) : tensor.type;
+    bytes += tensor.rows() * ggml_row_size(type, tensor.columns());
   }
   return bytes;
 }
@@ -175,7 +170,7 @@ DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first
     const auto exact = weights.layers[i].matrices();
     const auto tensors = model.layers()[i].matrices();
     for (std::size_t k = 0; k < packed.size(); ++k) {
-      take(*tensors[k], kRoughLayerType, exact[k], *packed[k]);
+      take(**tensors[k], kRoughLayerType, exact[k], *packed[k]);
     }
   }
   if (copies.empty()) layers.clear();

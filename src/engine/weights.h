@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -13,24 +12,9 @@
 
 namespace firp {
 
-/// A model's weights as the forward pass reads them. Vectors are empty where the architecture has
+/// A layer's weights as the forward pass reads them. Vectors are empty where the architecture has
 /// none.
-struct LayerWeights {
-  std::vector<float> attention_norm;
-  PackedMatrix query, key, value, output;
-  std::vector<float> query_bias, key_bias, value_bias;
-  std::vector<float> query_norm, key_norm;
-  std::vector<float> feed_forward_norm;
-  PackedMatrix gate, up, down;
-
-  /// As LayerTensors::matrices().
-  std::array<PackedMatrix*, 7> matrices() {
-    return {&query, &key, &value, &output, &gate, &up, &down};
-  }
-  std::array<const PackedMatrix*, 7> matrices() const {
-    return {&query, &key, &value, &output, &gate, &up, &down};
-  }
-};
+using LayerWeights = LayerParts<PackedMatrix, std::vector<float>>;
 
 /// Where `packed_cache` keeps a model's packed weights; nullopt where it cannot.
 std::optional<std::filesystem::path> packed_weights_path(const Model& model);

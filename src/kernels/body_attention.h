@@ -161,18 +161,25 @@ struct Softmax {
   float sum = 0.0f;                   ///< of e^(score - largest)
 };
 
+/// A score that is not seen, -infinity, stays so: the difference is 0 for all others.
+inline F32x16 capped_score(F32x16 score, float cap) {
+  return add(capped(score, cap), sub(score, max(score, splat(-__FLT_MAX__))));
+}
+
 /// Turns the scores of a block into weights. correction[h]: what the sum of values is to be
 /// multiplied by before those of the block are added. Step by step for all heads, so that none
 /// waits for its own.
 template <int kHeads>
-void weigh(Softmax* softmax, float (*scores)[kPagePositions], float scale, float* correction) {
+void weigh(Softmax* softmax, float (*scores)[kPagePositions], const AttentionTask& task,
+           float* correction) {
   float shift[kHeads];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) {
     F32x16 s[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      s[v] = mul(load(scores[h] + 16 * v), splat(scale));
+      s[v] = mul(load(scores[h] + 16 * v), splat(task.scale));
+      if (task.softcap > 0) s[v] = capped_score(s[v], task.softcap);
       store(scores[h] + 16 * v, s[v]);
     }
     const float largest = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
@@ -208,7 +215,8 @@ struct AttentionBlock {
   const std::byte* page;  ///< the page part where the first `shared` positions lie for all heads
   int shared;
   int first_slot;         ///< of its first position in the heads' slots; negative: in the context
-  int positions[kHeads];  ///< that a head may see
+  int hidden[kHeads];     ///< of its first positions: before the head's window
+  int positions[kHeads];  ///< up to a head's own
 };
 
 /// Whether positions lie in the first lanes of a scratch page, as those of a prompt's chunk do.
@@ -224,6 +232,12 @@ inline const std::byte* part_of(const AttentionTask& task, std::int32_t slot) {
   return task.scratch[slot / kPagePositions] + task.offset;
 }
 
+/// The first position that a head sees.
+inline int first_seen(const AttentionTask& task, const AttentionHead& head) {
+  const int end = task.committed + static_cast<int>(head.slots.size());
+  return task.window > 0 && end > task.window ? end - task.window : 0;
+}
+
 template <int kHeads>
 AttentionBlock<kHeads> block_at(const AttentionTask& task, const AttentionHead* heads, int begin) {
   AttentionBlock<kHeads> block;
@@ -233,6 +247,8 @@ AttentionBlock<kHeads> block_at(const AttentionTask& task, const AttentionHead* 
     const int left = static_cast<int>(heads[h].slots.size()) - block.first_slot;
     block.positions[h] = left < 0 ? 0 : left < kPagePositions ? left : kPagePositions;
     least = block.positions[h] < least ? block.positions[h] : least;
+    const int before = first_seen(task, heads[h]) - begin;
+    block.hidden[h] = before < 0 ? 0 : before < kPagePositions ? before : kPagePositions;
   }
   if (block.first_slot < 0) {
     block.page = task.pages[begin / kPagePositions] + task.offset;
@@ -307,8 +323,9 @@ void attend_block(const AttentionTask& task, const AttentionHead* heads, Softmax
   float correction[kHeads];
   for (int h = 0; h < kHeads; ++h) {
     for (int i = block.positions[h]; i < kPagePositions; ++i) scores[h][i] = -__builtin_inff();
+    for (int i = 0; i < block.hidden[h]; ++i) scores[h][i] = -__builtin_inff();
   }
-  weigh<kHeads>(softmax, scores, task.scale, correction);
+  weigh<kHeads>(softmax, scores, task, correction);
 
   const std::byte* values[kPagePositions];
   if (block.shared > 0) {
@@ -350,14 +367,19 @@ void attend_all(const AttentionTask& task) {
     const AttentionHead* const heads = task.heads.data() + first;
     const int together = count - first < kTogether ? count - first : kTogether;
     Softmax softmax[kTogether];
-    int end = 0;
+    int first_position = first_seen(task, heads[0]), end = 0;
     for (int h = 0; h < together; ++h) {
       for (int i = 0; i < task.part.head_size; ++i) heads[h].out[i] = 0.0f;
       const int sees = task.committed + static_cast<int>(heads[h].slots.size());
       end = sees > end ? sees : end;
+      const int from = first_seen(task, heads[h]);
+      first_position = from < first_position ? from : first_position;
     }
     const int tiles = (together + kAttentionHeads - 1) / kAttentionHeads;
-    for (int begin = 0; begin < end; begin += kPagePositions) {
+    // A block that lies before a head's window leaves its sums as they are, to the bit: its weights
+    // are 0.
+    for (int begin = first_position / kPagePositions * kPagePositions; begin < end;
+         begin += kPagePositions) {
       for (int tile = 0; tile < tiles; ++tile) {
         const int h = tile * together / tiles;
         with_count<kAttentionHeads>((tile + 1) * together / tiles - h, [&]<int kHeads>() {

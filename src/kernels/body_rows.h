@@ -35,6 +35,19 @@ void scale(const float* x, float factor, const float* weight, int n, float* out)
   }
 }
 
+void add_scaled(const float* x, float factor, const float* weight, int n, float* out) {
+  const F32x16 all = splat(factor);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    store(out + i, fma(mul(load(x + i), all), load(weight + i), load(out + i)));
+  }
+  if (i < n) {
+    const int left = n - i;
+    const F32x16 scaled = mul(load_tail(x + i, left), all);
+    store_tail(out + i, fma(scaled, load_tail(weight + i, left), load_tail(out + i, left)), left);
+  }
+}
+
 void rope(float* head, const float* cosines, const float* sines, int n, bool interleaved) {
   const int pairs = n / 2;
   int pair = 0;
@@ -82,15 +95,37 @@ inline F32x16 exp(F32x16 x) {
   return zero_where_below(x, -87.0f, mul(p, power_of_two(power)));
 }
 
-void silu_multiply(const float* gate, const float* up, int n, float* out) {
-  const auto one = [](F32x16 g, F32x16 u) {
-    return mul(div(g, add(splat(1.0f), exp(sub(splat(0.0f), g)))), u);
-  };
+/// Calls out[i] = one(a[i], b[i]), vectors of 16 at a time.
+template <typename One>
+void for_pairs(const float* a, const float* b, int n, float* out, One one) {
   int i = 0;
-  for (; i + 16 <= n; i += 16) store(out + i, one(load(gate + i), load(up + i)));
-  if (i < n) {
-    store_tail(out + i, one(load_tail(gate + i, n - i), load_tail(up + i, n - i)), n - i);
-  }
+  for (; i + 16 <= n; i += 16) store(out + i, one(load(a + i), load(b + i)));
+  if (i < n) store_tail(out + i, one(load_tail(a + i, n - i), load_tail(b + i, n - i)), n - i);
+}
+
+void silu_multiply(const float* gate, const float* up, int n, float* out) {
+  for_pairs(gate, up, n, out, [](F32x16 g, F32x16 u) {
+    return mul(div(g, add(splat(1.0f), exp(sub(splat(0.0f), g)))), u);
+  });
+}
+
+void gelu_multiply(const float* gate, const float* up, int n, float* out) {
+  // (1 + tanh(y)) / 2 = 1 / (1 + e^-2y)
+  constexpr float kTwice = -2.0f * 0.79788456f;  // -2 sqrt(2 / pi)
+  for_pairs(gate, up, n, out, [](F32x16 g, F32x16 u) {
+    const F32x16 inner = fma(mul(splat(0.044715f), g), mul(g, g), g);
+    return mul(div(g, add(splat(1.0f), exp(mul(splat(kTwice), inner)))), u);
+  });
+}
+
+/// cap * tanh(x / cap)
+inline F32x16 capped(F32x16 x, float cap) {
+  const F32x16 e = exp(mul(x, splat(2.0f / cap)));
+  return mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+}
+
+void soft_cap(float* x, float cap, int n) {
+  for_pairs(x, x, n, x, [cap](F32x16 a, F32x16) { return capped(a, cap); });
 }
 
 void store_kv(const float* key, const float* value, const PagePart& part, std::byte* to, int lane) {

@@ -131,11 +131,14 @@ struct AttentionHead {
 struct AttentionTask {
   std::span<const AttentionHead> heads;
   PagePart part;
-  float scale;  ///< 1 / sqrt(head_size)
+  float scale;    ///< of the products of queries and keys
+  float softcap;  ///< then a score s is softcap * tanh(s / softcap); 0: it stays
+  int window;     ///< a row sees so many positions, the last of them its own; 0: all
   std::size_t offset;
 
   std::span<const std::byte* const>
-      pages;      ///< committed context: page b holds positions 64 b .. 64 b + 63
+      pages;      ///< committed context: page b holds positions 64 b .. 64 b + 63. Those that no
+                  ///< row's window reaches are not looked at
   int committed;  ///< positions 0 .. committed - 1 are read from `pages`
   std::span<const std::byte* const> scratch;
 };
@@ -174,12 +177,20 @@ struct Kernels {
   /// out[i] = x[i] * scale * weight[i]; may be in place.
   void (*scale)(const float* x, float scale, const float* weight, int n, float* out);
 
+  /// out[i] += x[i] * scale * weight[i]
+  void (*add_scaled)(const float* x, float scale, const float* weight, int n, float* out);
+
   /// Turns the leading `n` elements of a head, pairs of neighbours (interleaved) or (k, k + n / 2).
   /// cosines, sines: [n / 2].
   void (*rope)(float* head, const float* cosines, const float* sines, int n, bool interleaved);
 
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_multiply)(const float* gate, const float* up, int n, float* out);
+  /// out[i] = gelu(gate[i]) * up[i], gelu in its form with tanh
+  void (*gelu_multiply)(const float* gate, const float* up, int n, float* out);
+
+  /// x[i] = cap * tanh(x[i] / cap)
+  void (*soft_cap)(float* x, float cap, int n);
 
   /// Rounds a key and a value head and stores them in lane `lane` of the page part at `to`.
   void (*store_kv)(const float* key, const float* value, const PagePart& part, std::byte* to,

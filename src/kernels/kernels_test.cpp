@@ -6,11 +6,13 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <map>
+#include <numbers>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -447,6 +449,64 @@ TEST_P(KernelsTest, SiluMultiply) {
   }
 }
 
+TEST_P(KernelsTest, GeluMultiply) {
+  std::vector<float> gate = random_values(1003, 1, 8.0f);
+  gate[0] = 200.0f;
+  gate[1] = -200.0f;
+  gate[2] = 0.0f;
+  const std::vector<float> up = random_values(gate.size(), 2);
+  std::vector<float> out(gate.size() + 1, 7.0f);
+  kernels_.gelu_multiply(gate.data(), up.data(), static_cast<int>(gate.size()), out.data());
+  for (std::size_t i = 0; i < gate.size(); ++i) {
+    const double g = gate[i];
+    const double y = std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g);
+    const double expected = g / (1 + std::exp(-2 * y)) * up[i];
+    // The rounding of the exponent's argument, of some 30, counts most.
+    ASSERT_NEAR(out[i], expected, 1e-5 * std::abs(expected) + 1e-30) << gate[i];
+  }
+  ASSERT_EQ(out[gate.size()], 7.0f);
+  std::vector<float> one(1);
+  for (const std::size_t i : {5u, 17u, 1000u}) {
+    kernels_.gelu_multiply(&gate[i], &up[i], 1, one.data());
+    ASSERT_TRUE(same_bits(one, std::span(out).subspan(i, 1)));
+  }
+}
+
+TEST_P(KernelsTest, SoftCap) {
+  std::vector<float> x = random_values(1003, 1, 60.0f);
+  x[0] = 1e6f;
+  x[1] = -1e6f;
+  std::vector<float> capped = x;
+  kernels_.soft_cap(capped.data(), 30.0f, 1003);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_NEAR(capped[i], 30 * std::tanh(double{x[i]} / 30), 1e-5) << x[i];
+  }
+  for (const std::size_t i : {5u, 17u, 1000u}) {
+    std::vector<float> one = {x[i]};
+    kernels_.soft_cap(one.data(), 30.0f, 1);
+    ASSERT_TRUE(same_bits(one, std::span(capped).subspan(i, 1)));
+  }
+}
+
+TEST_P(KernelsTest, AddScaled) {
+  const std::vector<float> x = random_values(1003, 1), weight = random_values(1003, 2);
+  const std::vector<float> before = random_values(1004, 3);
+  std::vector<float> out = before;
+  kernels_.add_scaled(x.data(), 0.3f, weight.data(), 1003, out.data());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_NEAR(out[i], before[i] + double{x[i]} * 0.3f * weight[i], 1e-6);
+  }
+  ASSERT_EQ(out[1003], before[1003]);
+  // However the elements are divided over calls.
+  std::vector<float> in_parts = before;
+  for (int first = 0; first < 1003;) {
+    const int count = std::min(1003 - first, 1 + first % 37);
+    kernels_.add_scaled(&x[first], 0.3f, &weight[first], count, &in_parts[first]);
+    first += count;
+  }
+  ASSERT_TRUE(same_bits(in_parts, out));
+}
+
 TEST_P(KernelsTest, StoreKvRoundsToNearestEven) {
   for (const int head_size : {8, 40, 64, 80}) {
     std::vector<float> key = random_values(head_size, 1);
@@ -564,6 +624,9 @@ class Attention {
         keys_(random_values(std::size_t(positions) * head_size, 2)),
         values_(random_values(std::size_t(positions) * head_size, 3)) {}
 
+  int window = 0;
+  float softcap = 0;
+
   /// The first `committed` positions in pages, the others in the scratch slots `slots`, and NaN
   /// everywhere else.
   std::vector<float> run(int committed, const std::vector<std::int32_t>& slots) const {
@@ -587,6 +650,8 @@ class Attention {
     kernels_.attend({.heads = heads,
                      .part = part,
                      .scale = scale(),
+                     .softcap = softcap,
+                     .window = window,
                      .offset = KvPages::kOffset,
                      .pages = page_pointers,
                      .committed = committed,
@@ -613,7 +678,10 @@ class Attention {
         for (int i = 0; i < head_size_; ++i) {
           score += double{query_[head * head_size_ + i]} * keys[p][i];
         }
-        weights[p] = seen[p] ? std::exp(score * scale()) : 0;
+        score *= scale();
+        if (softcap > 0) score = softcap * std::tanh(score / softcap);
+        const bool in_window = window == 0 || p >= positions_ - window;
+        weights[p] = seen[p] && in_window ? std::exp(score) : 0;
         sum += weights[p];
       }
       for (int p = 0; p < positions_; ++p) {
@@ -660,7 +728,9 @@ TEST_P(KernelsTest, AttendIsSoftmaxAttention) {
       for (const int group : {1, 2, 3, 7, 16}) {
         SCOPED_TRACE(testing::Message() << head_size << ' ' << group);
         for (const int positions : {1, 17, 64, 65, 200}) {
-          const Attention attention(kernels_, type, group, head_size, positions);
+          Attention attention(kernels_, type, group, head_size, positions);
+          attention.window = std::array{0, 1, 20, 64, 90}[generator() % 5];
+          attention.softcap = std::array{0.0f, 0.0f, 1.5f}[generator() % 3];
           const int committed = static_cast<int>(generator() % positions);
           std::vector<std::int32_t> slots = random_slots(positions - committed, generator);
           std::vector<bool> seen(positions, true);
@@ -686,7 +756,9 @@ TEST_P(KernelsTest, AttendIsTheSameWhereverAPositionLies) {
       for (const int group : {1, 3, 4, 16}) {
         for (const int positions : {1, 15, 64, 70, 130, 200}) {
           SCOPED_TRACE(testing::Message() << head_size << ' ' << group << ' ' << positions);
-          const Attention attention(kernels_, type, group, head_size, positions);
+          Attention attention(kernels_, type, group, head_size, positions);
+          attention.window = std::array{0, 3, 64, 75, 130}[generator() % 5];
+          attention.softcap = std::array{0.0f, 2.0f}[generator() % 2];
           // Some of the last positions are not seen.
           const int all_seen = positions - static_cast<int>(generator() % (positions / 2 + 1));
           std::vector<bool> hole(positions);
@@ -790,6 +862,7 @@ TEST_P(KernelsTest, AttendOfARowDoesNotDependOnTheRowsBesideIt) {
           const std::vector<const std::byte*> page_pointers = pages.pointers();
           const std::vector<const std::byte*> scratch_pointers = scratch.pointers();
           std::vector<float> alone(queries.size() + 1, 7.0f), together = alone;
+          const int window = std::array{0, 1, 13, 64, 100}[generator() % 5];
           const auto attend = [&](std::vector<float>& out, int first, int end) {
             std::vector<AttentionHead> heads;
             for (int head = first; head < end; ++head) {
@@ -800,6 +873,8 @@ TEST_P(KernelsTest, AttendOfARowDoesNotDependOnTheRowsBesideIt) {
             kernels_.attend({.heads = heads,
                              .part = part,
                              .scale = 0.2f,
+                             .softcap = 0,
+                             .window = window,
                              .offset = KvPages::kOffset,
                              .pages = page_pointers,
                              .committed = committed,
@@ -846,12 +921,22 @@ TEST_P(KernelsTest, GivesTheSameBitsOnEveryCpu) {
     std::iota(slots.begin(), slots.end(), 20);
     slots[7] = kNoSlot;
     enter("attend", Attention(kernels_, CacheType::kF16, 3, head_size, 150).run(90, slots));
+    Attention windowed(kernels_, CacheType::kF16, 3, head_size, 150);
+    windowed.window = 75;
+    windowed.softcap = 2.0f;
+    enter("attend_window", windowed.run(90, slots));
     enter("attend_q8_0", Attention(kernels_, CacheType::kQ8_0, 3, head_size, 150).run(90, slots));
   }
   const std::vector<float> a = random_values(1003, 1, 8.0f), b = random_values(1003, 2);
   std::vector<float> out(1003);
   kernels_.silu_multiply(a.data(), b.data(), 1003, out.data());
   enter("silu", out);
+  kernels_.gelu_multiply(a.data(), b.data(), 1003, out.data());
+  enter("gelu", out);
+  kernels_.soft_cap(out.data(), 3.0f, 1003);
+  enter("soft_cap", out);
+  kernels_.add_scaled(a.data(), 0.3f, b.data(), 1003, out.data());
+  enter("add_scaled", out);
   const float inverse = kernels_.inverse_rms(a.data(), 1e-5f, 1003);
   kernels_.scale(a.data(), inverse, b.data(), 1003, out.data());
   enter("norm", out);
@@ -864,13 +949,14 @@ TEST_P(KernelsTest, GivesTheSameBitsOnEveryCpu) {
   enter("sum_exp", std::vector{sum.largest, sum.sum});
 
   std::map<std::string, std::uint32_t> expected = {
-      {"attend", 3281389386u}, {"attend_q8_0", 570376874u}, {"bf16", 316987444u},
-      {"dot", 1183335142u},    {"f16", 1251425164u},        {"f32", 1313480381u},
-      {"norm", 3165237906u},   {"q2_K", 4152379838u},       {"q3_K", 1198837726u},
-      {"q4_0", 4064269198u},   {"q4_1", 65998736u},         {"q4_K", 3955765188u},
-      {"q5_0", 2693008202u},   {"q5_1", 1646749793u},       {"q5_K", 1712809017u},
-      {"q6_K", 2666309733u},   {"q8_0", 3545491619u},       {"rope", 2289489309u},
-      {"silu", 3016622304u},   {"sum_exp", 3632455047u}};
+      {"add_scaled", 1228951262u},    {"attend", 3281389386u},   {"attend_q8_0", 570376874u},
+      {"attend_window", 3511330331u}, {"bf16", 316987444u},      {"dot", 1183335142u},
+      {"f16", 1251425164u},           {"f32", 1313480381u},      {"gelu", 3209562939u},
+      {"norm", 3165237906u},          {"q2_K", 4152379838u},     {"q3_K", 1198837726u},
+      {"q4_0", 4064269198u},          {"q4_1", 65998736u},       {"q4_K", 3955765188u},
+      {"q5_0", 2693008202u},          {"q5_1", 1646749793u},     {"q5_K", 1712809017u},
+      {"q6_K", 2666309733u},          {"q8_0", 3545491619u},     {"rope", 2289489309u},
+      {"silu", 3016622304u},          {"soft_cap", 2196974870u}, {"sum_exp", 3632455047u}};
   // BF16 dot products round otherwise, and only some CPUs have them.
   if (kernels_.form(WeightKind::kBF16) == ActivationForm::kBf16) {
     hashes.erase("bf16");

@@ -52,6 +52,7 @@ T load(const void* data, std::size_t index) {
 std::optional<std::int64_t> load_integer(gguf_type type, const void* data, std::size_t index) {
   switch (type) {
     case GGUF_TYPE_UINT8:
+    case GGUF_TYPE_BOOL:
       return load<std::uint8_t>(data, index);
     case GGUF_TYPE_INT8:
       return load<std::int8_t>(data, index);
@@ -299,7 +300,7 @@ std::optional<std::vector<std::int64_t>> GgufFile::find_int_array(std::string_vi
   }
   const std::int64_t id = metadata_->find(key);
   const gguf_type type = gguf_get_arr_type(metadata_->context, id);
-  if (!is_integer(type)) {
+  if (!is_integer(type) && type != GGUF_TYPE_BOOL) {
     metadata_->wrong_type(key, "an array of integers");
   }
   const void* data = gguf_get_arr_data(metadata_->context, id);

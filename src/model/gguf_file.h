@@ -52,6 +52,7 @@ class GgufFile {
   bool is_array(std::string_view key) const;
   /// Number of elements of an array; nullopt where the key is missing.
   std::optional<std::size_t> find_array_size(std::string_view key) const;
+  /// Of booleans, too: 0 and 1.
   std::optional<std::vector<std::int64_t>> find_int_array(std::string_view key) const;
   std::optional<std::vector<double>> find_float_array(std::string_view key) const;
   std::optional<std::vector<std::string>> find_string_array(std::string_view key) const;

@@ -197,7 +197,8 @@ TEST(DamagedFiles, MessagesNameWhatIsWrong) {
   EXPECT_THAT(message(with(good, info + 4, std::int64_t{33})), HasSubstr("block size"));
   EXPECT_THAT(message(with(good, info + 4, std::int64_t{1} << 62)),
               HasSubstr("blk.1.ffn_down.weight"));
-  EXPECT_THAT(message(with(good, info + 12, std::int64_t{0})), HasSubstr("empty"));
+  const std::size_t last = tensor_info(good, "blk.1.ffn_norm.weight");
+  EXPECT_THAT(message(with(good, last + 4, std::int64_t{0})), HasSubstr("empty"));
   EXPECT_THAT(message(with(good, info + 20, std::uint32_t{4})), HasSubstr("blk.1.ffn_down.weight"));
   EXPECT_THAT(message(with(good, info + 20, std::uint32_t{9999})), HasSubstr("type"));
   // Overlapping, and out of range

@@ -70,6 +70,20 @@ class TensorFinder {
   std::unordered_set<const Tensor*> used_;
 };
 
+std::int64_t columns_of(const PartSpec& spec, int outputs) {
+  return spec.inputs > 0 ? spec.inputs : outputs;
+}
+std::int64_t rows_of(const PartSpec& spec, int outputs) { return spec.inputs > 0 ? outputs : 1; }
+
+Tensor piece_of(const Tensor& whole, const PartSpec& spec) {
+  Tensor piece = whole;
+  piece.shape = {columns_of(spec, spec.outputs), rows_of(spec, spec.outputs), 1, 1};
+  // A vector's elements are F32 or F16: as rows of one column they are whole blocks.
+  const std::size_t bytes = ggml_row_size(whole.type, spec.inputs > 0 ? spec.inputs : 1);
+  piece.data = whole.data.subspan(spec.first_output * bytes, spec.outputs * bytes);
+  return piece;
+}
+
 std::string tensor_hash(const GgufFile& file) {
   StreamHash hash;
   for (const Tensor& tensor : file.tensors()) {
@@ -135,32 +149,21 @@ Model::Model(std::shared_ptr<const GgufFile> file)
   tensors_.head = c.tied_head ? tensors_.token_embedding
                               : tensors.get("output.weight", c.hidden_size, c.vocabulary_size);
 
-  for (int layer = 0; layer < c.layers; ++layer) {
-    const auto name = [layer](std::string_view part) {
-      return fmt::format("blk.{}.{}", layer, part);
-    };
-    const auto bias = [&](std::string_view part, int size) {
-      return c.qkv_bias ? tensors.get(name(part), size) : nullptr;
-    };
-    const auto head_norm = [&](std::string_view part) {
-      return c.qk_norm ? tensors.get(name(part), c.head_size) : nullptr;
-    };
-    tensors_.layers.push_back({
-        .attention_norm = tensors.get(name("attn_norm.weight"), c.hidden_size),
-        .query = tensors.get(name("attn_q.weight"), c.hidden_size, c.query_size()),
-        .key = tensors.get(name("attn_k.weight"), c.hidden_size, c.kv_size()),
-        .value = tensors.get(name("attn_v.weight"), c.hidden_size, c.kv_size()),
-        .output = tensors.get(name("attn_output.weight"), c.query_size(), c.hidden_size),
-        .query_bias = bias("attn_q.bias", c.query_size()),
-        .key_bias = bias("attn_k.bias", c.kv_size()),
-        .value_bias = bias("attn_v.bias", c.kv_size()),
-        .query_norm = head_norm("attn_q_norm.weight"),
-        .key_norm = head_norm("attn_k_norm.weight"),
-        .feed_forward_norm = tensors.get(name("ffn_norm.weight"), c.hidden_size),
-        .gate = tensors.get(name("ffn_gate.weight"), c.hidden_size, c.feed_forward_size),
-        .up = tensors.get(name("ffn_up.weight"), c.hidden_size, c.feed_forward_size),
-        .down = tensors.get(name("ffn_down.weight"), c.feed_forward_size, c.hidden_size),
-    });
+  const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
+  const auto find = [&](int layer, const PartSpec& spec) -> const Tensor* {
+    if (spec.outputs == 0) return nullptr;
+    const Tensor* const tensor = tensors.get(fmt::format("blk.{}.{}", layer, spec.name),
+                                             columns_of(spec, spec.file_outputs),
+                                             rows_of(spec, spec.file_outputs));
+    if (spec.outputs == spec.file_outputs) return tensor;
+    return &pieces_.emplace_back(piece_of(*tensor, spec));
+  };
+  for (int i = 0; i < c.layers; ++i) {
+    LayerTensors& layer = tensors_.layers.emplace_back();
+    const auto matrices = layer.matrices();
+    const auto vectors = layer.vectors();
+    for (std::size_t k = 0; k < matrices.size(); ++k) *matrices[k] = find(i, *specs.matrices()[k]);
+    for (std::size_t k = 0; k < vectors.size(); ++k) *vectors[k] = find(i, *specs.vectors()[k]);
   }
   tensors.refuse_unused();
 }
@@ -179,26 +182,64 @@ Model::Model(ModelConfig config, ModelTensors tensors)
     throw Error(
         fmt::format("{}: {} layers instead of {}", c.name, tensors_.layers.size(), c.layers));
   }
+  const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
+  const auto check_part = [&](const Tensor* tensor, const PartSpec& spec) {
+    if (spec.outputs > 0) check(tensor, columns_of(spec, spec.outputs), rows_of(spec, spec.outputs));
+  };
   for (const LayerTensors& layer : tensors_.layers) {
-    check(layer.attention_norm, c.hidden_size);
-    check(layer.query, c.hidden_size, c.query_size());
-    check(layer.key, c.hidden_size, c.kv_size());
-    check(layer.value, c.hidden_size, c.kv_size());
-    check(layer.output, c.query_size(), c.hidden_size);
-    if (c.qkv_bias) {
-      check(layer.query_bias, c.query_size());
-      check(layer.key_bias, c.kv_size());
-      check(layer.value_bias, c.kv_size());
+    for (std::size_t k = 0; k < specs.matrices().size(); ++k) {
+      check_part(*layer.matrices()[k], *specs.matrices()[k]);
     }
-    if (c.qk_norm) {
-      check(layer.query_norm, c.head_size);
-      check(layer.key_norm, c.head_size);
+    for (std::size_t k = 0; k < specs.vectors().size(); ++k) {
+      check_part(*layer.vectors()[k], *specs.vectors()[k]);
     }
-    check(layer.feed_forward_norm, c.hidden_size);
-    check(layer.gate, c.hidden_size, c.feed_forward_size);
-    check(layer.up, c.hidden_size, c.feed_forward_size);
-    check(layer.down, c.feed_forward_size, c.hidden_size);
   }
+}
+
+LayerParts<PartSpec, PartSpec> layer_specs(const ModelConfig& c) {
+  const int d = c.hidden_size, inner = c.feed_forward_size;
+  const int q = c.query_size(), kv = c.kv_size();
+  const auto matrix = [](std::string_view name, int outputs, int inputs) {
+    return PartSpec{name, outputs, inputs, 0, outputs};
+  };
+  const auto vector = [](bool there, std::string_view name, int size) {
+    return there ? PartSpec{name, size, 0, 0, size} : PartSpec{};
+  };
+  const bool norms = c.head_norms != HeadNorms::kNone, wide = c.head_norms == HeadNorms::kAll;
+  LayerParts<PartSpec, PartSpec> specs = {
+      .attention_norm = vector(c.norms_before, "attn_norm.weight", d),
+      .query = matrix("attn_q.weight", q, d),
+      .key = matrix("attn_k.weight", kv, d),
+      .value = matrix("attn_v.weight", kv, d),
+      .output = matrix("attn_output.weight", d, q),
+      .query_bias = vector(c.qkv_bias, "attn_q.bias", q),
+      .key_bias = vector(c.qkv_bias, "attn_k.bias", kv),
+      .value_bias = vector(c.qkv_bias, "attn_v.bias", kv),
+      .query_norm = vector(norms, "attn_q_norm.weight", wide ? q : c.head_size),
+      .key_norm = vector(norms, "attn_k_norm.weight", wide ? kv : c.head_size),
+      .attention_post_norm = vector(c.norms_after, "post_attention_norm.weight", d),
+      .feed_forward_norm = vector(c.norms_before, "ffn_norm.weight", d),
+      .gate = matrix("ffn_gate.weight", inner, d),
+      .up = matrix("ffn_up.weight", inner, d),
+      .down = matrix("ffn_down.weight", d, inner),
+      .feed_forward_post_norm = vector(c.norms_after, "post_ffw_norm.weight", d),
+  };
+  // Parts that one tensor holds, one after the other.
+  const auto fuse = [](std::string_view name, std::initializer_list<PartSpec*> parts) {
+    int first = 0;
+    for (PartSpec* const part : parts) {
+      part->name = name;
+      part->first_output = first;
+      first += part->outputs;
+    }
+    for (PartSpec* const part : parts) part->file_outputs = first;
+  };
+  if (c.fused_qkv) {
+    fuse("attn_qkv.weight", {&specs.query, &specs.key, &specs.value});
+    if (c.qkv_bias) fuse("attn_qkv.bias", {&specs.query_bias, &specs.key_bias, &specs.value_bias});
+  }
+  if (c.fused_gate_up) fuse("ffn_up.weight", {&specs.gate, &specs.up});
+  return specs;
 }
 
 ModelIdentity Model::identity() const {

@@ -1,40 +1,33 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/gguf_file.h"
+#include "model/layer_parts.h"
 #include "model/model_config.h"
 
 namespace firp {
 
 /// Tensors of one layer; nullptr where the architecture has none.
-struct LayerTensors {
-  const Tensor* attention_norm;
-  const Tensor* query;   ///< [query_size x d]
-  const Tensor* key;     ///< [kv_size x d]
-  const Tensor* value;   ///< [kv_size x d]
-  const Tensor* output;  ///< [d x query_size]
-  const Tensor* query_bias;
-  const Tensor* key_bias;
-  const Tensor* value_bias;
-  const Tensor* query_norm;  ///< [head_size]
-  const Tensor* key_norm;
-  const Tensor* feed_forward_norm;
-  const Tensor* gate;  ///< [feed_forward_size x d]
-  const Tensor* up;    ///< [feed_forward_size x d]
-  const Tensor* down;  ///< [d x feed_forward_size]
+using LayerTensors = LayerParts<const Tensor*, const Tensor*>;
 
-  /// In the order in which a pass reads them.
-  std::array<const Tensor*, 7> matrices() const {
-    return {query, key, value, output, gate, up, down};
-  }
+/// Where a file holds a part of a layer: the outputs first_output .. first_output + outputs - 1 of
+/// the tensor `name`, which has `file_outputs` of them.
+struct PartSpec {
+  std::string_view name;  ///< after "blk.N."
+  int outputs = 0;        ///< rows of a matrix, elements of a vector; 0: there is no such part
+  int inputs = 0;         ///< columns of a matrix; 0: a vector
+  int first_output = 0, file_outputs = 0;
 };
+/// The one list of a layer's tensors: their names and shapes.
+LayerParts<PartSpec, PartSpec> layer_specs(const ModelConfig& config);
 
 /// All tensors of a model; one tensor may serve in several places.
 struct ModelTensors {
@@ -77,6 +70,7 @@ class Model {
   explicit Model(std::shared_ptr<const GgufFile> file);
   /// A model without a file. The tensors must outlive it.
   Model(ModelConfig config, ModelTensors tensors);
+  Model(Model&&) = default;  // a copy would point to the pieces of the other
 
   bool has_file() const { return file_ != nullptr; }
   const GgufFile& file() const { return *file_; }  ///< only of a model that has one
@@ -93,6 +87,7 @@ class Model {
   std::shared_ptr<const GgufFile> file_;
   ModelConfig config_;
   ModelTensors tensors_;
+  std::deque<Tensor> pieces_;  ///< of tensors that hold several parts
 };
 
 }  // namespace firp

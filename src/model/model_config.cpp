@@ -12,31 +12,64 @@
 namespace firp {
 namespace {
 
-/// What tells the architectures apart.
+/// What tells the architectures apart. llama.cpp's src/models/ has a file for each.
 struct Architecture {
   std::string_view name;
-  bool interleaved_rope;
-  bool needs_qkv_bias;
-  bool qk_norm;
-  bool rope_factors;  ///< llama.cpp reads rope_freqs.weight and rope_factors_*.weight
+  bool interleaved_rope = false;
+  bool rope_factors = false;  ///< reads rope_freqs.weight and rope_factors_*.weight
+  bool needs_qkv_bias = false;
+  HeadNorms head_norms = HeadNorms::kNone;
+  bool norms_before = true;
+  bool norms_after = false;
+  Activation activation = Activation::kSilu;
+  bool fused_gate_up = false;
+  bool scaled_embedding = false;  ///< by the root of its width
+  bool softcaps = false;          ///< reads *_logit_softcapping
+  bool scales = false;            ///< reads embedding_scale, residual_scale, logit_scale, ...
+
+  /// Of so many layers the last sees all positions, the others a window, unless the file says
+  /// which. 0: all layers see all.
+  int window_period = 0;
+  int usual_window = 0;           ///< where the file gives none; 0: then there are none
+  float window_rope_base = 0;     ///< windowed layers turn by this base, unscaled; 0: as the others
+  bool windows_unscaled = false;  ///< they turn by the same base, unscaled
+  int unturned_period = 0;        ///< of so many layers the last has no RoPE; 0: all have it
+
+  /// The largest model of a family: of so many layers. Its scores are scaled by the share of the
+  /// width that a head has, instead of by a head's size.
+  int layers_scaled_by_width = 0;
 };
 
 constexpr Architecture kArchitectures[] = {
-    {.name = "llama",
-     .interleaved_rope = true,
-     .needs_qkv_bias = false,
-     .qk_norm = false,
-     .rope_factors = true},
-    {.name = "qwen2",
-     .interleaved_rope = false,
-     .needs_qkv_bias = true,
-     .qk_norm = false,
-     .rope_factors = false},
-    {.name = "qwen3",
-     .interleaved_rope = false,
-     .needs_qkv_bias = false,
-     .qk_norm = true,
-     .rope_factors = false},
+    {.name = "llama", .interleaved_rope = true, .rope_factors = true},
+    {.name = "qwen2", .needs_qkv_bias = true},
+    {.name = "qwen3", .head_norms = HeadNorms::kEach},
+    {.name = "gemma2",
+     .norms_after = true,
+     .activation = Activation::kGelu,
+     .scaled_embedding = true,
+     .softcaps = true,
+     .window_period = 2,
+     .usual_window = 4096,
+     .layers_scaled_by_width = 46},
+    {.name = "gemma3",
+     .head_norms = HeadNorms::kEach,
+     .norms_after = true,
+     .activation = Activation::kGelu,
+     .scaled_embedding = true,
+     .softcaps = true,
+     .window_period = 6,
+     .window_rope_base = 10000.0f,
+     .layers_scaled_by_width = 62},
+    {.name = "phi3", .rope_factors = true, .fused_gate_up = true},
+    {.name = "olmo2",
+     .head_norms = HeadNorms::kAll,
+     .norms_before = false,
+     .norms_after = true,
+     .window_period = 4,
+     .windows_unscaled = true},
+    {.name = "smollm3", .interleaved_rope = true, .unturned_period = 4},
+    {.name = "granite", .interleaved_rope = true, .rope_factors = true, .scales = true},
 };
 
 // Sane bounds, some times what the largest models have: a damaged file must not make us allocate by
@@ -95,18 +128,21 @@ class Reader {
   std::string architecture_;
 };
 
-/// The names of what some files of these architectures ask for and the forward pass does not have.
-void refuse_missing_features(const Reader& reader, int trained_context) {
+/// What some files of these architectures ask for and the forward pass does not have.
+void refuse_missing_features(const Reader& reader, const Architecture& architecture,
+                             int trained_context) {
   const GgufFile& file = reader.file();
   for (const std::string_view name : {"attention.sliding_window", "expert_count"}) {
     if (file.is_array(reader.key(name))) {
       reader.refuse(fmt::format("{} has a value for each layer: not supported", reader.key(name)));
     }
   }
+  // Files of Phi-3 name a window that llama.cpp does not use either.
   const auto window = file.find_int(reader.key("attention.sliding_window")).value_or(0);
-  if (window > 0 && window < trained_context) {
-    reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported",
-                              reader.key("attention.sliding_window"), window));
+  if (architecture.window_period == 0 && architecture.name != "phi3" && window > 0 &&
+      window < trained_context) {
+    reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported for {}",
+                              reader.key("attention.sliding_window"), window, architecture.name));
   }
   if (file.find_int(reader.key("expert_count")).value_or(0) > 0) {
     reader.refuse(
@@ -119,10 +155,16 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
   if (file.find_int("split.count").value_or(0) > 1) {
     reader.fail("a model split into several files is not supported (llama-gguf-split --merge)");
   }
-  for (const std::string_view name :
-       {"attention.max_alibi_bias", "attention.clamp_kqv", "attention.scale", "embedding_scale",
-        "residual_scale", "logit_scale", "attn_logit_softcapping", "final_logit_softcapping",
-        "rope.scaling.alpha"}) {
+  std::vector<std::string_view> unknown = {"attention.max_alibi_bias", "attention.clamp_kqv",
+                                           "rope.scaling.alpha"};
+  if (!architecture.scales) {
+    unknown.insert(unknown.end(),
+                   {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"});
+  }
+  if (!architecture.softcaps) {
+    unknown.insert(unknown.end(), {"attn_logit_softcapping", "final_logit_softcapping"});
+  }
+  for (const std::string_view name : unknown) {
     if (reader.number(name, 0.0f) != 0.0f) {
       reader.refuse(fmt::format("{} is not supported", reader.key(name)));
     }
@@ -177,11 +219,10 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
   RopeConfig rope;
   rope.interleaved = architecture.interleaved_rope;
   rope.dimensions = reader.size("rope.dimension_count", kMostHeadSize, head_size);
-  if (rope.dimensions != head_size || head_size % 2 != 0) {
-    reader.refuse(
-        fmt::format("{} is {}: only an even one that equals the size of a head ({}) is "
-                    "supported",
-                    reader.key("rope.dimension_count"), rope.dimensions, head_size));
+  if (rope.dimensions > head_size || rope.dimensions % 2 != 0) {
+    reader.refuse(fmt::format("{} is {}: only an even one, up to the size of a head ({}), is "
+                              "supported",
+                              reader.key("rope.dimension_count"), rope.dimensions, head_size));
   }
 
   const float base = reader.number("rope.freq_base", 10000.0f);
@@ -242,6 +283,94 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
   return rope;
 }
 
+/// The rotation of windowed layers: by a base of their own, or as that of the others without its
+/// scaling.
+RopeConfig window_rope(const Reader& reader, const Architecture& architecture,
+                       const RopeConfig& of_others) {
+  const float otherwise = architecture.window_rope_base > 0
+                              ? architecture.window_rope_base
+                              : reader.number("rope.freq_base", 10000.0f);
+  const float base = reader.number("rope.freq_base_swa", otherwise);
+  if (base <= 1.0f) {
+    reader.fail(fmt::format("{} is {}, not above 1", reader.key("rope.freq_base_swa"), base));
+  }
+  const std::vector<double> frequencies = rope_frequencies(base, of_others.dimensions);
+  return {.interleaved = of_others.interleaved,
+          .dimensions = of_others.dimensions,
+          .frequencies = {frequencies.begin(), frequencies.end()}};
+}
+
+/// Which layers have a window: of every `period` all but the last, or what the file says.
+std::vector<bool> windowed_layers(const Reader& reader, int layers, int period) {
+  const std::string key = reader.key("attention.sliding_window_pattern");
+  std::vector<bool> windowed(layers);
+  if (reader.file().is_array(key)) {
+    const std::vector<std::int64_t> pattern = *reader.file().find_int_array(key);
+    if (std::ssize(pattern) < layers) {
+      reader.fail(fmt::format("{} has {} values for {} layers", key, pattern.size(), layers));
+    }
+    for (int layer = 0; layer < layers; ++layer) windowed[layer] = pattern[layer] != 0;
+    return windowed;
+  }
+  period = static_cast<int>(reader.file().find_int(key).value_or(period));
+  if (period < 0) reader.fail(fmt::format("{} is negative", key));
+  for (int layer = 0; layer < layers; ++layer) {
+    windowed[layer] = period == 0 || layer % period < period - 1;
+  }
+  return windowed;
+}
+
+/// Fills in what differs by layer, and the rotations that layers use.
+void read_layers(const Reader& reader, const Architecture& architecture, ModelConfig& config) {
+  config.by_layer.assign(config.layers, {});
+  config.ropes = {read_rope(reader, architecture, config.head_size, config.trained_context)};
+  if (architecture.scales && !reader.file().find_bool(reader.key("rope.scaling.finetuned")).value_or(true)) {
+    for (LayerConfig& layer : config.by_layer) layer.rope = -1;
+  }
+  for (int i = 0; architecture.unturned_period > 0 && i < config.layers; ++i) {
+    if ((i + 1) % architecture.unturned_period == 0) config.by_layer[i].rope = -1;
+  }
+  if (architecture.window_period == 0) return;
+  const std::string_view key = "attention.sliding_window";
+  const std::int64_t in_file =
+      reader.file().find_int(reader.key(key)).value_or(architecture.usual_window);
+  if (in_file == 0) return;
+  const int window = reader.size(key, kMostContext, architecture.usual_window);
+  const bool turns_otherwise = architecture.window_rope_base > 0 || architecture.windows_unscaled;
+  if (turns_otherwise) config.ropes.push_back(window_rope(reader, architecture, config.ropes[0]));
+  const std::vector<bool> windowed =
+      windowed_layers(reader, config.layers, architecture.window_period);
+  for (int i = 0; i < config.layers; ++i) {
+    if (windowed[i]) config.by_layer[i] = {.window = window, .rope = turns_otherwise ? 1 : 0};
+  }
+}
+
+/// A factor or cap that is 0 or missing is none.
+float factor_or(const Reader& reader, std::string_view name, float otherwise) {
+  const float value = reader.number(name, 0.0f);
+  if (value < 0.0f) reader.fail(fmt::format("{} is negative", reader.key(name)));
+  return value == 0.0f ? otherwise : value;
+}
+
+void read_scales(const Reader& reader, const Architecture& architecture, ModelConfig& config) {
+  const auto d = static_cast<float>(config.hidden_size);
+  const int share = config.layers == architecture.layers_scaled_by_width
+                        ? config.hidden_size / config.query_heads
+                        : config.head_size;
+  config.attention_scale = 1.0f / std::sqrt(static_cast<float>(share));
+  if (architecture.scaled_embedding) config.embedding_scale = std::sqrt(d);
+  if (architecture.softcaps) {
+    config.attention_softcap = factor_or(reader, "attn_logit_softcapping", 0);
+    config.logit_softcap = factor_or(reader, "final_logit_softcapping", 0);
+  }
+  if (architecture.scales) {
+    config.embedding_scale = factor_or(reader, "embedding_scale", 1);
+    config.residual_scale = factor_or(reader, "residual_scale", 1);
+    config.logit_scale = 1.0f / factor_or(reader, "logit_scale", 1);
+    config.attention_scale = factor_or(reader, "attention.scale", config.attention_scale);
+  }
+}
+
 }  // namespace
 
 std::vector<double> rope_frequencies(float base, int dimensions) {
@@ -272,7 +401,7 @@ ModelConfig read_model_config(const GgufFile& file) {
   config.layers = reader.size("block_count", kMostLayers);
   config.hidden_size = reader.size("embedding_length", kMostHidden);
   config.trained_context = reader.size("context_length", kMostContext);
-  refuse_missing_features(reader, config.trained_context);
+  refuse_missing_features(reader, *architecture, config.trained_context);
   config.feed_forward_size = reader.size("feed_forward_length", kMostFeedForward);
   config.query_heads = reader.size("attention.head_count", kMostHeads);
   config.kv_heads = reader.size("attention.head_count_kv", kMostHeads, config.query_heads);
@@ -295,7 +424,8 @@ ModelConfig read_model_config(const GgufFile& file) {
     reader.fail(fmt::format("{} is {}", reader.key("attention.layer_norm_rms_epsilon"),
                             config.rms_norm_epsilon));
   }
-  config.rope = read_rope(reader, *architecture, config.head_size, config.trained_context);
+  read_layers(reader, *architecture, config);
+  read_scales(reader, *architecture, config);
 
   const std::int64_t vocabulary = file.get_tensor("token_embd.weight").rows();
   if (vocabulary > kMostVocabulary) {
@@ -311,8 +441,14 @@ ModelConfig read_model_config(const GgufFile& file) {
   }
 
   config.qkv_bias =
-      architecture->needs_qkv_bias || file.find_tensor("blk.0.attn_q.bias") != nullptr;
-  config.qk_norm = architecture->qk_norm;
+      architecture->needs_qkv_bias || file.find_tensor("blk.0.attn_q.bias") != nullptr ||
+      file.find_tensor("blk.0.attn_qkv.bias") != nullptr;
+  config.activation = architecture->activation;
+  config.head_norms = architecture->head_norms;
+  config.norms_before = architecture->norms_before;
+  config.norms_after = architecture->norms_after;
+  config.fused_qkv = file.find_tensor("blk.0.attn_qkv.weight") != nullptr;
+  config.fused_gate_up = architecture->fused_gate_up;
   config.tied_head = file.find_tensor("output.weight") == nullptr;
   return config;
 }

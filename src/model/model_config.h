@@ -33,10 +33,21 @@ struct RopeConfig {
 /// Without scaling: [dimensions / 2], radians a position.
 std::vector<double> rope_frequencies(float base, int dimensions);
 
-/// What the forward pass needs to know about a decoder-only transformer. The architectures differ
-/// by the flags at the end, and by nothing else.
+/// What differs from layer to layer.
+struct LayerConfig {
+  int window = 0;  ///< a row sees so many positions, the last of them its own; 0: all
+  int rope = 0;    ///< which of ModelConfig::ropes turns queries and keys; -1: none
+};
+
+enum class Activation { kSilu, kGelu };  ///< kGelu: the form with tanh
+
+/// RMS norms of queries and keys before RoPE: of each head by itself, or of all heads together.
+enum class HeadNorms { kNone, kEach, kAll };
+
+/// What the forward pass needs to know about a decoder-only transformer. Architectures are rows of
+/// a table (model_config.cpp) that fill this in; nothing else asks for their names.
 struct ModelConfig {
-  std::string architecture;  ///< general.architecture: "llama", "qwen2", "qwen3"
+  std::string architecture;  ///< general.architecture
   std::string name;          ///< general.name, or the file's name
 
   int layers = 0;
@@ -48,19 +59,32 @@ struct ModelConfig {
   int vocabulary_size = 0;
   int trained_context = 0;  ///< positions that the model was trained for
   float rms_norm_epsilon = 0;
-  RopeConfig rope;
 
+  std::vector<LayerConfig> by_layer;  ///< [layers]
+  std::vector<RopeConfig> ropes;
+  Activation activation = Activation::kSilu;
+  HeadNorms head_norms = HeadNorms::kNone;
+  bool norms_before = true;  ///< of what attention and feed-forward read
+  bool norms_after = false;  ///< of what they add to the residual stream
   bool qkv_bias = false;
-  bool qk_norm = false;    ///< RMS norm of each query and key head before RoPE
-  bool tied_head = false;  ///< the head is the token embedding
+  bool tied_head = false;      ///< the head is the token embedding
+  bool fused_qkv = false;      ///< the file holds queries, keys and values as one tensor
+  bool fused_gate_up = false;  ///< and gate and up
+
+  float embedding_scale = 1;  ///< of token embeddings where layers read them; maps read the table's rows
+  float residual_scale = 1;   ///< of what attention and feed-forward add
+  float logit_scale = 1;
+  float attention_scale = 0;    ///< of the products of queries and keys
+  float attention_softcap = 0;  ///< scores s are softcap * tanh(s / softcap); 0: as they are
+  float logit_softcap = 0;      ///< of logits, likewise
 
   int query_size() const { return query_heads * head_size; }
   int kv_size() const { return kv_heads * head_size; }
 };
 
-/// Reads and checks the configuration. Errors: an architecture other than those above (the message
-/// lists them), missing or impossible values, features that the forward pass does not have (sliding
-/// windows, mixtures of experts, ...).
+/// Reads and checks the configuration. Errors: an architecture that the table lacks (the message
+/// lists them), missing or impossible values, features that the forward pass does not have (mixtures
+/// of experts, ...).
 ModelConfig read_model_config(const GgufFile& file);
 
 }  // namespace firp

@@ -84,18 +84,112 @@ TEST(ModelConfig, HasTheFilesValues) {
   EXPECT_EQ(config.vocabulary_size, 20);
   EXPECT_EQ(config.trained_context, 2048);
   EXPECT_EQ(config.rms_norm_epsilon, 1e-5f);
-  EXPECT_EQ(config.rope.dimensions, 16);
+  EXPECT_EQ(config.ropes.at(0).dimensions, 16);
   EXPECT_TRUE(config.tied_head);
 }
 
 TEST(ModelConfig, ArchitecturesDifferByTheirFlags) {
   const auto flags = [](const ModelConfig& config) {
-    return std::vector<bool>{config.rope.interleaved, config.qkv_bias, config.qk_norm,
-                             config.tied_head};
+    return std::vector<bool>{config.ropes.at(0).interleaved, config.qkv_bias,
+                             config.head_norms == HeadNorms::kEach, config.tied_head};
   };
   EXPECT_EQ(flags(config_of(small_options("llama"))), (std::vector{true, false, false, false}));
   EXPECT_EQ(flags(config_of(small_options("qwen2"))), (std::vector{false, true, false, false}));
   EXPECT_EQ(flags(config_of(small_options("qwen3"))), (std::vector{false, false, true, false}));
+}
+
+std::vector<int> windows_of(const ModelConfig& config) {
+  std::vector<int> windows;
+  for (const LayerConfig& layer : config.by_layer) windows.push_back(layer.window);
+  return windows;
+}
+std::vector<int> ropes_of(const ModelConfig& config) {
+  std::vector<int> ropes;
+  for (const LayerConfig& layer : config.by_layer) ropes.push_back(layer.rope);
+  return ropes;
+}
+
+TEST(ModelConfig, LayersDifferByWindowAndRotation) {
+  TinyModelOptions options = small_options("gemma3");
+  options.layers = 7;
+  options.sliding_window = 24;
+  options.rope_base = 1e6f;
+  ModelConfig config = config_of(options);
+  EXPECT_EQ(windows_of(config), (std::vector{24, 24, 24, 24, 24, 0, 24}));
+  EXPECT_EQ(ropes_of(config), (std::vector{1, 1, 1, 1, 1, 0, 1}));
+  EXPECT_FLOAT_EQ(config.ropes.at(0).frequencies.at(1), std::pow(1e6f, -0.125f));
+  EXPECT_FLOAT_EQ(config.ropes.at(1).frequencies.at(1), std::pow(1e4f, -0.125f));
+  EXPECT_EQ(config.activation, Activation::kGelu);
+  EXPECT_TRUE(config.norms_after);
+  EXPECT_FLOAT_EQ(config.embedding_scale, std::sqrt(32.0f));
+  EXPECT_FLOAT_EQ(config.attention_scale, 0.25f);
+
+  options.sliding_window = 0;
+  EXPECT_EQ(windows_of(config_of(options)), std::vector<int>(7, 0));
+
+  options = small_options("gemma2");
+  options.layers = 4;
+  options.sliding_window = 24;
+  config = config_of(options);
+  EXPECT_EQ(windows_of(config), (std::vector{24, 0, 24, 0}));
+  EXPECT_EQ(ropes_of(config), (std::vector{0, 0, 0, 0}));
+  EXPECT_EQ(config.attention_softcap, 2.0f);
+  EXPECT_EQ(config.logit_softcap, 10.0f);
+
+  options = small_options("smollm3");
+  options.layers = 9;
+  EXPECT_EQ(ropes_of(config_of(options)), (std::vector{0, 0, 0, -1, 0, 0, 0, -1, 0}));
+
+  config = config_of(small_options("granite"));
+  EXPECT_EQ(config.embedding_scale, 3.0f);
+  EXPECT_EQ(config.residual_scale, 0.25f);
+  EXPECT_FLOAT_EQ(config.logit_scale, 1 / 1.25f);
+  EXPECT_EQ(config.attention_scale, 0.2f);
+
+  // Of the largest of the family, scores are scaled by a head's share of the width: 32 / 4.
+  options = small_options("gemma3");
+  options.layers = 62;
+  EXPECT_FLOAT_EQ(config_of(options).attention_scale, 1 / std::sqrt(8.0f));
+}
+
+TEST(ModelConfig, TheFileMaySayWhichLayersHaveAWindow) {
+  const TemporaryDirectory directory;
+  TinyModelOptions options = small_options("gemma3");
+  options.layers = 4;
+  options.sliding_window = 24;
+  const auto with_pattern = [&](const std::function<void(gguf_context*)>& change) {
+    rewrite(directory / "m.gguf", options, change);
+    return windows_of(Model(directory / "m.gguf").config());
+  };
+  constexpr const char* kKey = "gemma3.attention.sliding_window_pattern";
+  EXPECT_EQ(with_pattern([&](gguf_context* gguf) { gguf_set_val_u32(gguf, kKey, 2); }),
+            (std::vector{24, 0, 24, 0}));
+  constexpr std::int8_t kPattern[] = {1, 0, 0, 1};
+  EXPECT_EQ(with_pattern([&](gguf_context* gguf) {
+              gguf_set_arr_data(gguf, kKey, GGUF_TYPE_BOOL, kPattern, 4);
+            }),
+            (std::vector{24, 0, 0, 24}));
+  EXPECT_THROW(with_pattern([&](gguf_context* gguf) {
+                 gguf_set_arr_data(gguf, kKey, GGUF_TYPE_BOOL, kPattern, 3);
+               }),
+               Error);
+}
+
+TEST(Model, TakesPartsOfFusedTensors) {
+  const TemporaryDirectory directory;
+  const TinyModelOptions options = small_options("phi3");
+  write_tiny_model(directory / "m.gguf", options);
+  const Model model(directory / "m.gguf");
+  const LayerTensors& layer = model.layers()[1];
+  const Tensor& all = model.file().get_tensor("blk.1.attn_qkv.weight");
+  EXPECT_EQ(layer.query->rows(), 64);
+  EXPECT_EQ(layer.key->rows(), 32);
+  EXPECT_EQ(layer.key->data.data(), all.data.data() + 64 * 32 * sizeof(float));
+  EXPECT_EQ(layer.value->data.data(), all.data.data() + 96 * 32 * sizeof(float));
+  EXPECT_EQ(layer.value->data.size(), 32 * 32 * sizeof(float));
+  const Tensor& up = model.file().get_tensor("blk.1.ffn_up.weight");
+  EXPECT_EQ(layer.gate->data.data(), up.data.data());
+  EXPECT_EQ(layer.up->data.data(), up.data.data() + 48 * 32 * sizeof(float));
 }
 
 TEST(ModelConfig, DefaultsAreThoseOfLlamaCpp) {
@@ -113,8 +207,8 @@ TEST(ModelConfig, DefaultsAreThoseOfLlamaCpp) {
   const ModelConfig config = Model(directory / "m.gguf").config();
   EXPECT_EQ(config.kv_heads, 4);
   EXPECT_EQ(config.head_size, 8);
-  EXPECT_EQ(config.rope.dimensions, 8);
-  EXPECT_FLOAT_EQ(config.rope.frequencies[1], std::pow(10000.0f, -0.25f));
+  EXPECT_EQ(config.ropes.at(0).dimensions, 8);
+  EXPECT_FLOAT_EQ(config.ropes.at(0).frequencies[1], std::pow(10000.0f, -0.25f));
   EXPECT_EQ(config.name, "m.gguf");
 }
 
@@ -148,7 +242,7 @@ TEST(Rope, AgreesWithGgml) {
     options.rope_scaling_factor = rope_case.factor;
     options.rope_original_context = rope_case.original_context;
     options.rope_frequency_factors = rope_case.frequency_factors;
-    const RopeConfig rope = config_of(options).rope;
+    const RopeConfig rope = config_of(options).ropes.at(0);
     ASSERT_EQ(rope.frequencies.size(), 32u);
 
     const std::int32_t positions[] = {0, 1, 100, 1500, 8000};
@@ -195,11 +289,11 @@ TEST(Rope, AgreesWithGgml) {
 TEST(Rope, YarnTellsItsPairsApart) {
   TinyModelOptions options = small_options("qwen2");
   options.head_size = 64;
-  const RopeConfig plain = config_of(options).rope;
+  const RopeConfig plain = config_of(options).ropes.at(0);
   options.rope_scaling = "yarn";
   options.rope_scaling_factor = 4;
   options.rope_original_context = 512;
-  const RopeConfig yarn = config_of(options).rope;
+  const RopeConfig yarn = config_of(options).ropes.at(0);
   EXPECT_EQ(yarn.frequencies.front(), plain.frequencies.front());
   EXPECT_FLOAT_EQ(yarn.frequencies.back(), plain.frequencies.back() / 4);
   EXPECT_FLOAT_EQ(yarn.magnitude, 1.0f + 0.1f * std::log(4.0f));
@@ -216,7 +310,7 @@ TEST(ModelConfig, LongRopeTakesTheFactorsOfTheContextInUse) {
             },
             {{"rope_factors_long.weight", std::vector(8, 2.0f)},
              {"rope_factors_short.weight", std::vector(8, 1.0f)}});
-    const RopeConfig rope = Model(directory / "m.gguf").config().rope;
+    const RopeConfig rope = Model(directory / "m.gguf").config().ropes.at(0);
     const int context = static_cast<int>(original);
     EXPECT_EQ(rope.frequencies_for(1)[0], 1.0f);
     EXPECT_EQ(rope.frequencies_for(context)[0], 1.0f);
@@ -264,7 +358,7 @@ TEST(ModelConfig, ValuesForEachLayerAreUnsupportedNotDamage) {
     }
   }
   rewrite(directory / "m.gguf", small_options("llama"), [&](gguf_context* gguf) {
-    gguf_set_val_u32(gguf, "llama.rope.dimension_count", 8);  // half of a head is turned
+    gguf_set_val_u32(gguf, "llama.rope.dimension_count", 18);  // more than a head has
   });
   EXPECT_THROW(Model(directory / "m.gguf"), Unsupported);
 }
@@ -287,13 +381,14 @@ TEST(ModelConfig, RefusesByName) {
   EXPECT_THAT(with_string("general.architecture", "mamba"), HasSubstr("llama, qwen2, qwen3"));
   EXPECT_THAT(with_int("llama.block_count", 0), HasSubstr("llama.block_count"));
   EXPECT_THAT(with_int("llama.block_count", 4000000000u), HasSubstr("llama.block_count"));
-  EXPECT_THAT(with_int("llama.block_count", 3), HasSubstr("blk.2.attn_norm.weight is missing"));
+  EXPECT_THAT(with_int("llama.block_count", 3), HasSubstr("blk.2.attn_q.weight is missing"));
   EXPECT_THAT(with_int("llama.block_count", 1), HasSubstr("blk.1."));
   EXPECT_THAT(with_int("llama.embedding_length", 64), HasSubstr("token_embd.weight"));
   EXPECT_THAT(with_int("llama.feed_forward_length", 4096), HasSubstr("ffn_gate"));
   EXPECT_THAT(with_int("llama.attention.head_count", 3), HasSubstr("share"));
   EXPECT_THAT(with_int("llama.attention.value_length", 8), HasSubstr("value_length differs"));
-  EXPECT_THAT(with_int("llama.rope.dimension_count", 8), HasSubstr("rope.dimension_count"));
+  EXPECT_THAT(with_int("llama.rope.dimension_count", 18), HasSubstr("rope.dimension_count"));
+  EXPECT_THAT(with_int("llama.rope.dimension_count", 7), HasSubstr("rope.dimension_count"));
   EXPECT_THAT(with_int("llama.attention.sliding_window", 1024), HasSubstr("sliding-window"));
   EXPECT_THAT(with_int("llama.expert_count", 8), HasSubstr("experts"));
   EXPECT_THAT(with_int("split.count", 2), HasSubstr("split"));
@@ -421,7 +516,7 @@ TEST(ModelIdentity, HashStaysTheSameFromVersionToVersion) {
     bytes[i] = static_cast<char>(i * i / 7);
   }
   write_bytes(directory / "m.gguf", bytes);
-  EXPECT_EQ(Model(directory / "m.gguf").identity().tensor_hash, "5cbc17c51e72d12c");
+  EXPECT_EQ(Model(directory / "m.gguf").identity().tensor_hash, "efd2d4b7e92ad4a8");
 }
 
 }  // namespace

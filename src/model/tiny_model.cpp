@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "model/gguf_pointers.h"
+#include "model/model.h"
 
 namespace firp {
 namespace {
@@ -38,10 +39,9 @@ class Random {
 /// What an architecture has beyond, or instead of, what llama has. llama.cpp's src/models/ tell.
 struct Parts {
   bool qkv_bias = false;
-  bool head_norms = false;        ///< of each query and key head
-  bool wide_norms = false;        ///< of all query heads together, and of all key heads
-  bool norm_before = true;        ///< of attention and feed-forward
-  bool norm_after = false;        ///< of what they add
+  HeadNorms head_norms = HeadNorms::kNone;
+  bool norms_before = true;       ///< of attention and feed-forward
+  bool norms_after = false;       ///< of what they add
   bool feed_forward_norm = true;  ///< else the feed-forward runs beside attention
   bool layer_norm = false;        ///< with biases, instead of RMS norms
   bool fused_qkv = false;         ///< one matrix
@@ -52,16 +52,17 @@ struct Parts {
   int sliding_window = 0;
 };
 
-Parts parts_of(const std::string& architecture) {
-  constexpr int kWindow = 32;
-  if (architecture == "llama") return {};
+Parts parts_of(const TinyModelOptions& options) {
+  const std::string& architecture = options.architecture;
+  constexpr auto kEach = HeadNorms::kEach, kAll = HeadNorms::kAll;
+  if (architecture == "llama" || architecture == "smollm3" || architecture == "granite") return {};
   if (architecture == "qwen2") return {.qkv_bias = true};
-  if (architecture == "qwen3") return {.head_norms = true};
+  if (architecture == "qwen3") return {.head_norms = kEach};
   if (architecture == "gemma2") {
-    return {.norm_after = true, .tied_head = true, .sliding_window = kWindow};
+    return {.norms_after = true, .tied_head = true, .sliding_window = options.sliding_window};
   }
   if (architecture == "gemma3") {
-    return {.head_norms = true, .norm_after = true, .tied_head = true, .sliding_window = kWindow};
+    return {.head_norms = kEach, .norms_after = true, .tied_head = true, .sliding_window = options.sliding_window};
   }
   if (architecture == "phi3") return {.fused_qkv = true, .fused_gate_up = true};
   if (architecture == "gptneox") {
@@ -78,7 +79,10 @@ Parts parts_of(const std::string& architecture) {
     return {.qkv_bias = true, .layer_norm = true, .gate = false, .output_bias = true};
   }
   if (architecture == "olmo2") {
-    return {.wide_norms = true, .norm_before = false, .norm_after = true};
+    return {.head_norms = kAll,
+            .norms_before = false,
+            .norms_after = true,
+            .sliding_window = options.sliding_window};
   }
   throw Error(fmt::format("tiny model: there is no {}", architecture));
 }
@@ -173,9 +177,9 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   writer.set_int("attention.head_count_kv", o.kv_heads);
   writer.set_int("attention.key_length", o.head_size);
   writer.set_int("attention.value_length", o.head_size);
-  writer.set_int("rope.dimension_count", o.head_size);
+  writer.set_int("rope.dimension_count", o.rope_dimensions > 0 ? o.rope_dimensions : o.head_size);
   writer.set_float("rope.freq_base", o.rope_base);
-  const Parts parts = parts_of(o.architecture);
+  const Parts parts = parts_of(o);
   writer.set_float(
       parts.layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
       1e-5f);
@@ -184,6 +188,12 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   if (o.architecture == "gemma2") {  // lower than real models', so that they matter
     writer.set_float("attn_logit_softcapping", 2.0f);
     writer.set_float("final_logit_softcapping", 10.0f);
+  }
+  if (o.architecture == "granite") {
+    writer.set_float("embedding_scale", 3.0f);
+    writer.set_float("residual_scale", 0.25f);
+    writer.set_float("attention.scale", 0.2f);
+    writer.set_float("logit_scale", 1.25f);
   }
   if (!o.rope_scaling.empty()) {
     writer.set_string(writer.key("rope.scaling.type"), o.rope_scaling);
@@ -196,80 +206,74 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   // Deviations of 1 / sqrt(inputs) keep activations near 1, and so those of the final norm's
   // output.
   const auto unit = [](int inputs) { return 1.0 / std::sqrt(static_cast<double>(inputs)); };
-  const int query_size = o.query_heads * o.head_size;
-  const int kv_size = o.kv_heads * o.head_size;
   const bool tied_head = o.tied_head || parts.tied_head;
-  const auto add_norm = [&](const std::string& name, int size) {
-    writer.add_vector(name + ".weight", size, 1.0, 0.1);
-    if (parts.layer_norm) writer.add_vector(name + ".bias", size, 0.0, 0.1);
-  };
-  const auto add_bias = [&](bool has_one, const std::string& name, int size) {
-    if (has_one) writer.add_vector(name + ".bias", size, 0.0, 0.5);
-  };
   writer.add_matrix("token_embd.weight", o.hidden_size, o.vocabulary_size,
                     tied_head ? o.logit_spread * unit(o.hidden_size) : 1.0);
-  add_norm("output_norm", o.hidden_size);
+  writer.add_vector("output_norm.weight", o.hidden_size, 1.0, 0.1);
+  if (parts.layer_norm) writer.add_vector("output_norm.bias", o.hidden_size, 0.0, 0.1);
   if (!tied_head) {
     writer.add_matrix("output.weight", o.hidden_size, o.vocabulary_size,
                       o.logit_spread * unit(o.hidden_size));
   }
   const auto add_rope_factors = [&](const std::string& name, float octaves) {
-    if (o.architecture != "llama") {
-      throw Error(fmt::format("tiny model: only the llama architecture has {}", name));
+    if (o.architecture != "llama" && o.architecture != "phi3") {
+      throw Error(fmt::format("tiny model: {} has no {}", o.architecture, name));
     }
-    std::vector<float> factors(static_cast<std::size_t>(o.head_size / 2));
+    const int pairs = (o.rope_dimensions > 0 ? o.rope_dimensions : o.head_size) / 2;
+    std::vector<float> factors(pairs);
     for (std::size_t pair = 0; pair < factors.size(); ++pair) {
       factors[pair] = std::exp2(octaves * static_cast<float>(pair) /
                                 static_cast<float>(std::max<std::size_t>(factors.size() - 1, 1)));
     }
-    writer.add(name, GGML_TYPE_F32, o.head_size / 2, 1, factors);
+    writer.add(name, GGML_TYPE_F32, pairs, 1, factors);
   };
   if (o.rope_frequency_factors) add_rope_factors("rope_freqs.weight", 3);  // 1 to 8, as Llama 3.1's
   if (o.rope_scaling == "longrope") {
     add_rope_factors("rope_factors_short.weight", 1);
     add_rope_factors("rope_factors_long.weight", 5);
   }
+  ModelConfig config;
+  config.hidden_size = o.hidden_size;
+  config.query_heads = o.query_heads;
+  config.kv_heads = o.kv_heads;
+  config.head_size = o.head_size;
+  config.feed_forward_size = o.feed_forward_size;
+  config.qkv_bias = parts.qkv_bias;
+  config.head_norms = parts.head_norms;
+  config.norms_before = parts.norms_before;
+  config.norms_after = parts.norms_after;
+  config.fused_qkv = parts.fused_qkv;
+  config.fused_gate_up = parts.fused_gate_up;
+  const LayerParts<PartSpec, PartSpec> specs = layer_specs(config);
+  const auto is_left_out = [&](const PartSpec& spec) {
+    return spec.outputs == 0 || spec.first_output > 0 ||
+           (!parts.gate && spec.name == "ffn_gate.weight") ||
+           (!parts.feed_forward_norm && spec.name == "ffn_norm.weight");
+  };
   for (int layer = 0; layer < o.layers; ++layer) {
     const auto name = [layer](std::string_view part) {
       return fmt::format("blk.{}.{}", layer, part);
     };
-    if (parts.norm_before) add_norm(name("attn_norm"), o.hidden_size);
-    if (parts.fused_qkv) {
-      const int size = query_size + 2 * kv_size;
-      writer.add_matrix(name("attn_qkv.weight"), o.hidden_size, size, 1.2 * unit(o.hidden_size));
-      add_bias(parts.qkv_bias, name("attn_qkv"), size);
-    } else {
-      writer.add_matrix(name("attn_q.weight"), o.hidden_size, query_size,
-                        1.5 * unit(o.hidden_size));
-      writer.add_matrix(name("attn_k.weight"), o.hidden_size, kv_size, 1.5 * unit(o.hidden_size));
-      writer.add_matrix(name("attn_v.weight"), o.hidden_size, kv_size, unit(o.hidden_size));
+    for (const PartSpec* const spec : specs.matrices()) {
+      if (is_left_out(*spec)) continue;
+      const bool scores = spec->name == "attn_q.weight" || spec->name == "attn_k.weight";
+      const double spread = scores ? 1.5 : spec->name == "attn_qkv.weight" ? 1.2 : 1.0;
+      writer.add_matrix(name(spec->name), spec->inputs, spec->file_outputs,
+                        spread * unit(spec->inputs));
     }
-    writer.add_matrix(name("attn_output.weight"), query_size, o.hidden_size, unit(query_size));
-    add_bias(parts.output_bias, name("attn_output"), o.hidden_size);
-    if (!parts.fused_qkv) {
-      add_bias(parts.qkv_bias, name("attn_q"), query_size);
-      add_bias(parts.qkv_bias, name("attn_k"), kv_size);
-      add_bias(parts.qkv_bias, name("attn_v"), kv_size);
+    for (const PartSpec* const spec : specs.vectors()) {
+      if (is_left_out(*spec)) continue;
+      const bool is_norm = spec->name.ends_with("norm.weight");
+      writer.add_vector(name(spec->name), spec->file_outputs, is_norm ? 1.0 : 0.0,
+                        is_norm ? 0.1 : 0.5);
+      if (!is_norm || !parts.layer_norm) continue;
+      const std::string_view stem = spec->name.substr(0, spec->name.find('.'));
+      writer.add_vector(name(fmt::format("{}.bias", stem)), spec->file_outputs, 0.0, 0.1);
     }
-    if (parts.head_norms || parts.wide_norms) {
-      add_norm(name("attn_q_norm"), parts.wide_norms ? query_size : o.head_size);
-      add_norm(name("attn_k_norm"), parts.wide_norms ? kv_size : o.head_size);
-    }
-    if (parts.norm_before && parts.feed_forward_norm) add_norm(name("ffn_norm"), o.hidden_size);
-    if (parts.gate && !parts.fused_gate_up) {
-      writer.add_matrix(name("ffn_gate.weight"), o.hidden_size, o.feed_forward_size,
-                        unit(o.hidden_size));
-    }
-    const int up_size = (parts.fused_gate_up ? 2 : 1) * o.feed_forward_size;
-    writer.add_matrix(name("ffn_up.weight"), o.hidden_size, up_size, unit(o.hidden_size));
-    add_bias(parts.output_bias, name("ffn_up"), o.feed_forward_size);
-    writer.add_matrix(name("ffn_down.weight"), o.feed_forward_size, o.hidden_size,
-                      unit(o.feed_forward_size));
-    add_bias(parts.output_bias, name("ffn_down"), o.hidden_size);
-    if (parts.norm_after) {
-      add_norm(name("post_attention_norm"), o.hidden_size);
-      add_norm(name("post_ffw_norm"), o.hidden_size);
-    }
+    if (!parts.output_bias) continue;
+    writer.add_vector(name("attn_output.bias"), o.hidden_size, 0.0, 0.5);
+    writer.add_vector(name("ffn_up.bias"), o.feed_forward_size, 0.0, 0.5);
+    writer.add_vector(name("ffn_down.bias"), o.hidden_size, 0.0, 0.5);
   }
   writer.write(path);
 }

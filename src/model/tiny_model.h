@@ -12,8 +12,7 @@ namespace firp {
 /// A random model of a supported architecture, small enough to test with; libllama loads it too.
 /// Its vocabulary has no tokenizer (tokenizer.ggml.model = "no_vocab").
 struct TinyModelOptions {
-  /// Those of our own engine, "llama", "qwen2" and "qwen3"; and, for libllama's, "gemma2",
-  /// "gemma3", "phi3", "gptneox", "falcon", "starcoder2" and "olmo2".
+  /// Those of our own engine, and, for libllama's, "gptneox", "falcon" and "starcoder2".
   std::string architecture = "llama";
   ggml_type type = GGML_TYPE_F32;  ///< of every matrix
   int layers = 3;
@@ -24,8 +23,10 @@ struct TinyModelOptions {
   int feed_forward_size = 512;
   int vocabulary_size = 320;
   bool tied_head = false;
+  int sliding_window = 32;  ///< of the architectures that have windows; 0: none
   float logit_spread = 2.5f;  ///< standard deviation of the logits, about
   float rope_base = 10000.0f;
+  int rope_dimensions = 0;  ///< elements of a head that are turned; 0: all
   /// rope.scaling.type: "", "linear", "yarn", "longrope"; with factor and original context
   std::string rope_scaling;
   float rope_scaling_factor = 1.0f;

@@ -88,7 +88,7 @@ std::vector<std::string> read_prompts(const std::filesystem::path& path) {
 ChatForm chat_form(const Vocabulary& vocabulary) {
   const ChatTemplate chat_template(vocabulary);
   if (!chat_template.exists()) {
-    return {"", "\n"};
+    return {"", "\n", /*is_chat=*/false};
   }
   const std::string text =
       chat_template.write({.messages = {{{"role", "user"}, {"content", kPlaceholder}}}})
@@ -199,7 +199,7 @@ class Synthesis {
     begin_phase(static_cast<long long>(with_passage_) * kMaxDocument);
     write_documents();
     // First whatever stands for itself, then turns that work on passages.
-    begin_phase(options_.answer_tokens * 3LL / 4);
+    begin_phase(form_.is_chat ? options_.answer_tokens * 3LL / 4 : options_.answer_tokens);
     if (!stopped_) shuffle(turns, generator_);
     answer(turns);
     begin_phase(options_.answer_tokens - planned_);
@@ -231,17 +231,22 @@ class Synthesis {
     return generate(jobs, std::numeric_limits<long long>::max());
   }
 
+  /// How a turn begins; without a chat, a document.
+  const std::string& opener() {
+    if (form_.is_chat) return instruction_openers()[generator_() % instruction_openers().size()];
+    return document_openers()[generator_() % document_openers().size()].text;
+  }
+
   /// The model's own turns: half from its bare prefix, half with an opening given.
   void write_turns(std::vector<std::string>& turns) {
-    const std::vector<std::string>& openers = instruction_openers();
     std::vector<GenerationJob> jobs;
     std::vector<std::string> openings;
     for (int i = 0; i < sampled_; ++i) {
-      openings.push_back(i % 2 == 0 ? "" : openers[generator_() % openers.size()]);
+      openings.push_back(i % 2 == 0 ? "" : opener());
       GenerationJob job;
       job.prompt = vocabulary_.tokenize(form_.before + openings.back(), true);
       if (job.prompt.empty()) {  // no chat form and no BOS: something to go on from
-        openings.back() = openers[generator_() % openers.size()];
+        openings.back() = opener();
         job.prompt = vocabulary_.tokenize(openings.back(), true);
       }
       job.max_tokens = kMaxTurn;
@@ -299,7 +304,9 @@ class Synthesis {
     for (const std::string& question : questions) {
       if (question.empty() || !seen_.insert(question).second) continue;
       GenerationJob job;
-      job.prompt = vocabulary_.tokenize(form_.around(question), true);
+      // A document goes on where its beginning ends.
+      job.prompt = vocabulary_.tokenize(
+          form_.is_chat ? form_.around(question) : PromptText{question, {{0, question.size()}}}, true);
       if (job.prompt.size() > kMaxPrompt) continue;
       job.max_tokens = options_.max_answer;
       if (jobs.size() % 2 == 1) {
@@ -355,10 +362,11 @@ class Synthesis {
 
   // How the texts divide up: a third the user's own prompts, if any; a quarter of the others works
   // on passages that the model wrote before; the rest are half its own turns, half built-in
-  // instructions.
+  // instructions. Without a chat all of the others are its own documents.
   const int own_ = std::min(options_.sequences / 3, static_cast<int>(options_.prompts.size()));
-  const int with_passage_ = (options_.sequences - own_) / 4;
-  const int sampled_ = (options_.sequences - own_ - with_passage_) / 2;
+  const int with_passage_ = form_.is_chat ? (options_.sequences - own_) / 4 : 0;
+  const int sampled_ =
+      (options_.sequences - own_ - with_passage_) / (form_.is_chat ? 2 : 1);
 
   // Tokens: to be written in all, in the phases before, and in this one.
   long long total_ = 0, tokens_before_ = 0, planned_ = 0;

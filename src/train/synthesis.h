@@ -40,6 +40,7 @@ std::vector<std::string> read_prompts(const std::filesystem::path& path);
 /// begins. Without a chat template: nothing before it, a line break after it.
 struct ChatForm {
   std::string before, after;
+  bool is_chat = true;
 
   /// With a turn in between, whose words are no control tokens.
   PromptText around(const std::string& turn) const {
@@ -70,6 +71,8 @@ std::string whole_sentences(std::string text, bool ended);
 /// The model writes its own training text: user's turns from its bare chat prefix, from the
 /// built-in instructions and from options.prompts, then its own answers, half of them greedy, half
 /// sampled. A twentieth is held out, all of it greedy. No two texts have the same user's turn.
+/// A model without a chat template writes documents instead: beginnings, from its begin-of-text
+/// token alone or from how published texts begin, and then what follows, as it writes answers.
 /// Empty when `on_progress` (tokens done, of) returned false.
 std::vector<Text> synthesize(Engine& engine, const Vocabulary& vocabulary,
                              const SynthesisOptions& options,

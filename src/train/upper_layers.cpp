@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 
 namespace firp {
@@ -61,21 +62,28 @@ struct Rope : torch::autograd::Function<Rope> {
   }
 };
 
-// silu(gate) * up, where x holds both side by side.
-struct SiluMultiply : torch::autograd::Function<SiluMultiply> {
-  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
+// silu(gate) * up or gelu(gate) * up, where x holds both side by side.
+struct ActivateMultiply : torch::autograd::Function<ActivateMultiply> {
+  static torch::Tensor activated(const torch::Tensor& gate, bool gelu) {
+    return gelu ? torch::gelu(gate, "tanh") : torch::silu(gate);
+  }
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x, bool gelu) {
     context->save_for_backward({x});
+    context->saved_data["gelu"] = gelu;
     const std::int64_t size = x.size(-1) / 2;
-    return torch::silu(x.narrow(-1, 0, size)).mul_(x.narrow(-1, size, size));
+    return activated(x.narrow(-1, 0, size), gelu).mul_(x.narrow(-1, size, size));
   }
   static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
     const torch::Tensor x = context->get_saved_variables()[0];
+    const bool gelu = context->saved_data["gelu"].toBool();
     const std::int64_t size = x.size(-1) / 2;
     const torch::Tensor gate = x.narrow(-1, 0, size), up = x.narrow(-1, size, size);
+    const torch::Tensor of_gate = gradients[0] * up;
     torch::Tensor gradient = torch::empty_like(x);
-    gradient.narrow(-1, 0, size).copy_(at::silu_backward(gradients[0] * up, gate));
-    gradient.narrow(-1, size, size).copy_(torch::silu(gate).mul_(gradients[0]));
-    return {gradient};
+    gradient.narrow(-1, 0, size)
+        .copy_(gelu ? at::gelu_backward(of_gate, gate, "tanh") : at::silu_backward(of_gate, gate));
+    gradient.narrow(-1, size, size).copy_(activated(gate, gelu).mul_(gradients[0]));
+    return {gradient, {}};
   }
 };
 
@@ -93,8 +101,9 @@ torch::Tensor load(const firp::Tensor& tensor) {
 torch::Tensor rope_order(const ModelConfig& config) {
   std::vector<std::int64_t> order(config.head_size);
   std::iota(order.begin(), order.end(), 0);
-  const int half = config.rope.dimensions / 2;
-  for (int k = 0; config.rope.interleaved && k < half; ++k) {
+  const RopeConfig& rope = config.ropes.front();
+  const int half = rope.dimensions / 2;
+  for (int k = 0; rope.interleaved && k < half; ++k) {
     order[k] = 2 * k;
     order[half + k] = 2 * k + 1;
   }
@@ -118,10 +127,13 @@ UpperLayers::UpperLayers(const Model& model, int first_layer, torch::Device devi
   const auto matrix = [&](const torch::Tensor& values) { return values.to(device, type); };
 
   const torch::Tensor order = rope_order(config_);
+  const auto optional = [&](const firp::Tensor* tensor) {
+    return tensor != nullptr ? vector(load(*tensor)) : torch::Tensor();
+  };
   for (int index = first_layer; index < config_.layers; ++index) {
     const LayerTensors& tensors = model.layers()[index];
     Layer layer;
-    layer.attention_norm = vector(load(*tensors.attention_norm));
+    layer.attention_norm = optional(tensors.attention_norm);
     layer.query_key_value =
         matrix(torch::cat({reorder_heads(load(*tensors.query), order),
                            reorder_heads(load(*tensors.key), order), load(*tensors.value)}));
@@ -130,21 +142,56 @@ UpperLayers::UpperLayers(const Model& model, int first_layer, torch::Device devi
           torch::cat({reorder_heads(load(*tensors.query_bias), order),
                       reorder_heads(load(*tensors.key_bias), order), load(*tensors.value_bias)}));
     }
-    if (config_.qk_norm) {
+    if (config_.head_norms != HeadNorms::kNone) {
       layer.query_norm = vector(reorder_heads(load(*tensors.query_norm), order));
       layer.key_norm = vector(reorder_heads(load(*tensors.key_norm), order));
     }
     layer.output = matrix(load(*tensors.output));
-    layer.feed_forward_norm = vector(load(*tensors.feed_forward_norm));
+    layer.attention_post_norm = optional(tensors.attention_post_norm);
+    layer.feed_forward_norm = optional(tensors.feed_forward_norm);
     layer.gate_up = matrix(torch::cat({load(*tensors.gate), load(*tensors.up)}));
     layer.down = matrix(load(*tensors.down));
+    layer.feed_forward_post_norm = optional(tensors.feed_forward_post_norm);
     layers_.push_back(std::move(layer));
   }
   output_norm_ = vector(load(model.output_norm()));
   head_ = matrix(load(model.head()));
   embedding_ = config_.tied_head ? head_ : matrix(load(model.token_embedding()));
+  if (config_.logit_scale != 1) head_ = head_ * config_.logit_scale;
   embedding_scale_ = 1 / embedding_.to(torch::kFloat32).square().mean().sqrt().item<double>();
-  frequencies_ = torch::tensor(config_.rope.frequencies, torch::kFloat32).to(device);
+  for (const RopeConfig& rope : config_.ropes) {
+    frequencies_.push_back(torch::tensor(rope.frequencies, torch::kFloat32).to(device));
+  }
+}
+
+std::vector<UpperLayers::Angles> UpperLayers::angles_at(const torch::Tensor& positions) const {
+  std::vector<Angles> all;
+  for (std::size_t i = 0; i < frequencies_.size(); ++i) {
+    const torch::Tensor angles =
+        (positions.to(torch::kFloat32).unsqueeze(1) * frequencies_[i]).unsqueeze(1);
+    const float magnitude = config_.ropes[i].magnitude;
+    all.push_back({angles.cos().mul_(magnitude), angles.sin().mul_(magnitude)});
+  }
+  return all;
+}
+
+torch::Tensor UpperLayers::norm(const torch::Tensor& x, const torch::Tensor& weight) const {
+  if (!weight.defined()) return x.to(type_);
+  return RmsNorm::apply(x, weight, config_.rms_norm_epsilon, type_);
+}
+
+torch::Tensor UpperLayers::heads_of(const torch::Tensor& projected, const torch::Tensor& weight,
+                                    torch::ScalarType type) const {
+  const std::vector<std::int64_t> shape = {projected.size(0), -1, config_.head_size};
+  switch (config_.head_norms) {
+    case HeadNorms::kNone:
+      break;
+    case HeadNorms::kEach:
+      return RmsNorm::apply(projected.reshape(shape), weight, config_.rms_norm_epsilon, type);
+    case HeadNorms::kAll:
+      return RmsNorm::apply(projected, weight, config_.rms_norm_epsilon, type).reshape(shape);
+  }
+  return projected.reshape(shape);
 }
 
 torch::Tensor UpperLayers::keys_values(int layer, const torch::Tensor& hidden) const {
@@ -153,24 +200,20 @@ torch::Tensor UpperLayers::keys_values(int layer, const torch::Tensor& hidden) c
   const std::int64_t rows = hidden.size(0);
   const int query_size = config_.query_size(), kv_size = config_.kv_size();
 
-  const torch::Tensor x =
-      RmsNorm::apply(hidden.to(device_), weights.attention_norm, config_.rms_norm_epsilon, type_);
+  const torch::Tensor x = norm(hidden.to(device_), weights.attention_norm);
   const torch::Tensor projected = torch::linear(
       x, weights.query_key_value.slice(0, query_size),
       config_.qkv_bias ? weights.query_key_value_bias.slice(0, query_size) : torch::Tensor());
   torch::Tensor keys =
-      projected.narrow(1, 0, kv_size).view({rows, config_.kv_heads, config_.head_size});
+      heads_of(projected.narrow(1, 0, kv_size), weights.key_norm, torch::kFloat32)
+          .to(torch::kFloat32);
   const torch::Tensor values =
       projected.narrow(1, kv_size, kv_size).view({rows, config_.kv_heads, config_.head_size});
-  if (config_.qk_norm) {
-    keys = RmsNorm::apply(keys, weights.key_norm, config_.rms_norm_epsilon, torch::kFloat32);
+  if (const int rope = config_.by_layer[layer].rope; rope >= 0) {
+    const std::vector<Angles> angles =
+        angles_at(torch::arange(rows, torch::TensorOptions().device(device_)));
+    keys = Rope::turn(keys, angles[rope].cosine, angles[rope].sine);
   }
-  const torch::Tensor angles =
-      (torch::arange(rows, torch::TensorOptions(torch::kFloat32).device(device_)).unsqueeze(1) *
-       frequencies_)
-          .unsqueeze(1);
-  keys = Rope::turn(keys.to(torch::kFloat32), angles.cos().mul_(config_.rope.magnitude),
-                    angles.sin().mul_(config_.rope.magnitude));
   return torch::stack({keys, values.to(torch::kFloat32)})
       .permute({0, 2, 1, 3})
       .to(type_ == torch::kFloat32 ? torch::kFloat16 : type_)
@@ -188,16 +231,13 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
   const int query_size = config_.query_size(), kv_size = config_.kv_size();
   const auto on_device = torch::TensorOptions().device(device_);
 
-  // Angles of the rows' positions i + j: [R, 1, dimensions / 2].
-  const torch::Tensor positions =
-      (anchors.unsqueeze(2) + torch::arange(1, steps + 1, on_device)).flatten();
-  const torch::Tensor angles =
-      (positions.to(torch::kFloat32).unsqueeze(1) * frequencies_).unsqueeze(1);
-  const torch::Tensor cosine = angles.cos().mul_(config_.rope.magnitude);
-  const torch::Tensor sine = angles.sin().mul_(config_.rope.magnitude);
+  // The rows' positions i + j: [B, A, K].
+  const torch::Tensor positions = anchors.unsqueeze(2) + torch::arange(1, steps + 1, on_device);
+  const std::vector<Angles> angles = angles_at(positions.flatten());
 
   // What each row sees: real positions up to its anchor, then the rows of its own chain up to
-  // itself. [B, 1, A, K, 1, T + A K], 0 or -infinity.
+  // itself; in layers with a window no further back than that. [B, 1, A, K, 1, T + A K], 0 or
+  // -infinity.
   const torch::Tensor sees_context = (torch::arange(length, on_device) <= anchors.unsqueeze(2))
                                          .view({sequences, 1, per_sequence, 1, 1, length})
                                          .expand({sequences, 1, per_sequence, steps, 1, length});
@@ -206,10 +246,24 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
   const torch::Tensor sees_chain = ((chain.unsqueeze(1) == chain) & (row.unsqueeze(1) >= row))
                                        .view({1, 1, per_sequence, steps, 1, chain_rows})
                                        .expand({sequences, 1, per_sequence, steps, 1, chain_rows});
-  const torch::Tensor mask =
-      torch::zeros({}, on_device.dtype(type_))
-          .masked_fill(torch::cat({sees_context, sees_chain}, -1).logical_not(),
-                       -std::numeric_limits<float>::infinity());
+  const torch::Tensor sees = torch::cat({sees_context, sees_chain}, -1);
+  const torch::Tensor column_positions = torch::cat(
+      {torch::arange(length, on_device)
+           .view({1, 1, 1, 1, 1, length})
+           .expand({sequences, 1, 1, 1, 1, length}),
+       positions.view({sequences, 1, 1, 1, 1, chain_rows})},
+      -1);
+  const torch::Tensor distances =
+      positions.view({sequences, 1, per_sequence, steps, 1, 1}) - column_positions;
+  std::map<int, torch::Tensor> masks;  // by window
+  const auto mask_of = [&](int window) -> const torch::Tensor& {
+    torch::Tensor& mask = masks[window];
+    if (mask.defined()) return mask;
+    const torch::Tensor seen = window > 0 ? sees & (distances < window) : sees;
+    mask = torch::zeros({}, on_device.dtype(type_))
+               .masked_fill(seen.logical_not(), -std::numeric_limits<float>::infinity());
+    return mask;
+  };
 
   const auto attention_layout = [&](const torch::Tensor& heads, std::int64_t per_kv_head) {
     return heads.view({sequences, chain_rows, kv_heads, per_kv_head, head_size})
@@ -223,19 +277,22 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
     if (adapters) {
       x = adapters->adapt(x, index - layer);
     }
-    const torch::Tensor normed =
-        RmsNorm::apply(x, weights.attention_norm, config_.rms_norm_epsilon, type_);
-    const torch::Tensor projected =
-        torch::linear(normed, weights.query_key_value, weights.query_key_value_bias);
-    torch::Tensor query =
-        projected.narrow(1, 0, query_size).view({-1, config_.query_heads, head_size});
-    torch::Tensor key = projected.narrow(1, query_size, kv_size).view({-1, kv_heads, head_size});
-    if (config_.qk_norm) {
-      query = RmsNorm::apply(query, weights.query_norm, config_.rms_norm_epsilon, type_);
-      key = RmsNorm::apply(key, weights.key_norm, config_.rms_norm_epsilon, type_);
+    const LayerConfig& layer_config = config_.by_layer[index];
+    const auto add = [&](const torch::Tensor& output, const torch::Tensor& post_norm) {
+      const torch::Tensor added = post_norm.defined() ? norm(output, post_norm) : output;
+      x = config_.residual_scale == 1 ? x + added : x + added * config_.residual_scale;
+    };
+    const torch::Tensor projected = torch::linear(
+        norm(x, weights.attention_norm), weights.query_key_value, weights.query_key_value_bias);
+    torch::Tensor query = heads_of(projected.narrow(1, 0, query_size), weights.query_norm, type_);
+    torch::Tensor key = heads_of(projected.narrow(1, query_size, kv_size), weights.key_norm, type_);
+    if (layer_config.rope >= 0) {
+      const auto& [cosine, sine] = angles[layer_config.rope];
+      query = Rope::apply(query, cosine, sine);
+      key = Rope::apply(key, cosine, sine);
     }
-    query = attention_layout(Rope::apply(query, cosine, sine), group);
-    key = attention_layout(Rope::apply(key, cosine, sine), 1);
+    query = attention_layout(query, group);
+    key = attention_layout(key, 1);
     const torch::Tensor value =
         attention_layout(projected.narrow(1, query_size + kv_size, kv_size), 1);
 
@@ -243,20 +300,22 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
     const std::vector<std::int64_t> flat = {sequences * kv_heads, length, head_size};
     const torch::Tensor keys = torch::cat({real[0].reshape(flat), key}, 1);
     const torch::Tensor values = torch::cat({real[1].reshape(flat), value}, 1);
-    torch::Tensor scores = torch::bmm(query * (1.0 / std::sqrt(head_size)), keys.transpose(1, 2));
+    torch::Tensor scores = torch::bmm(query * config_.attention_scale, keys.transpose(1, 2));
+    if (const float cap = config_.attention_softcap; cap > 0) scores = torch::tanh(scores / cap) * cap;
     scores = scores.view({sequences, kv_heads, per_sequence, steps, group, length + chain_rows})
-                 .add_(mask)
+                 .add_(mask_of(layer_config.window))
                  .view({sequences * kv_heads, chain_rows * group, length + chain_rows});
     const torch::Tensor attended = torch::bmm(torch::softmax(scores, -1), values)
                                        .view({sequences, kv_heads, chain_rows, group * head_size})
                                        .transpose(1, 2)
                                        .reshape({-1, query_size});
-    x = x + torch::linear(attended, weights.output);
+    add(torch::linear(attended, weights.output), weights.attention_post_norm);
 
     const torch::Tensor inner =
-        torch::linear(RmsNorm::apply(x, weights.feed_forward_norm, config_.rms_norm_epsilon, type_),
-                      weights.gate_up);
-    x = x + torch::linear(SiluMultiply::apply(inner), weights.down);
+        torch::linear(norm(x, weights.feed_forward_norm), weights.gate_up);
+    add(torch::linear(ActivateMultiply::apply(inner, config_.activation == Activation::kGelu),
+                      weights.down),
+        weights.feed_forward_post_norm);
   }
   return RmsNorm::apply(x, output_norm_, config_.rms_norm_epsilon, type_)
       .view({sequences, per_sequence, steps, config_.hidden_size});

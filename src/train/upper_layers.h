@@ -48,7 +48,9 @@ class UpperLayers {
   /// The final norm of residual streams [..., d]: F32.
   torch::Tensor normed(const torch::Tensor& hidden) const;
 
-  const torch::Tensor& head() const { return head_; }            ///< [vocabulary, d]
+  /// [vocabulary, d], with the model's scale of logits. A cap of logits is not applied here: it
+  /// changes how sure drafts are, not their order.
+  const torch::Tensor& head() const { return head_; }
   torch::Tensor embeddings(const torch::Tensor& tokens) const {  ///< int64 [N] to [N, d]
     return embedding_.index_select(0, tokens.to(device_));
   }
@@ -56,20 +58,32 @@ class UpperLayers {
   const torch::Tensor& output_norm() const { return output_norm_; }  ///< its weights [d]
 
  private:
+  /// Vectors that the architecture lacks are undefined.
   struct Layer {
-    torch::Tensor attention_norm;
+    torch::Tensor attention_norm, attention_post_norm;
     torch::Tensor query_key_value, query_key_value_bias;  ///< in this order, stacked
     torch::Tensor query_norm, key_norm;
     torch::Tensor output;
-    torch::Tensor feed_forward_norm;
+    torch::Tensor feed_forward_norm, feed_forward_post_norm;
     torch::Tensor gate_up, down;
   };
+  /// Angles of some positions by each of the model's rotations: [R, 1, dimensions / 2] each.
+  struct Angles {
+    torch::Tensor cosine, sine;
+  };
+
+  std::vector<Angles> angles_at(const torch::Tensor& positions) const;
+  /// The norm of a sublayer's input, or of its output; without weights x itself.
+  torch::Tensor norm(const torch::Tensor& x, const torch::Tensor& weight) const;
+  /// Heads [R, heads, head_size] from projections [R, heads * head_size], with their norm.
+  torch::Tensor heads_of(const torch::Tensor& projected, const torch::Tensor& weight,
+                         torch::ScalarType type) const;
 
   const ModelConfig config_;
   int first_layer_;
   torch::Device device_;
   torch::ScalarType type_;
-  torch::Tensor frequencies_;  ///< [rope dimensions / 2]
+  std::vector<torch::Tensor> frequencies_;  ///< as ModelConfig::ropes: [dimensions / 2]
   std::vector<Layer> layers_;
   torch::Tensor output_norm_, head_, embedding_;
   double embedding_scale_ = 1;

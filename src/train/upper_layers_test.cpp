@@ -56,12 +56,15 @@ struct Case {
 
 std::vector<Case> cases() {
   std::vector<Case> out;
-  for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
     out.push_back({architecture, {.architecture = architecture}});
   }
   out.push_back({"token_input", {.architecture = "llama"}, true});
   const int end = TinyModelOptions().layers;
   out.push_back({"last_layer", {.architecture = "llama"}, true, end});
+  out.push_back({"windows", {.architecture = "gemma3", .layers = 7}, true});
+  out.push_back({"partly_turned", {.architecture = "phi3", .rope_dimensions = 48}});
+  out.push_back({"unturned", {.architecture = "smollm3", .layers = 5}});
   out.push_back({"medusa", {.architecture = "qwen3"}, false, end, HeadsMethod::kMedusa});
   out.push_back({"tied", {.architecture = "qwen2", .tied_head = true}, true});
   out.push_back({"group3", {.architecture = "llama", .query_heads = 6, .kv_heads = 2}});
