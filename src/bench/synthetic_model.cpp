@@ -58,8 +58,8 @@ ModelConfig config_of(const Shape& shape, std::string name) {
   config.rms_norm_epsilon = 1e-5f;
   const std::vector<double> frequencies = rope_frequencies(shape.rope_base, shape.head_size);
   config.by_layer.assign(shape.layers, {});
-  config.ropes = {{.dimensions = shape.head_size,
-                   .frequencies = {frequencies.begin(), frequencies.end()}}};
+  config.ropes = {
+      {.dimensions = shape.head_size, .frequencies = {frequencies.begin(), frequencies.end()}}};
   config.attention_scale = 1 / std::sqrt(static_cast<float>(shape.head_size));
   config.tied_head = shape.tied_head;
   return config;
@@ -172,7 +172,8 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   const auto matrix = [&](std::string_view role, int outputs, int inputs, float scale) {
     const float deviation = scale / std::sqrt(static_cast<float>(inputs));
     const auto seed = static_cast<unsigned>(matrices_.size() + 1);
-    return &matrices_.emplace_back(role, type, outputs, inputs, deviation, seed).tensor();
+    return &matrices_.emplace_back(std::string(role), type, outputs, inputs, deviation, seed)
+                .tensor();
   };
   ones_.assign(c.hidden_size, 1.0f);
   norm_ = {.name = "norm", .type = GGML_TYPE_F32, .shape = {c.hidden_size, 1, 1, 1}};

@@ -99,7 +99,7 @@ int Engine::adopt(int sequence, std::span<const Token> tokens) {
 
 void Engine::forget(std::span<const Token> tokens, int keep) {
   for (const int sequence : contexts_.retired_beginnings(tokens)) {
-    if (keep == 0) {
+    if (keepable_context(sequence, keep) == 0) {
       remove_sequence(sequence);
     } else {
       truncate(sequence, keep);

@@ -382,8 +382,8 @@ void ForwardPass::attention(int layer, int thread) {
 void ForwardPass::feed_forward(int layer, int thread) {
   const LayerWeights& w = layers_[layer];
   const std::size_t width = config_.feed_forward_size;
-  const auto activate = config_.activation == Activation::kGelu ? kernels_.gelu_multiply
-                                                                : kernels_.silu_multiply;
+  const auto activate =
+      config_.activation == Activation::kGelu ? kernels_.gelu_multiply : kernels_.silu_multiply;
 
   normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
   barrier(thread, Phase::kNorms);

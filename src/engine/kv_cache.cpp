@@ -61,8 +61,8 @@ int KvCache::keepable(int sequence, int length) const {
   const int kept = std::min(length, s.length);
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     const int first = std::max(0, kept - groups_[g].window + 1);  // what the next row sees
-    const bool is_there = groups_[g].window == 0 || first >= kept ||
-                          s.pages[g][first / kPagePositions] != nullptr;
+    const bool is_there =
+        groups_[g].window == 0 || first >= kept || s.pages[g][first / kPagePositions] != nullptr;
     if (!is_there) return 0;
   }
   return kept;
@@ -210,7 +210,8 @@ std::size_t KvCache::page_bytes() const {
 int KvCache::positions_in_use() const {
   std::size_t bytes = 0;
   for (const Group& group : groups_) {
-    bytes += (group.memory.size() * group.slab_pages - group.free_pages.size()) * group.page_bytes();
+    bytes +=
+        (group.memory.size() * group.slab_pages - group.free_pages.size()) * group.page_bytes();
   }
   return static_cast<int>(bytes * kPagePositions / page_bytes());
 }

@@ -538,7 +538,9 @@ TEST_P(BothEngines, GiveSequencesOfOnePassWhatEachWouldGetAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Architectures, BothEngines, testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
+INSTANTIATE_TEST_SUITE_P(Architectures, BothEngines,
+                         testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3",
+                                         "olmo2", "smollm3", "granite"),
                          [](const auto& of) { return std::string(of.param); });
 
 class LlamaEngineErrors : public LlamaEngines {};

@@ -175,9 +175,9 @@ std::string NativeEngine::context_form() const {
   const ModelConfig& c = config();
   StreamHash settings;
   const auto add = [&](int each) { settings.add_word(static_cast<std::uint64_t>(each)); };
-  for (const int each : {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size,
-                         static_cast<int>(c.activation), static_cast<int>(c.head_norms),
-                         int{c.norms_before}, int{c.norms_after}, int{c.qkv_bias}}) {
+  for (const int each :
+       {c.query_heads, c.kv_heads, c.head_size, c.feed_forward_size, static_cast<int>(c.activation),
+        static_cast<int>(c.head_norms), int{c.norms_before}, int{c.norms_after}, int{c.qkv_bias}}) {
     add(each);
   }
   for (const float each : {c.rms_norm_epsilon, c.embedding_scale, c.residual_scale,

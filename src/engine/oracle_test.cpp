@@ -28,8 +28,10 @@ struct Directory {
   std::filesystem::path path;
 };
 
+/// Of the tokens from `first` on.
 std::vector<float> llama_logits(const std::filesystem::path& path, std::span<const Token> tokens,
-                                ggml_type cache_type = GGML_TYPE_F16, int context_size = 0) {
+                                ggml_type cache_type = GGML_TYPE_F16, int context_size = 0,
+                                std::size_t first = 0) {
   llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   llama_model_params model_parameters = llama_model_default_params();
   model_parameters.n_gpu_layers = 0;
@@ -52,31 +54,33 @@ std::vector<float> llama_logits(const std::filesystem::path& path, std::span<con
     batch.pos[i] = static_cast<llama_pos>(i);
     batch.n_seq_id[i] = 1;
     batch.seq_id[i][0] = 0;
-    batch.logits[i] = 1;
+    batch.logits[i] = i >= first;
   }
   const int status = llama_decode(context.get(), batch);
   llama_batch_free(batch);
   if (status != 0) throw std::runtime_error("llama_decode failed");
   const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
   const float* const logits = llama_get_logits(context.get());
-  return {logits, logits + tokens.size() * vocabulary};
+  return {logits, logits + (tokens.size() - first) * vocabulary};
 }
 
-std::vector<float> logits_of(Engine& engine, std::span<const Token> tokens) {
+std::vector<float> logits_of(Engine& engine, std::span<const Token> tokens, std::size_t first = 0) {
   const int sequence = engine.add_sequence();
   const Pass pass = engine.forward(token_chain(sequence, tokens));
-  const std::span<const float> logits = pass.logits(first_rows(tokens.size()));
+  std::vector<int> rows = first_rows(tokens.size());
+  rows.erase(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(first));
+  const std::span<const float> logits = pass.logits(rows);
   return {logits.begin(), logits.end()};
 }
 
 std::vector<float> our_logits(const std::filesystem::path& path, std::span<const Token> tokens,
-                              CacheType cache_type = CacheType::kF16) {
+                              CacheType cache_type = CacheType::kF16, std::size_t first = 0) {
   const Model model(path);
   NativeEngine engine(model, {.threads = 2,
                               .context = static_cast<int>(tokens.size()),
                               .max_rows = static_cast<int>(tokens.size()),
                               .cache_type = cache_type});
-  return logits_of(engine, tokens);
+  return logits_of(engine, tokens, first);
 }
 
 double greatest_difference(std::span<const float> seen, std::span<const float> expected) {
@@ -100,8 +104,8 @@ std::vector<Token> random_tokens(int count, int vocabulary) {
 // cases is 1.5e-3 with its AVX2 kernels, and less with AVX-512.
 TEST(Oracle, F32LogitsAgreeWithLibllama) {
   std::vector<TinyModelOptions> cases;
-  for (const char* architecture : {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2",
-                                   "smollm3", "granite"}) {
+  for (const char* architecture :
+       {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
     for (const bool tied : {false, true}) {
       // libllama asks OLMo 2 for a head of its own.
       if (tied && architecture == std::string("olmo2")) continue;
@@ -247,20 +251,44 @@ Score score(std::span<const float> logits, std::span<const Token> tokens) {
 // The same bound on a real model, in the terms that matter: rounding the activations moves logits
 // by about 1 % of their spread, so some near ties fall differently (we allow 5 % of the positions)
 // and the mean log-likelihood moves by little, in either direction (we allow 0.5 %).
+void expect_libllamas_perplexity_and_choices(const std::filesystem::path& path,
+                                             std::span<const Token> tokens, std::size_t first) {
+  const Score expected =
+      score(llama_logits(path, tokens, GGML_TYPE_F16, 0, first), tokens.subspan(first));
+  const Score seen = score(our_logits(path, tokens, CacheType::kF16, first), tokens.subspan(first));
+  const std::size_t positions = tokens.size() - first;
+  int same = 0;
+  for (std::size_t i = 0; i < positions; ++i) same += seen.best[i] == expected.best[i];
+  const double agreement = same / static_cast<double>(positions);
+  std::printf("perplexity %.4f, libllama's %.4f; top-1 agreement %.1f %% of %zu positions\n",
+              seen.perplexity, expected.perplexity, 100 * agreement, positions);
+  EXPECT_NEAR(seen.perplexity / expected.perplexity, 1, 0.005);
+  EXPECT_GE(agreement, 0.95);
+}
+
 TEST(Oracle, RealModelHasLibllamasPerplexityAndChoices) {
   const std::filesystem::path path = real_model();
   ASSERT_TRUE(std::filesystem::exists(path)) << path << " is missing: `make test` fetches it";
   const std::vector<Token> tokens = Vocabulary(path).tokenize(kText, true);
   ASSERT_GT(tokens.size(), 250u);
-  const Score expected = score(llama_logits(path, tokens), tokens);
-  const Score seen = score(our_logits(path, tokens), tokens);
-  int same = 0;
-  for (std::size_t i = 0; i < tokens.size(); ++i) same += seen.best[i] == expected.best[i];
-  const double agreement = same / static_cast<double>(tokens.size());
-  std::printf("perplexity %.4f, libllama's %.4f; top-1 agreement %.1f %% of %zu positions\n",
-              seen.perplexity, expected.perplexity, 100 * agreement, tokens.size());
-  EXPECT_NEAR(seen.perplexity / expected.perplexity, 1, 0.005);
-  EXPECT_GE(agreement, 0.95);
+  expect_libllamas_perplexity_and_choices(path, tokens, 0);
+}
+
+TEST(Oracle, Gemma3HasLibllamasPerplexityAndChoices) {
+  const std::filesystem::path path = real_model().parent_path() / "gemma-3-270m-q4_k_m.gguf";
+  if (!std::filesystem::exists(path)) {
+    GTEST_SKIP() << path << " is not there; `make demo MODEL=gemma3` fetches it";
+  }
+  const Vocabulary vocabulary(path);
+  const std::vector<Token> text = vocabulary.tokenize(kText, true);
+  expect_libllamas_perplexity_and_choices(path, text, 0);
+  // Beyond the window of 512: texts before this one.
+  std::vector<Token> tokens = text;
+  while (tokens.size() < 1500) {
+    const std::vector<Token> more = vocabulary.tokenize(kText, false);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  expect_libllamas_perplexity_and_choices(path, tokens, tokens.size() - 250);
 }
 
 /// Root mean square difference of two sets of logits over the second's spread.

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <random>
 
+#include "engine/context_file.h"
 #include "engine/native_engine.h"
 #include "engine/test_engines.h"
+#include "model/test_files.h"
 
 namespace firp {
 namespace {
@@ -282,6 +284,62 @@ TEST_F(RetiredContexts, AreNotCountedWhatIsSharedCountsOnce) {
   EXPECT_EQ(engine_.free_positions(), 236);
   engine_.retire_sequence(second);
   EXPECT_EQ(engine_.free_positions(), 256);
+}
+
+/// Layers with a window give their pages back: what lies too far back must be read again.
+TEST(WindowedContexts, AreKeptAsFarAsTheirWindowIsThere) {
+  const TinyModel model({.architecture = "gemma3", .layers = 7, .sliding_window = 20});
+  const EngineOptions options = {.threads = 1, .context = 400, .positions = 4000};
+  NativeEngine engine(*model, options), reference(*model, options);
+  const Tokens tokens = some_tokens(300, 5);
+  const auto expect_holds = [&](int sequence, int length) {
+    ASSERT_EQ(engine.length(sequence), length);
+    const int other = reference.add_sequence();
+    append(reference, other, std::span(tokens).first(length), 7);
+    EXPECT_TRUE(bits_equal(probe(engine, sequence), probe(reference, other))) << length;
+    reference.remove_sequence(other);
+  };
+  const int sequence = engine.add_sequence();
+  append(engine, sequence, tokens, 50);
+  engine.truncate(sequence, 285);
+  expect_holds(sequence, 285);
+
+  const int adopter = engine.add_sequence();
+  EXPECT_EQ(engine.adopt(adopter, std::span(tokens).first(280)), 280);
+  expect_holds(adopter, 280);
+  append(engine, adopter, std::span(tokens).subspan(280), 20);
+  expect_holds(adopter, 300);
+  EXPECT_EQ(engine.adopt(engine.add_sequence(), std::span(tokens).first(100)), 0);
+
+  engine.truncate(sequence, 100);
+  EXPECT_EQ(engine.length(sequence), 0);
+  append(engine, sequence, std::span(tokens).first(120), 33);
+  expect_holds(sequence, 120);
+
+  // A retired one of which nothing can be kept goes.
+  append(engine, sequence, std::span(tokens).subspan(120), 33);
+  engine.remove_sequence(adopter);
+  engine.retire_sequence(sequence);
+  engine.forget(tokens, 100);
+  EXPECT_EQ(engine.adopt(engine.add_sequence(), tokens), 0);
+}
+
+TEST(WindowedContexts, AreTheSameOutOfAFile) {
+  const TemporaryDirectory directory;
+  const TinyModel model({.architecture = "gemma3", .layers = 7, .sliding_window = 20});
+  const EngineOptions options = {.threads = 1, .context = 400, .positions = 4000};
+  NativeEngine writer(*model, options), reader(*model, options);
+  const Tokens tokens = some_tokens(300, 5);
+  const int written = writer.add_sequence();
+  append(writer, written, tokens, 50);
+  save_context(writer, tokens, directory / "context");
+  EXPECT_EQ(restore_context(reader, directory / "context").tokens, tokens);
+  const int read = reader.add_sequence();
+  ASSERT_EQ(reader.adopt(read, tokens), 300);
+  EXPECT_TRUE(bits_equal(probe(reader, read), probe(writer, written)));
+  // Of what the window does not reach nothing was saved.
+  reader.truncate(read, 200);
+  EXPECT_EQ(reader.length(read), 0);
 }
 
 }  // namespace

@@ -41,7 +41,7 @@
 // clang-format on
 
 constexpr Kernels table(const char* isa) {
-  return {isa,  matmul,        form,          prepare,  inverse_rms, scale,  add_scaled,
-          rope, silu_multiply, gelu_multiply, soft_cap, store_kv,    attend, select_best,
-          dot,  sum_exp};
+  return {isa,        matmul,      form,          prepare,       inverse_rms, scale,
+          add_scaled, rope,        silu_multiply, gelu_multiply, soft_cap,    store_kv,
+          attend,     select_best, dot,           sum_exp};
 }

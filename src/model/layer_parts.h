@@ -17,9 +17,9 @@ struct LayerParts {
   Vector query_norm{}, key_norm{};  ///< [head_size], or of all heads: [query_size], [kv_size]
   Vector attention_post_norm{};     ///< [d], of what attention adds
   Vector feed_forward_norm{};
-  Matrix gate{};                   ///< [feed_forward_size x d]
-  Matrix up{};                     ///< [feed_forward_size x d]
-  Matrix down{};                   ///< [d x feed_forward_size]
+  Matrix gate{};                    ///< [feed_forward_size x d]
+  Matrix up{};                      ///< [feed_forward_size x d]
+  Matrix down{};                    ///< [d x feed_forward_size]
   Vector feed_forward_post_norm{};  ///< [d], of what the feed-forward adds
 
   /// In the order in which a pass reads them.
@@ -33,8 +33,8 @@ struct LayerParts {
     return std::array{&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down};
   }
   static auto vectors_of(auto& l) {
-    return std::array{&l.attention_norm,    &l.query_bias, &l.key_bias,
-                      &l.value_bias,        &l.query_norm, &l.key_norm,
+    return std::array{&l.attention_norm,      &l.query_bias,        &l.key_bias,
+                      &l.value_bias,          &l.query_norm,        &l.key_norm,
                       &l.attention_post_norm, &l.feed_forward_norm, &l.feed_forward_post_norm};
   }
 };

@@ -152,9 +152,9 @@ Model::Model(std::shared_ptr<const GgufFile> file)
   const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
   const auto find = [&](int layer, const PartSpec& spec) -> const Tensor* {
     if (spec.outputs == 0) return nullptr;
-    const Tensor* const tensor = tensors.get(fmt::format("blk.{}.{}", layer, spec.name),
-                                             columns_of(spec, spec.file_outputs),
-                                             rows_of(spec, spec.file_outputs));
+    const Tensor* const tensor =
+        tensors.get(fmt::format("blk.{}.{}", layer, spec.name), columns_of(spec, spec.file_outputs),
+                    rows_of(spec, spec.file_outputs));
     if (spec.outputs == spec.file_outputs) return tensor;
     return &pieces_.emplace_back(piece_of(*tensor, spec));
   };
@@ -184,7 +184,8 @@ Model::Model(ModelConfig config, ModelTensors tensors)
   }
   const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
   const auto check_part = [&](const Tensor* tensor, const PartSpec& spec) {
-    if (spec.outputs > 0) check(tensor, columns_of(spec, spec.outputs), rows_of(spec, spec.outputs));
+    if (spec.outputs > 0)
+      check(tensor, columns_of(spec, spec.outputs), rows_of(spec, spec.outputs));
   };
   for (const LayerTensors& layer : tensors_.layers) {
     for (std::size_t k = 0; k < specs.matrices().size(); ++k) {

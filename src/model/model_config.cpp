@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <optional>
 
 #include "base/error.h"
 #include "model/ggml_log.h"
@@ -24,12 +25,15 @@ struct Architecture {
   Activation activation = Activation::kSilu;
   bool fused_gate_up = false;
   bool scaled_embedding = false;  ///< by the root of its width
-  bool softcaps = false;          ///< reads *_logit_softcapping
-  bool scales = false;            ///< reads embedding_scale, residual_scale, logit_scale, ...
+  /// Where the file gives none; 0: none. nullopt: the architecture has no such cap.
+  std::optional<float> usual_attention_softcap = std::nullopt;
+  std::optional<float> usual_logit_softcap = std::nullopt;
+  bool scales = false;  ///< reads embedding_scale, residual_scale, logit_scale, ...
 
   /// Of so many layers the last sees all positions, the others a window, unless the file says
   /// which. 0: all layers see all.
   int window_period = 0;
+  bool ignores_window = false;    ///< as llama.cpp does, where files name one
   int usual_window = 0;           ///< where the file gives none; 0: then there are none
   float window_rope_base = 0;     ///< windowed layers turn by this base, unscaled; 0: as the others
   bool windows_unscaled = false;  ///< they turn by the same base, unscaled
@@ -48,7 +52,8 @@ constexpr Architecture kArchitectures[] = {
      .norms_after = true,
      .activation = Activation::kGelu,
      .scaled_embedding = true,
-     .softcaps = true,
+     .usual_attention_softcap = 50.0f,
+     .usual_logit_softcap = 30.0f,
      .window_period = 2,
      .usual_window = 4096,
      .layers_scaled_by_width = 46},
@@ -57,11 +62,11 @@ constexpr Architecture kArchitectures[] = {
      .norms_after = true,
      .activation = Activation::kGelu,
      .scaled_embedding = true,
-     .softcaps = true,
+     .usual_logit_softcap = 0.0f,
      .window_period = 6,
      .window_rope_base = 10000.0f,
      .layers_scaled_by_width = 62},
-    {.name = "phi3", .rope_factors = true, .fused_gate_up = true},
+    {.name = "phi3", .rope_factors = true, .fused_gate_up = true, .ignores_window = true},
     {.name = "olmo2",
      .head_norms = HeadNorms::kAll,
      .norms_before = false,
@@ -137,9 +142,8 @@ void refuse_missing_features(const Reader& reader, const Architecture& architect
       reader.refuse(fmt::format("{} has a value for each layer: not supported", reader.key(name)));
     }
   }
-  // Files of Phi-3 name a window that llama.cpp does not use either.
   const auto window = file.find_int(reader.key("attention.sliding_window")).value_or(0);
-  if (architecture.window_period == 0 && architecture.name != "phi3" && window > 0 &&
+  if (architecture.window_period == 0 && !architecture.ignores_window && window > 0 &&
       window < trained_context) {
     reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported for {}",
                               reader.key("attention.sliding_window"), window, architecture.name));
@@ -161,9 +165,8 @@ void refuse_missing_features(const Reader& reader, const Architecture& architect
     unknown.insert(unknown.end(),
                    {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"});
   }
-  if (!architecture.softcaps) {
-    unknown.insert(unknown.end(), {"attn_logit_softcapping", "final_logit_softcapping"});
-  }
+  if (!architecture.usual_attention_softcap) unknown.push_back("attn_logit_softcapping");
+  if (!architecture.usual_logit_softcap) unknown.push_back("final_logit_softcapping");
   for (const std::string_view name : unknown) {
     if (reader.number(name, 0.0f) != 0.0f) {
       reader.refuse(fmt::format("{} is not supported", reader.key(name)));
@@ -220,9 +223,10 @@ RopeConfig read_rope(const Reader& reader, const Architecture& architecture, int
   rope.interleaved = architecture.interleaved_rope;
   rope.dimensions = reader.size("rope.dimension_count", kMostHeadSize, head_size);
   if (rope.dimensions > head_size || rope.dimensions % 2 != 0) {
-    reader.refuse(fmt::format("{} is {}: only an even one, up to the size of a head ({}), is "
-                              "supported",
-                              reader.key("rope.dimension_count"), rope.dimensions, head_size));
+    reader.refuse(
+        fmt::format("{} is {}: only an even one, up to the size of a head ({}), is "
+                    "supported",
+                    reader.key("rope.dimension_count"), rope.dimensions, head_size));
   }
 
   const float base = reader.number("rope.freq_base", 10000.0f);
@@ -324,7 +328,8 @@ std::vector<bool> windowed_layers(const Reader& reader, int layers, int period) 
 void read_layers(const Reader& reader, const Architecture& architecture, ModelConfig& config) {
   config.by_layer.assign(config.layers, {});
   config.ropes = {read_rope(reader, architecture, config.head_size, config.trained_context)};
-  if (architecture.scales && !reader.file().find_bool(reader.key("rope.scaling.finetuned")).value_or(true)) {
+  if (architecture.scales &&
+      !reader.file().find_bool(reader.key("rope.scaling.finetuned")).value_or(true)) {
     for (LayerConfig& layer : config.by_layer) layer.rope = -1;
   }
   for (int i = 0; architecture.unturned_period > 0 && i < config.layers; ++i) {
@@ -359,9 +364,11 @@ void read_scales(const Reader& reader, const Architecture& architecture, ModelCo
                         : config.head_size;
   config.attention_scale = 1.0f / std::sqrt(static_cast<float>(share));
   if (architecture.scaled_embedding) config.embedding_scale = std::sqrt(d);
-  if (architecture.softcaps) {
-    config.attention_softcap = factor_or(reader, "attn_logit_softcapping", 0);
-    config.logit_softcap = factor_or(reader, "final_logit_softcapping", 0);
+  if (const auto usual = architecture.usual_attention_softcap) {
+    config.attention_softcap = factor_or(reader, "attn_logit_softcapping", *usual);
+  }
+  if (const auto usual = architecture.usual_logit_softcap) {
+    config.logit_softcap = factor_or(reader, "final_logit_softcapping", *usual);
   }
   if (architecture.scales) {
     config.embedding_scale = factor_or(reader, "embedding_scale", 1);
@@ -440,11 +447,14 @@ ModelConfig read_model_config(const GgufFile& file) {
                             vocabulary, *tokens));
   }
 
-  config.qkv_bias =
-      architecture->needs_qkv_bias || file.find_tensor("blk.0.attn_q.bias") != nullptr ||
-      file.find_tensor("blk.0.attn_qkv.bias") != nullptr;
+  config.qkv_bias = architecture->needs_qkv_bias ||
+                    file.find_tensor("blk.0.attn_q.bias") != nullptr ||
+                    file.find_tensor("blk.0.attn_qkv.bias") != nullptr;
   config.activation = architecture->activation;
   config.head_norms = architecture->head_norms;
+  if (config.head_norms == HeadNorms::kAll && config.qkv_bias) {
+    reader.refuse("a norm of all heads together after biases is not supported");
+  }
   config.norms_before = architecture->norms_before;
   config.norms_after = architecture->norms_after;
   config.fused_qkv = file.find_tensor("blk.0.attn_qkv.weight") != nullptr;

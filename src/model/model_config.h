@@ -71,8 +71,9 @@ struct ModelConfig {
   bool fused_qkv = false;      ///< the file holds queries, keys and values as one tensor
   bool fused_gate_up = false;  ///< and gate and up
 
-  float embedding_scale = 1;  ///< of token embeddings where layers read them; maps read the table's rows
-  float residual_scale = 1;   ///< of what attention and feed-forward add
+  float embedding_scale =
+      1;  ///< of token embeddings where layers read them; maps read the table's rows
+  float residual_scale = 1;  ///< of what attention and feed-forward add
   float logit_scale = 1;
   float attention_scale = 0;    ///< of the products of queries and keys
   float attention_softcap = 0;  ///< scores s are softcap * tanh(s / softcap); 0: as they are
@@ -83,8 +84,8 @@ struct ModelConfig {
 };
 
 /// Reads and checks the configuration. Errors: an architecture that the table lacks (the message
-/// lists them), missing or impossible values, features that the forward pass does not have (mixtures
-/// of experts, ...).
+/// lists them), missing or impossible values, features that the forward pass does not have
+/// (mixtures of experts, ...).
 ModelConfig read_model_config(const GgufFile& file);
 
 }  // namespace firp

@@ -62,7 +62,10 @@ Parts parts_of(const TinyModelOptions& options) {
     return {.norms_after = true, .tied_head = true, .sliding_window = options.sliding_window};
   }
   if (architecture == "gemma3") {
-    return {.head_norms = kEach, .norms_after = true, .tied_head = true, .sliding_window = options.sliding_window};
+    return {.head_norms = kEach,
+            .norms_after = true,
+            .tied_head = true,
+            .sliding_window = options.sliding_window};
   }
   if (architecture == "phi3") return {.fused_qkv = true, .fused_gate_up = true};
   if (architecture == "gptneox") {

@@ -23,7 +23,7 @@ struct TinyModelOptions {
   int feed_forward_size = 512;
   int vocabulary_size = 320;
   bool tied_head = false;
-  int sliding_window = 32;  ///< of the architectures that have windows; 0: none
+  int sliding_window = 32;    ///< of the architectures that have windows; 0: none
   float logit_spread = 2.5f;  ///< standard deviation of the logits, about
   float rope_base = 10000.0f;
   int rope_dimensions = 0;  ///< elements of a head that are turned; 0: all

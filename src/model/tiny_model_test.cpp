@@ -22,7 +22,8 @@ struct Case {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const std::string architecture : {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
+  for (const std::string architecture :
+       {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
     for (const bool tied : {false, true}) {
       if (tied && architecture == "olmo2") continue;  // libllama asks for a head of its own
       TinyModelOptions options;
@@ -50,8 +51,7 @@ std::vector<Case> cases() {
     quantised.type = type;
     all.push_back({ggml_type_name(type), quantised});
   }
-  for (const std::string architecture :
-       {"gptneox", "falcon", "starcoder2"}) {
+  for (const std::string architecture : {"gptneox", "falcon", "starcoder2"}) {
     all.push_back({architecture, {.architecture = architecture}, /*ours=*/false});
   }
   return all;

@@ -306,7 +306,8 @@ class Synthesis {
       GenerationJob job;
       // A document goes on where its beginning ends.
       job.prompt = vocabulary_.tokenize(
-          form_.is_chat ? form_.around(question) : PromptText{question, {{0, question.size()}}}, true);
+          form_.is_chat ? form_.around(question) : PromptText{question, {{0, question.size()}}},
+          true);
       if (job.prompt.size() > kMaxPrompt) continue;
       job.max_tokens = options_.max_answer;
       if (jobs.size() % 2 == 1) {
@@ -365,8 +366,7 @@ class Synthesis {
   // instructions. Without a chat all of the others are its own documents.
   const int own_ = std::min(options_.sequences / 3, static_cast<int>(options_.prompts.size()));
   const int with_passage_ = form_.is_chat ? (options_.sequences - own_) / 4 : 0;
-  const int sampled_ =
-      (options_.sequences - own_ - with_passage_) / (form_.is_chat ? 2 : 1);
+  const int sampled_ = (options_.sequences - own_ - with_passage_) / (form_.is_chat ? 2 : 1);
 
   // Tokens: to be written in all, in the phases before, and in this one.
   long long total_ = 0, tokens_before_ = 0, planned_ = 0;

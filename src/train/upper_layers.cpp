@@ -204,9 +204,8 @@ torch::Tensor UpperLayers::keys_values(int layer, const torch::Tensor& hidden) c
   const torch::Tensor projected = torch::linear(
       x, weights.query_key_value.slice(0, query_size),
       config_.qkv_bias ? weights.query_key_value_bias.slice(0, query_size) : torch::Tensor());
-  torch::Tensor keys =
-      heads_of(projected.narrow(1, 0, kv_size), weights.key_norm, torch::kFloat32)
-          .to(torch::kFloat32);
+  torch::Tensor keys = heads_of(projected.narrow(1, 0, kv_size), weights.key_norm, torch::kFloat32)
+                           .to(torch::kFloat32);
   const torch::Tensor values =
       projected.narrow(1, kv_size, kv_size).view({rows, config_.kv_heads, config_.head_size});
   if (const int rope = config_.by_layer[layer].rope; rope >= 0) {
@@ -247,12 +246,12 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
                                        .view({1, 1, per_sequence, steps, 1, chain_rows})
                                        .expand({sequences, 1, per_sequence, steps, 1, chain_rows});
   const torch::Tensor sees = torch::cat({sees_context, sees_chain}, -1);
-  const torch::Tensor column_positions = torch::cat(
-      {torch::arange(length, on_device)
-           .view({1, 1, 1, 1, 1, length})
-           .expand({sequences, 1, 1, 1, 1, length}),
-       positions.view({sequences, 1, 1, 1, 1, chain_rows})},
-      -1);
+  const torch::Tensor column_positions =
+      torch::cat({torch::arange(length, on_device)
+                      .view({1, 1, 1, 1, 1, length})
+                      .expand({sequences, 1, 1, 1, 1, length}),
+                  positions.view({sequences, 1, 1, 1, 1, chain_rows})},
+                 -1);
   const torch::Tensor distances =
       positions.view({sequences, 1, per_sequence, steps, 1, 1}) - column_positions;
   std::map<int, torch::Tensor> masks;  // by window
@@ -301,7 +300,8 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
     const torch::Tensor keys = torch::cat({real[0].reshape(flat), key}, 1);
     const torch::Tensor values = torch::cat({real[1].reshape(flat), value}, 1);
     torch::Tensor scores = torch::bmm(query * config_.attention_scale, keys.transpose(1, 2));
-    if (const float cap = config_.attention_softcap; cap > 0) scores = torch::tanh(scores / cap) * cap;
+    if (const float cap = config_.attention_softcap; cap > 0)
+      scores = torch::tanh(scores / cap) * cap;
     scores = scores.view({sequences, kv_heads, per_sequence, steps, group, length + chain_rows})
                  .add_(mask_of(layer_config.window))
                  .view({sequences * kv_heads, chain_rows * group, length + chain_rows});
@@ -311,8 +311,7 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
                                        .reshape({-1, query_size});
     add(torch::linear(attended, weights.output), weights.attention_post_norm);
 
-    const torch::Tensor inner =
-        torch::linear(norm(x, weights.feed_forward_norm), weights.gate_up);
+    const torch::Tensor inner = torch::linear(norm(x, weights.feed_forward_norm), weights.gate_up);
     add(torch::linear(ActivateMultiply::apply(inner, config_.activation == Activation::kGelu),
                       weights.down),
         weights.feed_forward_post_norm);
