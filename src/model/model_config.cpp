@@ -350,10 +350,15 @@ void read_layers(const Reader& reader, const Architecture& architecture, ModelCo
   }
 }
 
-/// A factor or cap that is 0 or missing is none.
-float factor_or(const Reader& reader, std::string_view name, float otherwise) {
-  const float value = reader.number(name, 0.0f);
+float not_negative(const Reader& reader, std::string_view name, float otherwise) {
+  const float value = reader.number(name, otherwise);
   if (value < 0.0f) reader.fail(fmt::format("{} is negative", reader.key(name)));
+  return value;
+}
+
+/// A factor that is 0 is none, as one that is missing.
+float factor_or(const Reader& reader, std::string_view name, float otherwise) {
+  const float value = not_negative(reader, name, 0.0f);
   return value == 0.0f ? otherwise : value;
 }
 
@@ -365,10 +370,10 @@ void read_scales(const Reader& reader, const Architecture& architecture, ModelCo
   config.attention_scale = 1.0f / std::sqrt(static_cast<float>(share));
   if (architecture.scaled_embedding) config.embedding_scale = std::sqrt(d);
   if (const auto usual = architecture.usual_attention_softcap) {
-    config.attention_softcap = factor_or(reader, "attn_logit_softcapping", *usual);
+    config.attention_softcap = not_negative(reader, "attn_logit_softcapping", *usual);
   }
   if (const auto usual = architecture.usual_logit_softcap) {
-    config.logit_softcap = factor_or(reader, "final_logit_softcapping", *usual);
+    config.logit_softcap = not_negative(reader, "final_logit_softcapping", *usual);
   }
   if (architecture.scales) {
     config.embedding_scale = factor_or(reader, "embedding_scale", 1);
