@@ -149,7 +149,7 @@ TEST(Oracle, F32LogitsAgreeWithLibllama) {
                 options.architecture.c_str(), options.rope_scaling.c_str(), greatest,
                 std::sqrt(squares / static_cast<double>(seen.size())));
     // ggml looks GELU up in a table of F16.
-    EXPECT_LE(greatest, options.architecture.starts_with("gemma") ? 2.2e-3 : 1.6e-3);
+    EXPECT_LE(greatest, options.architecture.starts_with("gemma") ? 3e-3 : 1.6e-3);
     // A model whose logits are all alike would prove nothing.
     EXPECT_GE(std::sqrt(squares / static_cast<double>(seen.size())), 0.5);
   }
