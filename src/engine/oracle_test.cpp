@@ -13,6 +13,7 @@
 #include "engine/llama_engine.h"
 #include "engine/native_engine.h"
 #include "engine/token_chain.h"
+#include "model/tensor_types.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -173,9 +174,8 @@ TEST(Oracle, LongRopeFollowsTheContextInUseAsLibllamaDoes) {
 // a few percent of the logits' spread. A wrong scale, min or code order gives over 50 %.
 TEST(Oracle, QuantisedLogitsAgreeAsFarAsRoundedActivationsAllow) {
   const Directory directory;
-  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
-                               GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
-                               GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K}) {
+  for (const ggml_type type : kMatrixTypes) {
+    if (type == GGML_TYPE_F32) continue;
     SCOPED_TRACE(ggml_type_name(type));
     const std::filesystem::path path = directory.path / "model.gguf";
     write_tiny_model(path, {.type = type});
