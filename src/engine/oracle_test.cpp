@@ -15,6 +15,7 @@
 #include "engine/token_chain.h"
 #include "model/tensor_types.h"
 #include "model/test_files.h"
+#include "model/test_parts.h"
 #include "model/tiny_model.h"
 
 namespace firp {
@@ -166,6 +167,21 @@ TEST(Oracle, LongRopeFollowsTheContextInUseAsLibllamaDoes) {
     of_context.push_back(expected);
   }
   EXPECT_GE(greatest_difference(of_context[0], of_context[1]), 0.05);
+}
+
+TEST(Oracle, AModelInSeveralFilesIsTheWholeOneInBothEngines) {
+  const Directory directory;
+  const std::filesystem::path whole = directory.path / "whole.gguf";
+  write_tiny_model(whole, {.type = GGML_TYPE_Q8_0, .vocabulary_size = 320});
+  const std::filesystem::path first = write_parts(whole, directory.path / "m", 3);
+  const std::vector<Token> tokens = random_tokens(50, 320);
+  EXPECT_EQ(our_logits(first, tokens), our_logits(whole, tokens));
+  const auto of_llama_engine = [&](const std::filesystem::path& path) {
+    LlamaEngine engine(std::make_shared<const GgufFile>(path),
+                       {.threads = 1, .context = 50, .max_rows = 50}, {});
+    return logits_of(engine, tokens);
+  };
+  EXPECT_EQ(of_llama_engine(first), of_llama_engine(whole));
 }
 
 // Quantised products differ from ggml's in one thing: how the activations are rounded to 8 bits

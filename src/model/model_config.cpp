@@ -116,9 +116,6 @@ void refuse_missing_features(const Reader& reader, int trained_context) {
     reader.refuse(fmt::format("attention that is not causal ({}) is not supported",
                               reader.key("attention.causal")));
   }
-  if (file.find_int("split.count").value_or(0) > 1) {
-    reader.fail("a model split into several files is not supported (llama-gguf-split --merge)");
-  }
   for (const std::string_view name :
        {"attention.max_alibi_bias", "attention.clamp_kqv", "attention.scale", "embedding_scale",
         "residual_scale", "logit_scale", "attn_logit_softcapping", "final_logit_softcapping",
