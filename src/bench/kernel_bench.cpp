@@ -105,7 +105,8 @@ int tile_instructions(const PackedFormat& format, int instructions_per_dot) {
   const int scales = 1 + groups + (format.has_min ? groups : 0);
   if (instructions_per_dot == 1) return 8 + scales;
   // 8 products, and what adds them up: in 16 bits as long as they fit, then in 32.
-  const int dots = format.bits == 8 ? 31 : format.bits == 6 ? 18 : format.bits == 5 ? 17 : 16;
+  const int bits = format.product_bits();
+  const int dots = bits == 8 ? 31 : bits == 6 ? 18 : bits == 5 ? 17 : 16;
   const int conversions = groups;
   return dots + conversions + scales;
 }

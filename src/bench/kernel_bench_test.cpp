@@ -9,12 +9,10 @@
 #include "bench/ggml_products.h"
 #include "bench/peaks.h"
 #include "bench/random_weights.h"
+#include "model/tensor_types.h"
 
 namespace firp {
 namespace {
-
-constexpr const char* kTypes[] = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K",
-                                  "q4_K", "q5_K", "q6_K", "f16",  "bf16", "f32"};
 
 MachinePeaks round_peaks() {
   MachinePeaks peaks;
@@ -28,15 +26,14 @@ MachinePeaks round_peaks() {
 
 TEST(KernelBench, GgmlMakesTheSameProductInEveryForm) {
   ThreadPool pool(2);
-  for (const char* name : kTypes) {
-    const ggml_type type = parse_matrix_type(name);
+  for (const ggml_type type : kMatrixTypes) {
     for (const int rows : {1, 7}) {
       const double difference = difference_from_ggml(type, {.outputs = 192, .inputs = 512}, rows,
                                                      default_kernels(), pool);
       // Both round the rows to 8 bits (to 16 at F16 and BF16), in groups of their own.
-      EXPECT_LT(difference, 0.02) << name << ", rows " << rows;
+      EXPECT_LT(difference, 0.02) << ggml_type_name(type) << ", rows " << rows;
       if (type != GGML_TYPE_F32) {
-        EXPECT_GT(difference, 0) << "was ggml asked? " << name;
+        EXPECT_GT(difference, 0) << "was ggml asked? " << ggml_type_name(type);
       }
     }
   }
@@ -75,6 +72,9 @@ TEST(KernelBench, TheLimitIsMemoryAtFewRowsAndArithmeticAtMany) {
   EXPECT_NEAR(arithmetic(GGML_TYPE_Q5_K, without_vnni), 21.0 / 16, 1e-9);
   EXPECT_NEAR(arithmetic(GGML_TYPE_Q6_K, without_vnni), 23.0 / 16, 1e-9);
   EXPECT_NEAR(arithmetic(GGML_TYPE_Q8_0, without_vnni), 34.0 / 16, 1e-9);  // 4 a dot
+  // What a codebook's entries have is what counts: 8 bits, and 5.
+  EXPECT_NEAR(arithmetic(GGML_TYPE_IQ4_NL, without_vnni), 34.0 / 16, 1e-9);
+  EXPECT_NEAR(arithmetic(GGML_TYPE_MXFP4, without_vnni), 20.0 / 16, 1e-9);
 }
 
 TEST(KernelBench, ParsesShapesAndTypes) {
@@ -97,8 +97,9 @@ TEST(KernelBench, BestAndMedian) {
 }
 
 TEST(KernelBench, RandomWeightsHaveTheirSpreadInEveryRow) {
-  for (const char* name : kTypes) {
-    const RandomWeights weights("w", parse_matrix_type(name), 100, 512, 0.25f, 1);
+  for (const ggml_type type : kMatrixTypes) {
+    SCOPED_TRACE(ggml_type_name(type));
+    const RandomWeights weights("w", type, 100, 512, 0.25f, 1);
     EXPECT_EQ(weights.tensor().rows(), 100);
     const std::vector<float> values = dequantize(weights.tensor());
     for (const int row : {0, 47, 48, 99}) {
@@ -107,8 +108,8 @@ TEST(KernelBench, RandomWeightsHaveTheirSpreadInEveryRow) {
         sum += values[row * 512 + i];
         squares += values[row * 512 + i] * values[row * 512 + i];
       }
-      EXPECT_NEAR(sum / 512, 0, 0.05) << name;
-      EXPECT_NEAR(std::sqrt(squares / 512), 0.25, 0.04) << name;
+      EXPECT_NEAR(sum / 512, 0, 0.05);
+      EXPECT_NEAR(std::sqrt(squares / 512), 0.25, 0.04);
     }
   }
   EXPECT_THROW(RandomWeights("w", GGML_TYPE_Q4_K, 64, 576, 1, 1), Error);

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <list>
 #include <vector>
 
 #include "base/error.h"
@@ -90,24 +91,34 @@ std::size_t peak_resident_bytes() {
 }
 
 LoadResult bench_load(const std::filesystem::path& model, ThreadPool& pool, bool packed_cache) {
-  const OpenFile file(model);
   LoadResult result;
-  result.packed_bytes = packed_bytes(Model(model));
+  std::list<OpenFile> files;
+  {
+    const Model opened(model);
+    result.packed_bytes = packed_bytes(opened);
+    for (const std::filesystem::path& path : opened.file().paths()) files.emplace_back(path);
+  }
+  const auto drop_from_cache = [&] {
+    for (const OpenFile& file : files) file.drop_from_cache();
+  };
   const auto load = [&] {
     const Model loaded(model);
     const NativeEngine engine(loaded, {.threads = pool.size(), .packed_cache = packed_cache});
   };
-  const auto read = [&] { result.file_bytes = file.read_all(); };
+  const auto read = [&] {
+    result.file_bytes = 0;
+    for (const OpenFile& file : files) result.file_bytes += file.read_all();
+  };
 
   result.memory_seconds = seconds_of([&] { touch_memory(result.packed_bytes, pool); });
   if (packed_cache) {
     load();
     if (const auto kept = packed_weights_path(Model(model))) OpenFile(*kept).drop_from_cache();
   }
-  file.drop_from_cache();
+  drop_from_cache();
   result.load_seconds.cold = seconds_of(load);
   result.load_seconds.warm = seconds_of(load);
-  file.drop_from_cache();
+  drop_from_cache();
   result.read_seconds.cold = seconds_of(read);
   result.read_seconds.warm = seconds_of(read);
   result.peak_resident_bytes = peak_resident_bytes();

@@ -8,14 +8,10 @@
 
 #include "base/error.h"
 #include "model/ggml_log.h"
+#include "model/tensor_types.h"
 
 namespace firp {
 namespace {
-
-constexpr ggml_type kMatrixTypes[] = {
-    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,
-    GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
-    GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_F32};
 
 std::string lower_case(std::string_view text) {
   std::string lower(text);
@@ -46,13 +42,11 @@ RandomWeights::RandomWeights(std::string name, ggml_type type, int outputs, int 
 }
 
 ggml_type parse_matrix_type(std::string_view name) {
-  std::string accepted;
   for (const ggml_type type : kMatrixTypes) {
     if (lower_case(name) == lower_case(ggml_type_name(type))) return type;
-    accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
   }
-  throw Error(
-      fmt::format("there is no weight type '{}' (there are: {})", one_line(name), accepted));
+  throw Error(fmt::format("there is no weight type '{}' (there are: {})", one_line(name),
+                          tensor_type_names()));
 }
 
 bool has_whole_blocks(ggml_type type, int inputs) { return inputs % ggml_blck_size(type) == 0; }

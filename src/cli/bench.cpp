@@ -26,6 +26,7 @@
 #include "engine/native_engine.h"
 #include "kernels/kernels.h"
 #include "model/ggml_log.h"
+#include "model/part_name.h"
 
 namespace firp {
 namespace {
@@ -268,8 +269,8 @@ int run_sessions(BenchFlags& flags) {
   status.clear();
   if (results.empty()) return kExitInterrupted;
   fmt::print("{}, {} threads ({}); {}, {} tokens of each session\n{}", cpu_name(),
-             decoder.engine.options().threads, decoder.engine.isa(),
-             flags.decode.model.stem().string(), options.tokens, sessions_table(results));
+             decoder.engine.options().threads, decoder.engine.isa(), model_name(flags.decode.model),
+             options.tokens, sessions_table(results));
   tell_of_other_load(load.cores());
   flush_output();
   if (!flags.json.empty()) {

@@ -13,6 +13,7 @@
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "model/message.h"
+#include "model/part_name.h"
 #include "model/text_input.h"
 
 namespace firp {
@@ -43,8 +44,7 @@ int run_chat(const ChatFlags& flags) {
   const Vocabulary& vocabulary = decoder.vocabulary;
   const bool interactive = isatty(STDIN_FILENO) != 0;
   if (interactive) {
-    say("{}; /help lists the commands, Ctrl-C stops an answer\n",
-        flags.decode.model.stem().string());
+    say("{}; /help lists the commands, Ctrl-C stops an answer\n", model_name(flags.decode.model));
   }
 
   Session session(decoder.batch, decoder.options);

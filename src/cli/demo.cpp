@@ -9,6 +9,7 @@
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "model/part_name.h"
 
 namespace firp {
 namespace {
@@ -159,7 +160,7 @@ int run_demo(DemoFlags& flags) {
   const auto left = column("Plain decoding", plain, decoder, columns, colour);
   const auto right = column("FIRP", drafted, decoder, columns, colour);
 
-  fmt::print("{}, {} threads ({})\n> {}\n\n", flags.decode.model.stem().string(),
+  fmt::print("{}, {} threads ({})\n> {}\n\n", model_name(flags.decode.model),
              decoder.engine.options().threads, decoder.engine.isa(), flags.prompt);
   if (side_by_side) {
     for (std::size_t i = 0; i < std::max(left.size(), right.size()); ++i) {

@@ -14,6 +14,7 @@
 #include "cli/verbs.h"
 #include "kernels/kernels.h"
 #include "model/ggml_log.h"
+#include "model/part_name.h"
 #include "plan/measuring.h"
 
 namespace firp {
@@ -77,9 +78,10 @@ void inspect_costs(const PassCosts& costs, const std::filesystem::path& heads) {
 /// What the file says of the model; `native`: whether our own engine knows it.
 void inspect_sizes(const GgufFile& file, const Model* native) {
   const ModelIdentity sizes = sizes_of(file);
-  line("model", "{} ({})",
-       one_line(file.find_string("general.name").value_or(file.path().stem().string())),
-       one_line(sizes.architecture));
+  const std::size_t files = file.paths().size();
+  line("model", "{} ({}){}",
+       one_line(file.find_string("general.name").value_or(model_name(file.path()))),
+       one_line(sizes.architecture), files > 1 ? fmt::format(", in {} files", files) : "");
   if (native != nullptr) {
     const ModelConfig& config = native->config();
     line("sizes", "{} layers, d {}, {} query and {} KV heads of {}, feed-forward {}", config.layers,

@@ -21,6 +21,7 @@
 #include "cli/verbs.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
+#include "model/part_name.h"
 #include "serve/access.h"
 #include "serve/router.h"
 #include "serve/server.h"
@@ -178,7 +179,7 @@ int run_serve(const ServeFlags& flags, const CLI::App& app) {
   if (!is_random(flags.decode.seed.value_or(kRandomSeed))) {
     options.seed = decoder.options.sampling.seed;
   }
-  if (options.model_name.empty()) options.model_name = flags.decode.model.stem().string();
+  if (options.model_name.empty()) options.model_name = model_name(flags.decode.model);
   options.model_path = flags.decode.model.string();
   options.embeddings = embeddings_of(flags, *decoder.file);
 

@@ -11,6 +11,7 @@
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "model/heads.h"
 #include "model/message.h"
 
 namespace firp {
@@ -127,11 +128,7 @@ int run_train(TrainFlags& flags, char** arguments) {
   options.llama = flags.decode.llama;
   if (flags.decode.seed) options.seed = seed_of(*flags.decode.seed);
   options.command = command_line(arguments);
-  if (options.output.empty()) {
-    options.output = options.model;
-    if (options.output.extension() == ".gguf") options.output.replace_extension();
-    options.output += ".firp.gguf";
-  }
+  if (options.output.empty()) options.output = heads_beside(options.model);
 #ifdef FIRP_HAS_TRAIN
   return run(options);
 #else

@@ -12,6 +12,7 @@
 #include "engine/token_chain.h"
 #include "kernels/kernels.h"
 #include "kernels/test_products.h"
+#include "model/tensor_types.h"
 #include "model/test_files.h"
 #include "model/tiny_model.h"
 
@@ -77,18 +78,13 @@ void expect_bit_equal_rows(const TinyModelOptions& options, const std::string& i
   }
 }
 
-constexpr ggml_type kTypes[] = {GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0,
-                                GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,
-                                GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,
-                                GGML_TYPE_Q6_K};
-
 TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
   std::uint32_t seed = 1;
   for (const std::string& isa : available_isas()) {
     for (const char* architecture : {"llama", "qwen2", "qwen3"}) {
-      for (const ggml_type type : kTypes) {
-        // A quick run takes another eighth of them for each instruction set.
-        if (!quick_tests() || seed % 8 == 0) {
+      for (const ggml_type type : kMatrixTypes) {
+        // A quick run takes another seventh of them for each instruction set.
+        if (!quick_tests() || seed % 7 == 0) {
           expect_bit_equal_rows({.architecture = architecture, .type = type}, isa, seed);
         }
         ++seed;

@@ -18,6 +18,7 @@
 #include "engine/draft_head.h"
 #include "engine/llama_handles.h"
 #include "model/ggml_log.h"
+#include "model/part_name.h"
 
 namespace firp {
 namespace {
@@ -106,7 +107,7 @@ ModelConfig config_of(const llama_model* model, const GgufFile& file) {
   const ModelIdentity sizes = sizes_of(file);
   ModelConfig config;
   config.architecture = sizes.architecture;
-  config.name = file.find_string("general.name").value_or(file.path().stem().string());
+  config.name = file.find_string("general.name").value_or(model_name(file.path()));
   config.layers = llama_model_n_layer(model);
   config.hidden_size = llama_model_n_embd(model);
   config.query_heads = llama_model_n_head(model);

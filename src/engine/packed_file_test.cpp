@@ -12,6 +12,7 @@
 #include "model/full_disk.h"
 #include "model/replaced_file.h"
 #include "model/test_files.h"
+#include "model/test_parts.h"
 #include "model/tiny_model.h"
 
 namespace firp {
@@ -78,6 +79,21 @@ TEST_F(PackedCacheTest, AnotherStateOfTheModelIsPackedAnew) {
   EXPECT_EQ(bytes_of(Weights(reopened, pool_, true)), packed);
   EXPECT_EQ(cache_.files().size(), 1u);
   EXPECT_EQ(bytes_of(old), before) << "what another program has mapped changed";
+}
+
+TEST_F(PackedCacheTest, AModelInSeveralFilesIsPackedAnewWhenAnyPartChanges) {
+  model({.type = GGML_TYPE_Q4_1});
+  const std::filesystem::path first = write_parts(directory_ / "tiny.gguf", directory_ / "m", 2);
+  const std::string packed = bytes_of(Weights(Model(first), pool_));
+  EXPECT_EQ(bytes_of(Weights(Model(directory_ / "tiny.gguf"), pool_)), packed);
+  EXPECT_EQ(bytes_of(Weights(Model(first), pool_, /*packed_cache=*/true)), packed);
+  ASSERT_EQ(cache_.files().size(), 1u);
+  mark(cache_.files().front());
+  EXPECT_NE(bytes_of(Weights(Model(first), pool_, true)), packed) << "it was packed again";
+  std::filesystem::last_write_time(
+      part_name(first)->file_of(2),
+      std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  EXPECT_EQ(bytes_of(Weights(Model(first), pool_, true)), packed);
 }
 
 TEST_F(PackedCacheTest, DamagedFilesArePackedAnew) {

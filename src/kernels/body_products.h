@@ -133,9 +133,11 @@ inline Codes load_plane(const std::byte* planes, int v, int to) {
 }
 
 /// Code vector v of half a quarter: inputs 4 v .. 4 v + 3 of 16 outputs. `low`, `high`: where the
-/// half's low codes and high bits begin.
-template <int kBits>
+/// half's low codes and high bits begin. With a codebook: its entries, in their place.
+template <ggml_type kType>
 inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
+  constexpr PackedFormat kFormat = packed_format<kType>();
+  constexpr int kBits = kFormat.bits;
   if constexpr (kBits == 8) return load_codes(low + 64 * v);
   Codes codes;
   if constexpr (kBits >= 4) {
@@ -147,14 +149,18 @@ inline Codes load_code(const std::byte* low, const std::byte* high, int v) {
   if constexpr (kBits % 2 == 1) {
     codes = or_masked(codes, load_plane<1>(high, v, kBits - 1), 1 << (kBits - 1));
   }
+  if constexpr (kFormat.has_codebook()) {
+    alignas(16) static constexpr Codebook kCodebook = kFormat.codebook;
+    codes = looked_up(codes, kCodebook.data());
+  }
   return codes;
 }
 
 /// A cell's header as F32: its scales, then its mins. Nothing where the type has none.
 template <ggml_type kType>
 inline void load_header(const std::byte* cell, float* to) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
-  if constexpr (kFormat.sub_scales) {
+  constexpr PackedFormat kFormat = packed_format<kType>();
+  if constexpr (kFormat.sub_scales()) {
     const Half* const header = reinterpret_cast<const Half*>(cell);
     store(to, load_half(header));
     if constexpr (kFormat.has_min) store(to + kBlockOutputs, load_half(header + kBlockOutputs));
@@ -164,8 +170,11 @@ inline void load_header(const std::byte* cell, float* to) {
 /// The scales of a group, or its mins, which stand at `at` and are multiplied by `header`'s.
 template <ggml_type kType>
 inline F32x16 load_scales(const float* header, const std::byte* at) {
-  if constexpr (kPackedFormats[format_index(kType)].sub_scales) {
+  constexpr ScaleKind kScale = packed_format<kType>().scale;
+  if constexpr (kScale == ScaleKind::kF16TimesByte) {
     return mul(load(header), load_bytes(at));
+  } else if constexpr (kScale == ScaleKind::kPowerOfTwo) {
+    return load_powers(at);
   } else {
     return load_half(reinterpret_cast<const Half*>(at));
   }
@@ -178,20 +187,20 @@ struct HalfQuarter {
 };
 template <ggml_type kType>
 inline HalfQuarter half_quarter(const std::byte* quarter, int half) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   const std::byte* const high = quarter + kFormat.low_bytes();
   return {quarter + half * (kFormat.low_bytes() / 2), high + half * (kFormat.high_bytes() / 2),
-          high + kFormat.high_bytes() + half * (32 / kFormat.group * kFormat.scale_bytes())};
+          high + kFormat.high_bytes() + half * (32 / kFormat.group * kFormat.group_scale_bytes())};
 }
 constexpr int mins_after(const PackedFormat& format) {
-  return 64 / format.group * format.scale_bytes();
+  return 64 / format.group * format.group_scale_bytes();
 }
 
 /// What the codes of a block are put together to, for 32 inputs: eight vectors of 64 bytes, then as
 /// F32 the scales and the mins of its groups.
 template <ggml_type kType>
 constexpr int expanded_bytes() {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   return 8 * 64 + 32 / kFormat.group * (kFormat.has_min ? 2 : 1) * 64;
 }
 
@@ -200,8 +209,8 @@ constexpr int expanded_bytes() {
 template <ggml_type kType, int kRows, int kBlocks, bool kExpanded = false>
 void codes_tile(const TileTask& task) {
   static_assert(!kExpanded || kBlocks == 1);
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
-  constexpr int kBits = kFormat.bits;
+  constexpr PackedFormat kFormat = packed_format<kType>();
+  constexpr int kBits = kFormat.product_bits();
   constexpr int kZero = kBits == 8 ? kDotZero : kFormat.zero;
   constexpr int kGroups = 32 / kFormat.group;  // in a half
   constexpr int kVectors = 8 / kGroups;        // of codes in a group
@@ -258,7 +267,7 @@ void codes_tile(const TileTask& task) {
             for (int b = 0; b < kBlocks; ++b) {
               codes[b] = kExpanded
                              ? load_codes(expanded + 64 * v)
-                             : load_code<kBits>(low + b * block_bytes, high + b * block_bytes, v);
+                             : load_code<kType>(low + b * block_bytes, high + b * block_bytes, v);
             }
             // The blocks of a row one after the other: its activations are loaded once.
 #pragma GCC unroll 16
@@ -269,7 +278,7 @@ void codes_tile(const TileTask& task) {
           }
 #pragma GCC unroll 16
           for (int b = 0; b < kBlocks; ++b) {
-            const std::byte* const at = scales + b * block_bytes + g * kFormat.scale_bytes();
+            const std::byte* const at = scales + b * block_bytes + g * kFormat.group_scale_bytes();
             [[maybe_unused]] const float* const floats =
                 reinterpret_cast<const float*>(expanded + 8 * 64) + g * kBlockOutputs;
             const F32x16 scale = kExpanded ? load(floats) : load_scales<kType>(headers[b], at);
@@ -324,7 +333,7 @@ constexpr int kExpandedRows = 64;  // whose sums are kept beside
 
 template <ggml_type kType>
 void expand(const std::byte* cell, int cells, std::byte* to) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   constexpr int kGroups = 32 / kFormat.group;
   constexpr int kMins = mins_after(kFormat);
   for (int c = 0; c < cells; ++c, cell += kFormat.cell_bytes()) {
@@ -336,11 +345,11 @@ void expand(const std::byte* cell, int cells, std::byte* to) {
         const auto [low, high, scales] = half_quarter<kType>(quarter, half);
 #pragma GCC unroll 8
         for (int v = 0; v < 8; ++v) {
-          store_code_bytes(to + 64 * v, load_code<kFormat.bits>(low, high, v));
+          store_code_bytes(to + 64 * v, load_code<kType>(low, high, v));
         }
         float* const floats = reinterpret_cast<float*>(to + 8 * 64);
         for (int g = 0; g < kGroups; ++g) {
-          const std::byte* const at = scales + g * kFormat.scale_bytes();
+          const std::byte* const at = scales + g * kFormat.group_scale_bytes();
           store(floats + g * kBlockOutputs, load_scales<kType>(header, at));
           if constexpr (kFormat.has_min) {
             store(floats + (kGroups + g) * kBlockOutputs,
@@ -355,7 +364,7 @@ void expand(const std::byte* cell, int cells, std::byte* to) {
 /// A block times all rows of x.
 template <ggml_type kType>
 void expanded_block(const TileTask& whole) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   constexpr int kCellBytes = kFormat.cell_inputs() / 32 * expanded_bytes<kType>();
   constexpr int kMostCells = kExpandedBytes / kCellBytes;
   static_assert(kTileRows == 4);
@@ -536,7 +545,7 @@ constexpr Tiles bf16_tiles(std::integer_sequence<int, kRows...>) {
 template <ggml_type kType>
 inline constexpr Tiles kTiles = [] {
   constexpr std::make_integer_sequence<int, kTileRows> kRows;
-  constexpr WeightKind kKind = kPackedFormats[format_index(kType)].kind;
+  constexpr WeightKind kKind = packed_format<kType>().kind;
   if constexpr (kKind == WeightKind::kCodes) {
     return codes_tiles<kType>(kRows);
 #if defined(FIRP_AMX)
@@ -551,10 +560,10 @@ inline constexpr Tiles kTiles = [] {
   }
 }();
 
-template <std::size_t... kFormats>
-const Tiles& tiles_of(ggml_type type, std::index_sequence<kFormats...>) {
-  static constexpr const Tiles* kAll[] = {&kTiles<kPackedFormats[kFormats].type>...};
-  return *kAll[format_index(type)];
+template <std::size_t... kTypes>
+const Tiles& tiles_of(const PackedFormat& format, std::index_sequence<kTypes...>) {
+  static constexpr const Tiles* kAll[] = {&kTiles<kTensorTypes[kTypes].type>...};
+  return *kAll[format.index];
 }
 
 void matmul(const ProductTask& product, const Activations& x) {
@@ -562,8 +571,7 @@ void matmul(const ProductTask& product, const Activations& x) {
 #ifdef FIRP_AMX
   if (w.format().kind == WeightKind::kBF16) return amx_matmul(product, x);
 #endif
-  const Tiles& tiles =
-      tiles_of(w.format().type, std::make_index_sequence<std::size(kPackedFormats)>());
+  const Tiles& tiles = tiles_of(w.format(), std::make_index_sequence<kTensorTypeCount>());
   const int rows = x.rows();
   const int chunks = (rows + tiles.rows - 1) / tiles.rows;
   const bool many = tiles.many != nullptr && rows >= kManyRows;

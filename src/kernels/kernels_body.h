@@ -5,6 +5,7 @@
 //   splat(float), load(const float*), store(float*, F32x16)
 //   load_half(const Half*), store_half(Half*, F32x16)
 //   load_bytes(const std::byte*): 16 signed bytes
+//   load_powers(const std::byte*): 2^(byte - 128) of 16 bytes; the lowest two are subnormal
 //   add, sub, mul, div, min, max, fma(a, b, c) = a * b + c
 //     (min and max of a NaN and b are b)
 //   splat_int(int), to_float(I32x16), to_int(F32x16) (nearest even), power_of_two(I32x16)
@@ -18,6 +19,7 @@
 //     shifted(Codes, left): by so many bits, or to the right if negative; what that moves into a
 //     byte from the one beside it is not defined
 //     masked(Codes, bits): these bits of each byte; or_masked(a, b, bits) = a | masked(b, bits)
+//     looked_up(Codes, const std::uint8_t* table): table[byte] of each byte, all below 16
 //     even_bf16, odd_bf16(Codes): of 16 pairs of bfloat16
 //   DotSum<kBits>(zero, minus_sum): starts at zero * minus_sum; zero is 0 or a power of two.
 //     add(Codes, const std::int8_t*) adds, in each lane, 4 codes times 4 activations;

@@ -23,8 +23,8 @@ constexpr int kDotZero = 0;
 template <int kBits>
 class DotSum {
   static_assert([] {
-    for (const PackedFormat& format : kPackedFormats) {
-      if (format.bits == kBits && ((1 << kBits) - 1) * 127 * (format.group / 4) > 32767) {
+    for (const TensorType& type : kTensorTypes) {
+      if (type.product_bits() == kBits && ((1 << kBits) - 1) * 127 * (type.group / 4) > 32767) {
         return false;
       }
     }

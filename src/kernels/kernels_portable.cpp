@@ -76,6 +76,13 @@ inline F32x16 load_half(const Half* p) {
 inline F32x16 load_bytes(const std::byte* p) {
   return each<F32x16>([=](int i) { return static_cast<float>(static_cast<std::int8_t>(p[i])); });
 }
+/// As floats, 2^n has n + 127 in bit 23 and above; the two below 2^-126 have one bit lower down.
+inline F32x16 load_powers(const std::byte* p) {
+  return each<F32x16>([=](int i) {
+    const auto n = static_cast<std::uint32_t>(p[i]);
+    return std::bit_cast<float>(n < 2 ? (n + 1) << 21 : (n - 1) << 23);
+  });
+}
 inline void store_half(Half* p, F32x16 x) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(x.lane[i]);
 }
@@ -176,6 +183,10 @@ inline Codes masked(Codes x, int bits) {
 inline Codes or_masked(Codes a, const Codes& b, int bits) {
   for (int i = 0; i < 64; ++i) a.byte[i] |= b.byte[i] & bits;
   return a;
+}
+inline Codes looked_up(Codes x, const std::uint8_t* table) {
+  for (std::uint8_t& byte : x.byte) byte = table[byte];
+  return x;
 }
 inline F32x16 even_bf16(const Codes& pairs) {
   return each<F32x16>([&](int i) {

@@ -136,18 +136,21 @@ TEST_P(KernelsTest, ProductIsWithinRoundingOfTheExactOne) {
 
 /// The extreme codes, where 8- and 16-bit intermediate sums would saturate.
 TEST_P(KernelsTest, ProductOfExtremeCodesIsExact) {
-  for (const ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0}) {
-    for (const int code_byte : {0x00, 0x80, 0x7f, 0xff}) {
+  for (const ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0,
+                               GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4}) {
+    for (const int code_byte : {0x00, 0x80, 0x77, 0x7f, 0xff}) {
       for (const float sign : {1.0f, -1.0f}) {
         SCOPED_TRACE(testing::Message() << ggml_type_name(type) << ' ' << code_byte << ' ' << sign);
         RandomTensor random(type, 16, 64, 1);
         const std::size_t block_bytes = ggml_type_size(type);
         for (std::size_t i = 0; i < random.bytes().size(); ++i) {
           const std::size_t at = i % block_bytes;
-          const bool scale = at < 2 || (type == GGML_TYPE_Q4_1 && at < 4);
-          // Scale and min are 1 in F16.
-          random.bytes()[i] =
-              static_cast<std::byte>(scale ? (at % 2 == 0 ? 0x00 : 0x3c) : code_byte);
+          const std::size_t scale_bytes = type == GGML_TYPE_MXFP4  ? 1
+                                          : type == GGML_TYPE_Q4_1 ? 4
+                                                                   : 2;
+          // Scale and min are 1: in F16, or as 2^(128 - 128).
+          const int one = type == GGML_TYPE_MXFP4 ? 128 : at % 2 == 0 ? 0x00 : 0x3c;
+          random.bytes()[i] = static_cast<std::byte>(at < scale_bytes ? one : code_byte);
         }
         Activations x(1, 64);
         x.resize(1, 64);
@@ -158,6 +161,27 @@ TEST_P(KernelsTest, ProductOfExtremeCodesIsExact) {
             127.0f * sign * std::accumulate(weights.begin(), weights.begin() + 64, 0.0f);
         for (const float y : product(PackedMatrix(random.tensor()), x)) ASSERT_EQ(y, exact);
       }
+    }
+  }
+}
+
+/// Every scale of MXFP4, from subnormal to those whose products are infinite.
+TEST_P(KernelsTest, ProductWithPowersOfTwoIsExact) {
+  RandomTensor random(GGML_TYPE_MXFP4, 256, 32, 1);
+  for (std::size_t i = 0; i < random.bytes().size(); ++i) {
+    // Code 1 is 1.
+    random.bytes()[i] = static_cast<std::byte>(i % 17 == 0 ? i / 17 : 0x11);
+  }
+  for (const int rows : {1, 12}) {
+    Activations x(rows, 32);
+    x.resize(rows, 32);
+    for (int row = 0; row < rows; ++row) {
+      x.values(row)[5] = 127.0f;
+      prepare(x, row);
+    }
+    const std::vector<float> y = product(PackedMatrix(random.tensor()), x);
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      ASSERT_EQ(y[i], 127.0f * std::ldexp(1.0f, static_cast<int>(i % 256) - 128)) << i;
     }
   }
 }
@@ -952,6 +976,7 @@ TEST_P(KernelsTest, GivesTheSameBitsOnEveryCpu) {
       {"add_scaled", 1228951262u},    {"attend", 3281389386u},   {"attend_q8_0", 570376874u},
       {"attend_window", 3511330331u}, {"bf16", 316987444u},      {"dot", 1183335142u},
       {"f16", 1251425164u},           {"f32", 1313480381u},      {"gelu", 3209562939u},
+      {"iq4_nl", 885183646u},         {"iq4_xs", 36426009u},     {"mxfp4", 588991158u},
       {"norm", 3165237906u},          {"q2_K", 4152379838u},     {"q3_K", 1198837726u},
       {"q4_0", 4064269198u},          {"q4_1", 65998736u},       {"q4_K", 3955765188u},
       {"q5_0", 2693008202u},          {"q5_1", 1646749793u},     {"q5_K", 1712809017u},

@@ -37,12 +37,11 @@ constexpr std::uint32_t spread_bits(std::uint32_t bits) {
   return (bits & 15) * 0x00204081u & 0x01010101u;
 }
 
-/// The 32 codes, counted from 0, of a block of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (ggml-common.h:
+/// The 32 codes, counted from 0, of a block of 32 weights, behind its scale and min (ggml-common.h:
 /// block_q4_0 ...).
 template <ggml_type kType>
-void read_block32(const std::uint8_t* block, std::uint8_t* codes) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
-  const std::uint8_t* at = block + (kFormat.has_min ? 4 : 2);
+void read_codes32(const std::uint8_t* at, std::uint8_t* codes) {
+  constexpr PackedFormat kFormat = packed_format<kType>();
   if constexpr (kFormat.bits == 8) {
     for (int i = 0; i < 32; i += 4) store32(codes + i, load32(at + i) ^ 0x80808080u);
     return;
@@ -69,15 +68,15 @@ SubScale sub_scale(const std::uint8_t* packed, int i) {
                                                                                      << 4};
 }
 
-/// 64 weights of one output of a K type: codes that count from 0, and the bytes that scale and
-/// shift each group.
+/// 64 weights of one output of a type with blocks of 256: codes that count from 0, and the bytes
+/// that scale and shift each group.
 struct Quarter {
   std::uint8_t codes[64];
   std::uint8_t scales[4];
   std::uint8_t mins[4];
 };
 
-/// Quarter `quarter` of a block of 256 (block_q2_K ... block_q6_K).
+/// Quarter `quarter` of a block of 256 (block_q2_K ... block_q6_K, block_iq4_xs).
 template <ggml_type kType>
 void read_block256(const std::uint8_t* block, int quarter, Quarter& out) {
   const auto set_groups = [&](int groups, auto scale_of, auto min_of) {
@@ -133,6 +132,21 @@ void read_block256(const std::uint8_t* block, int quarter, Quarter& out) {
       };
       return set_groups(4, scale, [](int) { return 0; });
     }
+    case GGML_TYPE_IQ4_XS: {  // d, scales_h[2], scales_l[4], qs[128]
+      const std::uint8_t* const pairs = block + 8 + 32 * quarter;
+      for (int i = 0; i < 16; ++i) {
+        for (int half = 0; half < 2; ++half) {
+          out.codes[32 * half + i] = pairs[16 * half + i] & 15;
+          out.codes[32 * half + i + 16] = pairs[16 * half + i] >> 4;
+        }
+      }
+      const auto scale = [&](int g) {
+        const int low = block[4 + quarter] >> (4 * g) & 15;
+        const int high = load16(block + 2) >> (2 * (2 * quarter + g)) & 3;
+        return (low | high << 4) - 32;
+      };
+      return set_groups(2, scale, [](int) { return 0; });
+    }
     default: {  // Q6_K: ql[128], qh[64], scales[16], d
       const std::uint8_t* const low = block + 64 * (quarter / 2);
       const std::uint8_t* const high = block + 128 + 32 * (quarter / 2);
@@ -165,6 +179,8 @@ BlockScale block_scale(ggml_type type, const std::uint8_t* block) {
       return {load16(block + 80), static_cast<std::uint16_t>(load16(block + 82) ^ kSign)};
     case GGML_TYPE_Q3_K:
       return {load16(block + 108), 0};
+    case GGML_TYPE_IQ4_XS:
+      return {load16(block), 0};
     default:  // Q6_K
       return {load16(block + 208), 0};
   }
@@ -187,7 +203,7 @@ void write_planes(const std::uint8_t* codes, int shift, std::uint8_t* to, int ou
 /// Writes one output's 32 codes into half `half` of a quarter (docs/kernels.md).
 template <ggml_type kType>
 void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int output) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   std::uint8_t* const low = quarter + half * kFormat.low_bytes() / 2;
   std::uint8_t* const high = quarter + kFormat.low_bytes() + half * kFormat.high_bytes() / 2;
   if constexpr (kFormat.bits == 8) {
@@ -210,7 +226,7 @@ void write_codes(const std::uint8_t* codes, std::uint8_t* quarter, int half, int
 /// Writes one output's part of a cell: its next `inputs` weights, at `from`.
 template <ggml_type kType>
 void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int output) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   constexpr int kAfterCodes = kFormat.low_bytes() + kFormat.high_bytes();
   if constexpr (kFormat.kind == WeightKind::kF32) {
     for (int i = 0; i < inputs; ++i) {
@@ -224,7 +240,7 @@ void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int out
     for (int i = 0; i < inputs; ++i) {  // pairs of inputs, as the dot product takes them
       store16(cell + 64 * (i / 2) + 4 * output + 2 * (i % 2), load16(from + 2 * i));
     }
-  } else if constexpr (kFormat.sub_scales) {
+  } else if constexpr (kFormat.sub_scales()) {
     const BlockScale scale = block_scale(kType, from);
     store16(cell + 2 * output, scale.scale);
     store16(cell + 2 * (kBlockOutputs + output), scale.min);
@@ -236,21 +252,23 @@ void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int out
       write_codes<kType>(read.codes + 32, quarter, 1, output);
       constexpr int kGroups = 64 / kFormat.group;
       for (int g = 0; g < kGroups; ++g) {
-        std::uint8_t* const scales = quarter + kAfterCodes + g * kFormat.scale_bytes();
+        std::uint8_t* const scales = quarter + kAfterCodes + g * kFormat.group_scale_bytes();
         scales[output] = read.scales[g];
-        if (kFormat.has_min) scales[kGroups * kFormat.scale_bytes() + output] = read.mins[g];
+        if (kFormat.has_min) scales[kGroups * kFormat.group_scale_bytes() + output] = read.mins[g];
       }
     }
   } else {
-    constexpr int kBlockBytes = 32 * kFormat.bits / 8 + (kFormat.has_min ? 4 : 2);
-    for (int g = 0; g < inputs / 32; ++g, from += kBlockBytes) {
+    constexpr int kScaleBytes = kFormat.scale_bytes();
+    constexpr int kCodesAt = (kFormat.has_min ? 2 : 1) * kScaleBytes;
+    for (int g = 0; g < inputs / 32; ++g, from += kCodesAt + 32 * kFormat.bits / 8) {
       std::uint8_t codes[32];
-      read_block32<kType>(from, codes);
+      read_codes32<kType>(from + kCodesAt, codes);
       write_codes<kType>(codes, cell, g, output);
-      std::uint8_t* const scales = cell + kAfterCodes + g * kFormat.scale_bytes();
-      store16(scales + 2 * output, load16(from));
+      std::uint8_t* const scales = cell + kAfterCodes + g * kFormat.group_scale_bytes();
+      std::memcpy(scales + kScaleBytes * output, from, kScaleBytes);
       if (kFormat.has_min) {
-        store16(scales + 2 * kFormat.scale_bytes() + 2 * output, load16(from + 2));
+        std::memcpy(scales + 2 * kFormat.group_scale_bytes() + kScaleBytes * output,
+                    from + kScaleBytes, kScaleBytes);
       }
     }
   }
@@ -260,7 +278,7 @@ void pack_cell(const std::uint8_t* from, int inputs, std::uint8_t* cell, int out
 /// zero.
 template <ggml_type kType>
 void pack_block(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t* cell) {
-  constexpr PackedFormat kFormat = kPackedFormats[format_index(kType)];
+  constexpr PackedFormat kFormat = packed_format<kType>();
   const std::size_t row_bytes = ggml_row_size(kType, inputs);
   const std::size_t cell_row_bytes = ggml_row_size(kType, kFormat.cell_inputs());
   for (int begin = 0; begin < inputs; begin += kFormat.cell_inputs()) {
@@ -275,11 +293,11 @@ void pack_block(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t*
 
 using PackBlock = void (*)(const std::uint8_t* rows, int outputs, int inputs, std::uint8_t* to);
 
-/// Of the types of kPackedFormats, in their order.
-constexpr auto kPackBlocks = []<std::size_t... kFormats>(std::index_sequence<kFormats...>) {
-  return std::array<PackBlock, sizeof...(kFormats)>{pack_block<kPackedFormats[kFormats].type>...};
+/// Of kTensorTypes, in their order.
+constexpr auto kPackBlocks = []<std::size_t... kTypes>(std::index_sequence<kTypes...>) {
+  return std::array<PackBlock, sizeof...(kTypes)>{pack_block<kTensorTypes[kTypes].type>...};
 }
-(std::make_index_sequence<std::size(kPackedFormats)>());
+(std::make_index_sequence<kTensorTypeCount>());
 
 }  // namespace
 
@@ -321,15 +339,10 @@ std::optional<AlignedBytes> AlignedBytes::map(int file, std::size_t size) {
 void AlignedBytes::Unmap::operator()(std::byte* pointer) const { munmap(pointer, bytes); }
 
 PackedFormat packed_format(ggml_type type) {
-  if (const std::size_t index = format_index(type); index < std::size(kPackedFormats)) {
-    return kPackedFormats[index];
-  }
-  std::string accepted;
-  for (const PackedFormat& format : kPackedFormats) {
-    accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(format.type));
-  }
+  const std::size_t index = tensor_type_index(type);
+  if (index < kTensorTypeCount) return {kTensorTypes[index], index};
   throw Error(fmt::format("weights of type {} are not supported (supported: {})",
-                          ggml_type_name(type), accepted));
+                          ggml_type_name(type), tensor_type_names()));
 }
 
 std::size_t PackedMatrix::packed_bytes(const Tensor& tensor, ggml_type type) {
@@ -360,7 +373,7 @@ PackedMatrix::PackedMatrix(const Tensor& tensor, ggml_type type, std::byte* memo
 }
 
 void PackedMatrix::pack(const Tensor& tensor, int begin, int end) {
-  const PackBlock pack_block = kPackBlocks[format_index(format_.type)];
+  const PackBlock pack_block = kPackBlocks[format_.index];
   const auto* const rows = reinterpret_cast<const std::uint8_t*>(tensor.data.data());
   const std::size_t row_bytes = ggml_row_size(tensor.type, inputs_);
   for (int block = begin; block < end; ++block) {

@@ -2,12 +2,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
 
 #include "model/gguf_file.h"
+#include "model/tensor_types.h"
 
 namespace firp {
 
@@ -37,66 +37,41 @@ class AlignedBytes {
   std::size_t size_ = 0;
 };
 
-enum class WeightKind { kCodes, kF16, kBF16, kF32 };
+/// How a packed matrix stores its weights; the product with an activation is what every instruction
+/// set computes from it. docs/kernels.md draws the layout.
+struct PackedFormat : TensorType {
+  std::size_t index = 0;  ///< in kTensorTypes
 
-/// How a packed matrix stores its weights. The value of a weight is scale * (code - zero) + min,
-/// exactly the file's value; the product with an activation is what every instruction set computes
-/// from it. docs/kernels.md draws the layout.
-struct PackedFormat {
-  ggml_type type;
-  WeightKind kind;
-  int bits = 0;   ///< of a code: 2, 3, 4, 5, 6 or 8
-  int group = 0;  ///< inputs that share a scale (and min): 16 or 32
-  /// Scales are an F16 of 256 inputs times a signed byte of the group; else they are F16.
-  bool sub_scales = false;
-  bool has_min = false;
-  int zero = 0;  ///< the code that means 0
-
-  constexpr int cell_inputs() const { return sub_scales ? 256 : 64; }
+  constexpr bool sub_scales() const { return scale == ScaleKind::kF16TimesByte; }
+  constexpr int cell_inputs() const { return sub_scales() ? 256 : 64; }
   /// The parts of a quarter, 16 outputs x 64 inputs. Low codes and high bits are those of two
   /// halves of 32 inputs.
   constexpr int low_bytes() const { return bits == 8 ? 1024 : bits >= 4 ? 512 : 256; }
   constexpr int high_bytes() const { return bits == 6 ? 256 : bits == 5 || bits == 3 ? 128 : 0; }
-  constexpr int scale_bytes() const { return kBlockOutputs * (sub_scales ? 1 : 2); }  ///< a group's
+  constexpr int scale_bytes() const { return scale == ScaleKind::kF16 ? 2 : 1; }  ///< of one output
+  constexpr int group_scale_bytes() const { return kBlockOutputs * scale_bytes(); }  ///< of a group
   constexpr int quarter_bytes() const {
-    return low_bytes() + high_bytes() + 64 / group * (has_min ? 2 : 1) * scale_bytes();
+    return low_bytes() + high_bytes() + 64 / group * (has_min ? 2 : 1) * group_scale_bytes();
   }
   /// Sub-scaled cells begin with their 16 F16 scales and 16 F16 mins.
-  constexpr int header_bytes() const { return sub_scales ? 64 : 0; }
+  constexpr int header_bytes() const { return sub_scales() ? 64 : 0; }
   constexpr int cell_bytes() const {
     if (kind == WeightKind::kCodes) return header_bytes() + cell_inputs() / 64 * quarter_bytes();
     return kBlockOutputs * 64 * (kind == WeightKind::kF32 ? 4 : 2);
   }
 };
 
-inline constexpr PackedFormat kPackedFormats[] = {
-    {GGML_TYPE_F32, WeightKind::kF32},
-    {GGML_TYPE_F16, WeightKind::kF16},
-    {GGML_TYPE_BF16, WeightKind::kBF16},
-    {GGML_TYPE_Q4_0, WeightKind::kCodes, 4, 32, false, false, 8},
-    {GGML_TYPE_Q4_1, WeightKind::kCodes, 4, 32, false, true, 0},
-    {GGML_TYPE_Q5_0, WeightKind::kCodes, 5, 32, false, false, 16},
-    {GGML_TYPE_Q5_1, WeightKind::kCodes, 5, 32, false, true, 0},
-    {GGML_TYPE_Q8_0, WeightKind::kCodes, 8, 32, false, false, 128},
-    {GGML_TYPE_Q2_K, WeightKind::kCodes, 2, 16, true, true, 0},
-    {GGML_TYPE_Q3_K, WeightKind::kCodes, 3, 16, true, false, 4},
-    {GGML_TYPE_Q4_K, WeightKind::kCodes, 4, 32, true, true, 0},
-    {GGML_TYPE_Q5_K, WeightKind::kCodes, 5, 32, true, true, 0},
-    {GGML_TYPE_Q6_K, WeightKind::kCodes, 6, 16, true, false, 32},
-};
-
 /// Raised whenever packed bytes come to mean something else: files of them are then made anew.
 inline constexpr int kPackedLayout = 2;
 
-/// A type's place in kPackedFormats; their number where it has none. Inlined everywhere, so that no
-/// instruction set's object holds a copy.
-[[gnu::always_inline]] constexpr std::size_t format_index(ggml_type type) {
-  std::size_t index = 0;
-  while (index < std::size(kPackedFormats) && kPackedFormats[index].type != type) ++index;
-  return index;
+/// The packed form of a type. Gone once compiled, so that no instruction set's object has a copy.
+template <ggml_type kType>
+consteval PackedFormat packed_format() {
+  constexpr std::size_t kIndex = tensor_type_index(kType);
+  return {kTensorTypes[kIndex], kIndex};
 }
 
-/// The packed form of every GGUF type that we accept; an Error that lists them for any other.
+/// The same; an Error that lists all types where it has none.
 PackedFormat packed_format(ggml_type type);
 
 /// A weight matrix, repacked so that a product reads one stream front to back: blocks of 16

@@ -20,13 +20,21 @@ T read(const std::byte* at, std::size_t index = 0) {
   return value;
 }
 
+/// What a code stands for.
+int number_of(const PackedFormat& f, int code) {
+  constexpr int kIq4[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  constexpr int kE2m1[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  if (f.type == GGML_TYPE_IQ4_NL || f.type == GGML_TYPE_IQ4_XS) return kIq4[code];
+  return f.type == GGML_TYPE_MXFP4 ? kE2m1[code] : code - f.zero;
+}
+
 /// Weight (output, input) as docs/kernels.md describes the layout, written apart from the packer.
 float unpack(const PackedMatrix& w, int output, int input) {
   const PackedFormat& f = w.format();
   const int lane = output % 16;
   const std::byte* const cell =
       w.block(output / 16) +
-      static_cast<std::size_t>(input / (f.sub_scales ? 256 : 64)) * f.cell_bytes();
+      static_cast<std::size_t>(input / (f.sub_scales() ? 256 : 64)) * f.cell_bytes();
   const int i = input % 64;
   switch (f.kind) {
     case WeightKind::kF32:
@@ -40,7 +48,7 @@ float unpack(const PackedMatrix& w, int output, int input) {
       break;
   }
   const std::byte* quarter = cell;
-  if (f.sub_scales) quarter += 64 + input % 256 / 64 * f.quarter_bytes();
+  if (f.sub_scales()) quarter += 64 + input % 256 / 64 * f.quarter_bytes();
   const int half = i / 32;
   const int v = i % 32 / 4;
   const int b = i % 4;
@@ -69,12 +77,13 @@ float unpack(const PackedMatrix& w, int output, int input) {
   }
   const int groups = 64 / f.group;
   const auto number = [&](int index, int header) {
-    return f.sub_scales ? ggml_fp16_to_fp32(read<ggml_fp16_t>(cell, header + lane)) *
-                              static_cast<float>(read<std::int8_t>(at, index))
-                        : ggml_fp16_to_fp32(read<ggml_fp16_t>(at, index));
+    if (f.type == GGML_TYPE_MXFP4) return std::ldexp(1.0f, byte(at + index) - 128);
+    return f.sub_scales() ? ggml_fp16_to_fp32(read<ggml_fp16_t>(cell, header + lane)) *
+                                static_cast<float>(read<std::int8_t>(at, index))
+                          : ggml_fp16_to_fp32(read<ggml_fp16_t>(at, index));
   };
   const int group = i / f.group;
-  const float product = number(16 * group + lane, 0) * static_cast<float>(code - f.zero);
+  const float product = number(16 * group + lane, 0) * static_cast<float>(number_of(f, code));
   return f.has_min ? product + number(16 * (groups + group) + lane, 16) : product;
 }
 
@@ -120,8 +129,8 @@ TEST(PackedMatrix, HoldsExactlyTheWeightsOfArbitraryBlocks) {
 }
 
 TEST(PackedMatrix, RefusesWhatItCannotPack) {
-  EXPECT_THAT(error_of([] { packed_format(GGML_TYPE_IQ4_NL); }),
-              testing::AllOf(testing::HasSubstr("iq4_nl"), testing::HasSubstr("q4_K")));
+  EXPECT_THAT(error_of([] { packed_format(GGML_TYPE_IQ3_S); }),
+              testing::AllOf(testing::HasSubstr("iq3_s"), testing::HasSubstr("q4_K")));
 
   const RandomTensor good(GGML_TYPE_Q4_0, 4, 64, 1);
   const auto refuses = [&](auto change) {
@@ -173,16 +182,17 @@ TEST(AlignedBytes, AreAligned) {
 // Files of packed weights outlive the program that wrote them (engine/packed_file.h).
 TEST(PackedMatrix, ItsBytesAreThoseOfThePackedLayout) {
   std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
-  for (const PackedFormat& format : kPackedFormats) {
+  for (const ggml_type type : kMatrixTypes) {
     constexpr int kOutputs = 20, kInputs = 512;
-    std::vector<std::byte> data(kOutputs * ggml_row_size(format.type, kInputs));
+    std::vector<std::byte> data(kOutputs * ggml_row_size(type, kInputs));
     for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i * 37 % 251);
-    const PackedMatrix w({"w", format.type, {kInputs, kOutputs, 1, 1}, data});
+    const PackedMatrix w({"w", type, {kInputs, kOutputs, 1, 1}, data});
     for (std::size_t i = 0; i < w.bytes(); ++i) {
       hash = (hash ^ static_cast<std::uint8_t>(w.block(0)[i])) * 0x100000001b3u;
     }
   }
-  EXPECT_EQ(hash, 0xcf6b50d8cf471a3bu) << "raise kPackedLayout, and write this hash here";
+  EXPECT_EQ(hash, 0xc6d42187d6bb1808u)
+      << "raise kPackedLayout, unless a type was added, and write this hash here";
   EXPECT_EQ(kPackedLayout, 2);
 }
 

@@ -2,20 +2,15 @@
 
 #include <ggml.h>
 
-#include <array>
 #include <cstddef>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "model/gguf_file.h"
+#include "model/tensor_types.h"
 
 namespace firp {
-
-inline constexpr std::array kMatrixTypes = {
-    GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
-    GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K,
-    GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
 
 /// A matrix of a GGUF type for the tests and the benchmark, quantised by ggml from normal values.
 class RandomTensor {

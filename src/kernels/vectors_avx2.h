@@ -30,6 +30,18 @@ inline F32x16 load_bytes(const std::byte* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
+/// As floats, 2^n has n + 127 in bit 23 and above; the two below 2^-126 have one bit lower down.
+inline __m256i powers_of_half(__m128i bytes) {
+  const __m256i n = _mm256_cvtepu8_epi32(bytes);
+  const __m256i one = _mm256_set1_epi32(1);
+  return _mm256_max_epi32(_mm256_slli_epi32(_mm256_sub_epi32(n, one), 23),
+                          _mm256_slli_epi32(_mm256_add_epi32(n, one), 21));
+}
+inline F32x16 load_powers(const std::byte* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(powers_of_half(bytes)),
+          _mm256_castsi256_ps(powers_of_half(_mm_srli_si128(bytes, 8)))};
+}
 inline void store_half(Half* p, F32x16 x) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.low, kNearest));
@@ -136,6 +148,11 @@ inline Codes masked(Codes x, int bits) {
 inline Codes or_masked(Codes a, Codes b, int bits) {
   const Codes more = masked(b, bits);
   return {_mm256_or_si256(a.low, more.low), _mm256_or_si256(a.high, more.high)};
+}
+inline Codes looked_up(Codes x, const std::uint8_t* table) {
+  const __m256i entries =
+      _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(entries, x.low), _mm256_shuffle_epi8(entries, x.high)};
 }
 inline F32x16 even_bf16(Codes pairs) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs.low, 16)),

@@ -35,6 +35,13 @@ inline F32x16 load_bytes(const std::byte* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+/// As floats, 2^n has n + 127 in bit 23 and above; the two below 2^-126 have one bit lower down.
+inline F32x16 load_powers(const std::byte* p) {
+  const __m512i n = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i one = _mm512_set1_epi32(1);
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(_mm512_sub_epi32(n, one), 23),
+                                              _mm512_slli_epi32(_mm512_add_epi32(n, one), 21)));
+}
 inline F32x16 add(F32x16 a, F32x16 b) { return _mm512_add_ps(a, b); }
 inline F32x16 sub(F32x16 a, F32x16 b) { return _mm512_sub_ps(a, b); }
 inline F32x16 mul(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
@@ -88,6 +95,11 @@ inline Codes masked(Codes x, int bits) {
 }
 inline Codes or_masked(Codes a, Codes b, int bits) {
   return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi8(static_cast<char>(bits)), 0xF8);
+}
+inline Codes looked_up(Codes x, const std::uint8_t* table) {
+  const __m512i entries =
+      _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+  return _mm512_shuffle_epi8(entries, x);
 }
 inline F32x16 even_bf16(Codes pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 inline F32x16 odd_bf16(Codes pairs) {

@@ -53,6 +53,20 @@ inline F32x16 load_bytes(const std::byte* p) {
   return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
 }
+/// As floats, 2^n has n + 127 in bit 23 and above; the two below 2^-126 have one bit lower down.
+inline float32x4_t powers_of_quarter(uint16x4_t bytes) {
+  const int32x4_t n = vreinterpretq_s32_u32(vmovl_u16(bytes));
+  const int32x4_t one = vdupq_n_s32(1);
+  return vreinterpretq_f32_s32(
+      vmaxq_s32(vshlq_n_s32(vsubq_s32(n, one), 23), vshlq_n_s32(vaddq_s32(n, one), 21)));
+}
+inline F32x16 load_powers(const std::byte* p) {
+  const uint8x16_t bytes = vld1q_u8(reinterpret_cast<const std::uint8_t*>(p));
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes));
+  const uint16x8_t high = vmovl_high_u8(bytes);
+  return {{powers_of_quarter(vget_low_u16(low)), powers_of_quarter(vget_high_u16(low)),
+           powers_of_quarter(vget_low_u16(high)), powers_of_quarter(vget_high_u16(high))}};
+}
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each<F32x16>([](float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }, a, b);
 }
@@ -157,6 +171,10 @@ inline Codes masked(Codes x, int bits) {
 }
 inline Codes or_masked(Codes a, Codes b, int bits) {
   return each<Codes>([](uint8x16_t x, uint8x16_t y) { return vorrq_u8(x, y); }, a, masked(b, bits));
+}
+inline Codes looked_up(Codes x, const std::uint8_t* table) {
+  const uint8x16_t entries = vld1q_u8(table);
+  return each<Codes>([=](uint8x16_t b) { return vqtbl1q_u8(entries, b); }, x);
 }
 inline F32x16 even_bf16(Codes pairs) {
   return each<F32x16>(

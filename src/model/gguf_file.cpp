@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "model/ggml_log.h"
+#include "model/part_name.h"
 
 namespace firp {
 namespace {
@@ -24,6 +25,13 @@ namespace {
 constexpr std::uint64_t kMostTensors = 1 << 17;
 constexpr std::uint64_t kMostKeys = 1 << 16;
 constexpr std::size_t kHeaderBytes = 24;
+constexpr std::int64_t kMostParts = 99999;  // five digits in their names
+
+/// A file of a model in several.
+struct Part {
+  int number, count;  ///< from 1
+  bool operator==(const Part&) const = default;
+};
 
 bool is_integer(gguf_type type) {
   switch (type) {
@@ -89,11 +97,12 @@ double load_float(gguf_type type, const void* data, std::size_t index) {
 }  // namespace
 
 struct GgufFile::Mapping {
+  const std::filesystem::path path;
   const std::byte* data = nullptr;
   std::size_t size = 0;
   std::string stamp;
 
-  explicit Mapping(const std::filesystem::path& path) {
+  explicit Mapping(std::filesystem::path file_path) : path(std::move(file_path)) {
     // O_NONBLOCK: a named pipe must be refused, not waited for.
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file < 0) {
@@ -146,6 +155,27 @@ struct GgufFile::Metadata {
     return gguf_find_key(context, std::string(key).c_str());
   }
 
+  std::optional<std::int64_t> find_int(std::string_view key) const {
+    const std::int64_t id = find(key);
+    if (id < 0) return std::nullopt;
+    const gguf_type type = gguf_get_kv_type(context, id);
+    if (!is_integer(type)) wrong_type(key, "an integer");
+    const auto value = load_integer(type, gguf_get_val_data(context, id), 0);
+    if (!value) fail(path, fmt::format("{} does not fit into 63 bits", key));
+    return value;
+  }
+
+  /// Which part of a model in several files this one says it is; 1 of 1: of no such model.
+  Part part() const {
+    const std::int64_t count = find_int("split.count").value_or(0);
+    if (count <= 1) return {1, 1};
+    const std::int64_t number = find_int("split.no").value_or(0);
+    if (count > kMostParts || number < 0 || number >= count) {
+      fail(path, fmt::format("damaged GGUF file: split.no is {}, split.count {}", number, count));
+    }
+    return {static_cast<int>(number) + 1, static_cast<int>(count)};
+  }
+
   [[noreturn]] void wrong_type(std::string_view key, std::string_view expected) const {
     const std::int64_t id = find(key);
     const bool is_array = gguf_get_kv_type(context, id) == GGUF_TYPE_ARRAY;
@@ -156,49 +186,56 @@ struct GgufFile::Metadata {
   }
 };
 
-GgufFile::GgufFile(std::filesystem::path path)
-    : path_(std::move(path)), mapping_(std::make_unique<Mapping>(path_)) {
-  if (std::memcmp(mapping_->data, GGUF_MAGIC, 4) != 0) {
-    fail(path_, "not a GGUF file");
+GgufFile::GgufFile(std::filesystem::path path) : path_(std::move(path)) {
+  metadata_ = map_file(path_);
+  add_tensors(*metadata_);
+  add_other_parts();
+}
+
+std::unique_ptr<GgufFile::Metadata> GgufFile::map_file(const std::filesystem::path& path) {
+  const Mapping& mapping = *mappings_.emplace_back(std::make_unique<Mapping>(path));
+  if (std::memcmp(mapping.data, GGUF_MAGIC, 4) != 0) {
+    fail(path, "not a GGUF file");
   }
   // Versions are small numbers: their lower half is 0 where the bytes come the other way round.
-  const auto version = load<std::uint32_t>(mapping_->data, 1);
+  const auto version = load<std::uint32_t>(mapping.data, 1);
   if ((version & 0xffff) == 0 && version != 0) {
-    fail(path_,
+    fail(path,
          "the file is big-endian: this program reads little-endian ones only (gguf-py's "
          "gguf_convert_endian.py converts it)");
   }
-  const auto tensor_count = load<std::uint64_t>(mapping_->data, 1);
-  const auto key_count = load<std::uint64_t>(mapping_->data, 2);
+  const auto tensor_count = load<std::uint64_t>(mapping.data, 1);
+  const auto key_count = load<std::uint64_t>(mapping.data, 2);
   if (tensor_count > kMostTensors || key_count > kMostKeys) {
-    fail(path_, fmt::format("damaged GGUF file: it claims {} tensors and {} keys", tensor_count,
-                            key_count));
+    fail(path, fmt::format("damaged GGUF file: it claims {} tensors and {} keys", tensor_count,
+                           key_count));
   }
 
-  {
-    const GgmlErrors errors;
-    gguf_context* context = nullptr;
-    try {
-      context =
-          gguf_init_from_buffer(mapping_->data, mapping_->size, {.no_alloc = true, .ctx = nullptr});
-    } catch (const std::exception& error) {
-      fail(path_, fmt::format("damaged GGUF file: {}", one_line(error.what())));
-    }
-    if (context == nullptr) {
-      fail(path_, fmt::format("damaged or unsupported GGUF file: {}",
-                              errors.text("its header cannot be read")));
-    }
-    metadata_ = std::make_unique<Metadata>(context, path_);
+  const GgmlErrors errors;
+  gguf_context* context = nullptr;
+  try {
+    context = gguf_init_from_buffer(mapping.data, mapping.size, {.no_alloc = true, .ctx = nullptr});
+  } catch (const std::exception& error) {
+    fail(path, fmt::format("damaged GGUF file: {}", one_line(error.what())));
   }
+  if (context == nullptr) {
+    fail(path, fmt::format("damaged or unsupported GGUF file: {}",
+                           errors.text("its header cannot be read")));
+  }
+  return std::make_unique<Metadata>(context, path);
+}
 
-  gguf_context* context = metadata_->context;
+void GgufFile::add_tensors(const Metadata& metadata) {
+  const Mapping& mapping = *mappings_.back();
+  const std::filesystem::path& path = metadata.path;
+  const gguf_context* const context = metadata.context;
   // Without this a tensor could begin where a block of its type may not be read.
   if (gguf_get_alignment(context) % 8 != 0) {
-    fail(path_, fmt::format("damaged GGUF file: general.alignment is {}, not a multiple of 8",
-                            gguf_get_alignment(context)));
+    fail(path, fmt::format("damaged GGUF file: general.alignment is {}, not a multiple of 8",
+                           gguf_get_alignment(context)));
   }
   const std::size_t data_offset = gguf_get_data_offset(context);
-  tensors_.reserve(static_cast<std::size_t>(gguf_get_n_tensors(context)));
+  tensors_.reserve(tensors_.size() + static_cast<std::size_t>(gguf_get_n_tensors(context)));
   for (std::int64_t i = 0; i < gguf_get_n_tensors(context); ++i) {
     Tensor tensor{.name = gguf_get_tensor_name(context, i),
                   .type = gguf_get_tensor_type(context, i),
@@ -207,19 +244,60 @@ GgufFile::GgufFile(std::filesystem::path path)
     const std::int64_t* shape = gguf_get_tensor_ne(context, i);
     std::copy(shape, shape + GGML_MAX_DIMS, tensor.shape.begin());
     if (tensor.elements() == 0) {
-      fail(path_, fmt::format("damaged GGUF file: tensor {} is empty", one_line(tensor.name)));
+      fail(path, fmt::format("damaged GGUF file: tensor {} is empty", one_line(tensor.name)));
     }
     const std::size_t offset = gguf_get_tensor_offset(context, i);
     const std::size_t size = gguf_get_tensor_size(context, i);
-    const std::size_t available = mapping_->size - std::min(mapping_->size, data_offset);
+    const std::size_t available = mapping.size - std::min(mapping.size, data_offset);
     if (offset > available || size > available - offset) {
-      fail(path_, fmt::format("truncated GGUF file: the {} bytes of tensor {} reach beyond its end "
-                              "(download it again)",
-                              size, one_line(tensor.name)));
+      fail(path, fmt::format("truncated GGUF file: the {} bytes of tensor {} reach beyond its end "
+                             "(download it again)",
+                             size, one_line(tensor.name)));
     }
-    tensor.data = {mapping_->data + data_offset + offset, size};
-    tensor_index_.emplace(tensor.name, tensors_.size());
+    tensor.data = {mapping.data + data_offset + offset, size};
+    if (!tensor_index_.emplace(tensor.name, tensors_.size()).second) {
+      fail(path, fmt::format("damaged GGUF file: tensor {} is also in an earlier part",
+                             one_line(tensor.name)));
+    }
     tensors_.push_back(std::move(tensor));
+  }
+}
+
+void GgufFile::add_other_parts() {
+  const Part first = metadata_->part();
+  if (first.count == 1) return;
+  const std::optional<PartName> name = part_name(path_);
+  if (!name || Part{name->part, name->parts} != first) {
+    fail(path_, fmt::format("it is part {} of {} of a model (split.no, split.count), and its name "
+                            "does not say so, as NAME-00001-of-00003.gguf does: rename it, and the "
+                            "other parts",
+                            first.number, first.count));
+  }
+  if (first.number != 1) {
+    fail(path_, fmt::format("it is part {} of {} of a model: name the first, {}", first.number,
+                            first.count, name->file_of(1).string()));
+  }
+  for (int number = 2; number <= first.count; ++number) {
+    const std::filesystem::path file = name->file_of(number);
+    std::error_code error;
+    if (!std::filesystem::exists(file, error)) {
+      fail(path_, fmt::format("part {} of {} of the model is missing: {}", number, first.count,
+                              file.string()));
+    }
+    const std::unique_ptr<Metadata> metadata = map_file(file);
+    const Part part = metadata->part();
+    if (part != Part{number, first.count}) {
+      fail(file, fmt::format("it is part {} of {} of a model (split.no, split.count), not {} of {} "
+                             "(download it again)",
+                             part.number, part.count, number, first.count));
+    }
+    add_tensors(*metadata);
+  }
+  const auto expected = metadata_->find_int("split.tensors.count");
+  if (expected && *expected != static_cast<std::int64_t>(tensors_.size())) {
+    fail(path_, fmt::format("its {} parts hold {} tensors, and the model has {} "
+                            "(split.tensors.count): some part is of another model",
+                            first.count, tensors_.size(), *expected));
   }
 }
 
@@ -228,19 +306,7 @@ GgufFile::GgufFile(GgufFile&&) noexcept = default;
 GgufFile& GgufFile::operator=(GgufFile&&) noexcept = default;
 
 std::optional<std::int64_t> GgufFile::find_int(std::string_view key) const {
-  const std::int64_t id = metadata_->find(key);
-  if (id < 0) {
-    return std::nullopt;
-  }
-  const gguf_type type = gguf_get_kv_type(metadata_->context, id);
-  if (!is_integer(type)) {
-    metadata_->wrong_type(key, "an integer");
-  }
-  const auto value = load_integer(type, gguf_get_val_data(metadata_->context, id), 0);
-  if (!value) {
-    fail(path_, fmt::format("{} does not fit into 63 bits", key));
-  }
-  return value;
+  return metadata_->find_int(key);
 }
 
 std::optional<double> GgufFile::find_float(std::string_view key) const {
@@ -386,12 +452,30 @@ const Tensor& GgufFile::get_tensor(std::string_view name) const {
   return *tensor;
 }
 
-std::size_t GgufFile::bytes() const { return mapping_->size; }
-const std::string& GgufFile::stamp() const { return mapping_->stamp; }
+std::vector<std::filesystem::path> GgufFile::paths() const {
+  std::vector<std::filesystem::path> paths;
+  for (const auto& mapping : mappings_) paths.push_back(mapping->path);
+  return paths;
+}
+
+std::size_t GgufFile::bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& mapping : mappings_) bytes += mapping->size;
+  return bytes;
+}
+
+std::string GgufFile::stamp() const {
+  std::string stamp;
+  for (const auto& mapping : mappings_) stamp += (stamp.empty() ? "" : "; ") + mapping->stamp;
+  return stamp;
+}
 
 void GgufFile::release(std::span<const std::byte> bytes) const {
   const std::byte* const end = bytes.data() + bytes.size();
-  if (bytes.data() < mapping_->data || end > mapping_->data + mapping_->size) return;
+  const bool is_ours = std::ranges::any_of(mappings_, [&](const auto& mapping) {
+    return bytes.data() >= mapping->data && end <= mapping->data + mapping->size;
+  });
+  if (!is_ours) return;
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
   const auto at = reinterpret_cast<std::uintptr_t>(bytes.data());
   const std::size_t skip = (page - at % page) % page;

@@ -31,6 +31,8 @@ struct Tensor {
 
 /// A GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), mapped read-only.
 /// Every length and offset is checked when it is opened: a damaged file is an Error, never a crash.
+/// What is split into several files (PartName) is opened by the first, which has the metadata, and
+/// holds the tensors of all.
 class GgufFile {
  public:
   explicit GgufFile(std::filesystem::path path);
@@ -38,10 +40,11 @@ class GgufFile {
   GgufFile(GgufFile&&) noexcept;
   GgufFile& operator=(GgufFile&&) noexcept;
 
-  const std::filesystem::path& path() const { return path_; }
-  std::size_t bytes() const;  ///< of the whole file
-  /// Changes whenever the file does: its place on the disk, size and times when it was opened.
-  const std::string& stamp() const;
+  const std::filesystem::path& path() const { return path_; }  ///< of the first file
+  std::vector<std::filesystem::path> paths() const;            ///< of all
+  std::size_t bytes() const;                                   ///< of all files
+  /// Changes whenever a file does: their places on the disk, sizes and times when they were opened.
+  std::string stamp() const;
 
   /// Metadata by key. nullopt where the key is missing; an Error where it has another type.
   /// Integers of any width are accepted if the value fits.
@@ -66,17 +69,21 @@ class GgufFile {
   const Tensor* find_tensor(std::string_view name) const;
   const Tensor& get_tensor(std::string_view name) const;
 
-  /// Says that these bytes of the mapping are not needed for now: the whole pages among them leave
-  /// the process's memory, and come back from the file when they are read again. Bytes that are not
-  /// in the mapping are left alone.
+  /// Says that these bytes of a file are not needed for now: the whole pages among them leave the
+  /// process's memory, and come back from the file when they are read again. Bytes that are in none
+  /// of the files are left alone.
   void release(std::span<const std::byte> bytes) const;
 
  private:
   struct Mapping;
   struct Metadata;
+  std::unique_ptr<Metadata> map_file(const std::filesystem::path& path);
+  void add_tensors(const Metadata& metadata);  ///< of the file that was mapped last
+  void add_other_parts();
+
   std::filesystem::path path_;
-  std::unique_ptr<Mapping> mapping_;
-  std::unique_ptr<Metadata> metadata_;
+  std::vector<std::unique_ptr<Mapping>> mappings_;
+  std::unique_ptr<Metadata> metadata_;  // the first file's
   std::vector<Tensor> tensors_;
   std::unordered_map<std::string, std::size_t> tensor_index_;
 };

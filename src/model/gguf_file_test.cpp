@@ -276,7 +276,7 @@ TEST(GgufFile, ReadsValuesOfEveryType) {
 TEST(Dequantize, RowsAreTheSameAsTheWhole) {
   const TemporaryDirectory directory;
   for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_1,
-                               GGML_TYPE_Q3_K, GGML_TYPE_Q6_K}) {
+                               GGML_TYPE_Q3_K, GGML_TYPE_Q6_K, GGML_TYPE_MXFP4}) {
     TinyModelOptions options;
     options.type = type;
     options.layers = 2;

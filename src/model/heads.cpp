@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "model/ggml_log.h"
 #include "model/gguf_pointers.h"
+#include "model/part_name.h"
 #include "model/replaced_file.h"
 
 namespace firp {
@@ -429,13 +430,15 @@ void write_heads(const Heads& heads, const std::filesystem::path& path) {
   file.replace();
 }
 
+std::filesystem::path heads_beside(const std::filesystem::path& model) {
+  std::filesystem::path beside = model_stem(model);
+  beside += ".firp.gguf";
+  return beside;
+}
+
 std::optional<std::filesystem::path> find_heads(
     const GgufFile& model, const std::vector<std::filesystem::path>& directories) {
-  std::filesystem::path beside = model.path();
-  if (beside.extension() == ".gguf") {
-    beside.replace_extension();
-  }
-  beside += ".firp.gguf";
+  const std::filesystem::path beside = heads_beside(model.path());
   std::error_code error;
   if (std::filesystem::exists(beside, error)) {
     return beside;

@@ -99,7 +99,10 @@ Heads read_heads(const std::filesystem::path& path, const GgufFile* model);
 /// leaves half a file. Weights are stored as F16, biases as F32.
 void write_heads(const Heads& heads, const std::filesystem::path& path);
 
-/// The heads that go with a model when the user names none: `MODEL.firp.gguf` beside it, else the
+/// `MODEL.firp.gguf` beside a model's (first) file.
+std::filesystem::path heads_beside(const std::filesystem::path& model);
+
+/// The heads that go with a model when the user names none: those beside it, else the
 /// file in one of `directories` whose base identity is the model's, else the first one that was
 /// made for a model of the same shapes.
 std::optional<std::filesystem::path> find_heads(

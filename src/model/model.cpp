@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <fstream>
 #include <unordered_set>
 
@@ -11,14 +10,10 @@
 #include "model/ggml_log.h"
 #include "model/replaced_file.h"
 #include "model/stream_hash.h"
+#include "model/tensor_types.h"
 
 namespace firp {
 namespace {
-
-constexpr ggml_type kAcceptedTypes[] = {
-    GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
-    GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K,
-    GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
 
 /// `where`: the file, or what else the tensor is in.
 void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows,
@@ -28,14 +23,10 @@ void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows,
                             where, tensor.name, tensor.shape[0], tensor.shape[1], tensor.shape[2],
                             tensor.shape[3], columns, rows));
   }
-  if (std::ranges::find(kAcceptedTypes, tensor.type) == std::end(kAcceptedTypes)) {
-    std::string accepted;
-    for (const ggml_type type : kAcceptedTypes) {
-      accepted += fmt::format("{}{}", accepted.empty() ? "" : ", ", ggml_type_name(type));
-    }
+  if (!is_known(tensor.type)) {
     throw Unsupported(
         fmt::format("{}: tensor {} has the type {}, which is not supported (supported: {})", where,
-                    tensor.name, ggml_type_name(tensor.type), accepted));
+                    tensor.name, ggml_type_name(tensor.type), tensor_type_names()));
   }
 }
 

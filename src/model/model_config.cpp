@@ -156,9 +156,6 @@ void refuse_missing_features(const Reader& reader, const Architecture& architect
     reader.refuse(fmt::format("attention that is not causal ({}) is not supported",
                               reader.key("attention.causal")));
   }
-  if (file.find_int("split.count").value_or(0) > 1) {
-    reader.fail("a model split into several files is not supported (llama-gguf-split --merge)");
-  }
   std::vector<std::string_view> unknown = {"attention.max_alibi_bias", "attention.clamp_kqv",
                                            "rope.scaling.alpha"};
   if (!architecture.scales) {

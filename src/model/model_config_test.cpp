@@ -426,10 +426,10 @@ TEST(Model, RefusesTypesThatCannotBePacked) {
   const TemporaryDirectory directory;
   TinyModelOptions options;
   options.layers = 2;
-  options.type = GGML_TYPE_IQ4_XS;
+  options.type = GGML_TYPE_IQ3_S;
   write_tiny_model(directory / "m.gguf", options);
   EXPECT_THAT(error_of([&] { Model model(directory / "m.gguf"); }),
-              testing::AllOf(HasSubstr("iq4_xs"), HasSubstr("q4_K")));
+              testing::AllOf(HasSubstr("iq3_s"), HasSubstr("q4_K")));
 }
 
 TEST(Model, FindsItsTensors) {
@@ -496,10 +496,10 @@ TEST(ModelInMemory, IsCheckedAsAFileIs) {
   broken.layers.pop_back();
   EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("layers"), std::string::npos);
   Tensor other_type = file.head();
-  other_type.type = GGML_TYPE_IQ4_NL;
+  other_type.type = GGML_TYPE_IQ3_S;
   broken = tensors;
   broken.head = &other_type;
-  EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("iq4_nl"), std::string::npos);
+  EXPECT_NE(error_of([&] { Model(file.config(), broken); }).find("iq3_s"), std::string::npos);
 }
 
 /// Another value would orphan every heads file there is.

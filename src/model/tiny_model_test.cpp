@@ -9,6 +9,7 @@
 
 #include "model/ggml_log.h"
 #include "model/model.h"
+#include "model/tensor_types.h"
 #include "model/test_files.h"
 
 namespace firp {
@@ -44,9 +45,7 @@ std::vector<Case> cases() {
   TinyModelOptions options;
   options.rope_frequency_factors = true;
   all.push_back({"llama_rope_freqs", options});
-  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
-                               GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
-                               GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K}) {
+  for (const ggml_type type : kMatrixTypes) {
     TinyModelOptions quantised;
     quantised.type = type;
     all.push_back({ggml_type_name(type), quantised});

@@ -61,9 +61,6 @@ void check_tokenizer(const GgufFile& file) {
                               *size, tokens->size()));
     }
   }
-  if (file.find_int("split.count").value_or(0) > 1) {
-    throw Error(fmt::format("{}: a model split into several files is not supported", path));
-  }
 }
 
 /// Calls llama_tokenize for `text`, which holds no special tokens, with stack enough. For some

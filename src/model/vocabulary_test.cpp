@@ -11,6 +11,7 @@
 #include <random>
 
 #include "model/test_files.h"
+#include "model/test_parts.h"
 #include "model/tiny_model.h"
 
 namespace firp {
@@ -180,6 +181,13 @@ TEST(Vocabulary, ReadsASmallTokenizer) {
   const Vocabulary vocabulary(directory / "v.gguf");
   EXPECT_EQ(vocabulary.tokenize("abba", true), (std::vector<Token>{0, 3, 2, 1}));
   EXPECT_EQ(vocabulary.tokenize("ab", false), (std::vector<Token>{3}));
+}
+
+TEST(Vocabulary, IsThatOfTheFirstOfSeveralFiles) {
+  const TemporaryDirectory directory;
+  TokenizerFile().write(directory / "v.gguf");
+  const Vocabulary vocabulary(write_parts(directory / "v.gguf", directory / "m", 2));
+  EXPECT_EQ(vocabulary.tokenize("abba", true), (std::vector<Token>{0, 3, 2, 1}));
 }
 
 /// Some files call the marks of their turns user-defined, which libllama finds in any text.

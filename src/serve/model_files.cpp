@@ -3,21 +3,17 @@
 #include <fmt/format.h>
 
 #include <optional>
-#include <string_view>
 #include <system_error>
 #include <vector>
 
 #include "base/error.h"
 #include "model/ggml_log.h"
+#include "model/part_name.h"
 
 namespace firp {
 namespace {
 
 namespace fs = std::filesystem;
-
-bool are_digits(std::string_view text) {
-  return text.find_first_not_of("0123456789") == std::string_view::npos;
-}
 
 /// The model's name by its file; nullopt: it is no model, or not the first part of one.
 std::optional<std::string> name_of(const fs::path& file) {
@@ -25,15 +21,9 @@ std::optional<std::string> name_of(const fs::path& file) {
   if (file.extension() != ".gguf" || name.ends_with(".firp.gguf") || name.starts_with("mmproj")) {
     return std::nullopt;
   }
-  const std::string stem = file.stem().string();
-  constexpr std::size_t kPartSize = std::string_view("-00001-of-00003").size();
-  if (stem.size() <= kPartSize) return stem;
-  const std::string_view part = std::string_view(stem).substr(stem.size() - kPartSize);
-  const bool is_part = part[0] == '-' && are_digits(part.substr(1, 5)) &&
-                       part.substr(6, 4) == "-of-" && are_digits(part.substr(10));
-  if (!is_part) return stem;
-  if (part.substr(1, 5) != "00001") return std::nullopt;
-  return stem.substr(0, stem.size() - kPartSize);
+  const auto part = part_name(file);
+  if (part && part->part != 1) return std::nullopt;
+  return model_name(file);
 }
 
 std::vector<fs::path> entries_of(const fs::path& folder) {

@@ -36,8 +36,8 @@ class ModelFiles : public testing::Test {
 
 TEST_F(ModelFiles, AreNamedByTheirFilesOrFolders) {
   make({"a-Q4_0.gguf", "a-Q4_0.firp.gguf", "mmproj-a.gguf", "notes.txt", "big-00001-of-00002.gguf",
-        "big-00002-of-00002.gguf", "b-0001-of-0002.gguf", "c/model.gguf", "c/mmproj.gguf",
-        "d/x-00001-of-00010.gguf", "d/x-00010-of-00010.gguf", "empty/readme",
+        "big-00002-of-00002.gguf", "big.firp.gguf", "b-0001-of-0002.gguf", "c/model.gguf",
+        "c/mmproj.gguf", "d/x-00001-of-00010.gguf", "d/x-00010-of-00010.gguf", "empty/readme",
         "deep/er/model.gguf"});
   EXPECT_THAT(find_models(folder_),
               ElementsAre(Pair("a-Q4_0", folder_ / "a-Q4_0.gguf"),
