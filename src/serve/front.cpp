@@ -18,6 +18,7 @@
 #include "model/ggml_log.h"
 #include "serve/messages.h"
 #include "serve/page.h"
+#include "serve/predict.h"
 #include "serve/reply.h"
 #include "serve/tls.h"
 
@@ -177,14 +178,19 @@ void Front::admit(const httplib::Request& request, httplib::Response& response) 
     response.set_header("Vary", "Origin");
     if (allowed) {
       response.set_header("Access-Control-Allow-Origin", origin);
+      if (options.cors_credentials) {
+        response.set_header("Access-Control-Allow-Credentials", "true");
+      }
     } else {
       return;  // an answer without that header is a refusal to a browser that asks beforehand
     }
   }
   if (request.method == "OPTIONS") {
     response.set_header("Allow", "GET, HEAD, POST, OPTIONS");
-    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    if (request.has_header("Access-Control-Request-Headers")) {
+    response.set_header("Access-Control-Allow-Methods", options.cors_methods);
+    if (!options.cors_headers.empty()) {
+      response.set_header("Access-Control-Allow-Headers", options.cors_headers);
+    } else if (request.has_header("Access-Control-Request-Headers")) {
       response.set_header("Access-Control-Allow-Headers",
                           request.get_header_value("Access-Control-Request-Headers"));
     }
@@ -324,6 +330,7 @@ int Front::bind() {
   if (o.ssl_key_file.empty() != o.ssl_cert_file.empty()) {
     throw Error("--ssl-key-file and --ssl-cert-file are needed together");
   }
+  if (o.vertex) add_vertex_routes(*this, *o.vertex);
   if (!o.ssl_key_file.empty()) http.use_tls(tls_context(o.ssl_key_file, o.ssl_cert_file));
   int port = o.port;
   if (o.listens_at_file()) {

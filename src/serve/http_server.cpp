@@ -398,6 +398,13 @@ Clock::time_point HttpServer::request_began() { return Connection::current->bega
 
 void HttpServer::close_after_answer() { Connection::current->closes_after_answer = true; }
 
+HttpServer::CurrentRequest::CurrentRequest() : connection_(Connection::current) {}
+
+HttpServer::OnBehalf::OnBehalf(const CurrentRequest& request) {
+  Connection::current = request.connection_;
+}
+HttpServer::OnBehalf::~OnBehalf() { Connection::current = nullptr; }
+
 HttpServer::Bound HttpServer::bound_hit() { return Connection::current->bound; }
 
 }  // namespace firp

@@ -61,9 +61,30 @@ class HttpServer final : public httplib::Server {
   static Bound bound_hit();
 
  private:
+  struct Connection;
+
+ public:
+  /// That request, for other threads that work for it while the calling one waits.
+  class CurrentRequest {
+   public:
+    CurrentRequest();
+
+   private:
+    friend HttpServer;
+    Connection* const connection_;
+  };
+  /// While it lives, the calling thread answers that request, too.
+  class OnBehalf {
+   public:
+    explicit OnBehalf(const CurrentRequest& request);
+    ~OnBehalf();
+    OnBehalf(const OnBehalf&) = delete;
+    OnBehalf& operator=(const OnBehalf&) = delete;
+  };
+
+ private:
   static constexpr std::chrono::milliseconds kGrace{600};
 
-  struct Connection;
   class RequestStream;
   class Threads;
 
