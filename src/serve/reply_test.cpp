@@ -122,7 +122,8 @@ TEST(Reply, OfLlamaCppHasItsMembers) {
 }
 
 TEST(Reply, OfLlamaCppHasAnEventForEachTokenWithProbabilities) {
-  const TextRequest request = request_of(Dialect::kLlama, 1);
+  TextRequest request = request_of(Dialect::kLlama, 1);
+  request.stream = true;
   const auto writer = make_reply_writer(request, kHead, {"p"});
   // A letter of two bytes in two tokens, behind one that was held back.
   const ReplyPart part = {
