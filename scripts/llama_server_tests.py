@@ -67,8 +67,8 @@ NOT_NEEDED = {
     "--batch-size": 1, "--ubatch-size": 1, "--cont-batching": 0, "--swa-full": 0, "--backend_sampling": 0,
     # What is kept of old answers, and how short a draft may be: the same.
     "--cache-ram": 1, "--no-cache-idle-slots": 0, "--spec-draft-n-min": 1,
-    # There is one way to render a template.
-    "--jinja": 0, "--no-jinja": 0,
+    # There is one way to render a template, but for those with a name.
+    "--no-jinja": 0,
 }  # fmt: skip
 
 

@@ -240,6 +240,7 @@ refuses 1 'holds no certificate' serve "$model" --ssl-key-file README.md --ssl-c
 refuses 1 'there is a file, which is no socket' serve "$model" --host "$scratch/file.sock"
 refuses 2 '--log-format' serve "$model" --log-format xml
 refuses 2 '--request-timeout' serve "$model" --request-timeout -1
+refuses 1 'stands alone' serve "$model" --host 127.0.0.1,"$scratch/file.sock"
 refuses 1 'cannot read the presets' serve --models-preset "$scratch/nothing"
 refuses 1 'neither .NAME. nor KEY = VALUE' serve --models-preset "$scratch/good.jsonl"
 refuses 2 'excludes' serve "$model" --models-preset "$scratch/nothing"

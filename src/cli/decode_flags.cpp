@@ -286,8 +286,8 @@ void DecodeFlags::add_template_to(CLI::App& app) {
       "Chat template in Jinja, or the name of one (chatml, llama3, ...), in place of the "
       "file's own");
   app.add_option("--chat-template-file", chat_template_file, "The same from a file");
-  app.add_flag_callback(
-      "--jinja", [] {}, "As always here: templates are read as Jinja (for llama.cpp's users)");
+  app.add_flag("--jinja", jinja,
+               "What --chat-template has is Jinja, also where nothing in it looks like that");
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {
@@ -563,12 +563,12 @@ std::string chat_template_of(const DecodeFlags& flags) {
     const std::string& text = flags.chat_template;
     // Other words would be written as they stand, in place of each conversation.
     const std::vector<std::string> names = ChatTemplate::names();
-    const bool is_template = text.empty() || std::ranges::count(names, text) > 0 ||
+    const bool is_template = text.empty() || flags.jinja || std::ranges::count(names, text) > 0 ||
                              text.find("{{") != text.npos || text.find("{%") != text.npos;
     if (is_template) return text;
     throw Error(
         fmt::format("--chat-template: '{}' is no Jinja template (--chat-template-file reads one "
-                    "from a file), and none of these names: {}",
+                    "from a file; with --jinja any text is one), and none of these names: {}",
                     one_line(text), fmt::join(names, ", ")));
   }
   if (!flags.chat_template.empty()) {

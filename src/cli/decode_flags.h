@@ -63,6 +63,7 @@ struct DecodeFlags {
   std::string colour = "auto";
   std::string chat_template;  ///< in place of the file's own
   std::filesystem::path chat_template_file;
+  bool jinja = false;  ///< `chat_template` is a template, whatever it looks like
 
   std::string engine = "auto";  ///< or native, llama
   LlamaOptions llama;

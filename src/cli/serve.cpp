@@ -56,6 +56,7 @@ struct ServeFlags {
   DecodeFlags decode;
   RouterOptions router;
   ServerOptions server;
+  std::vector<std::string> hosts;  ///< in place of the default one
   std::vector<std::string> api_keys;
   std::filesystem::path api_key_file;
   int tokens = -1;
@@ -168,7 +169,13 @@ int serve(AnyServer& server, const ServerOptions& options, const std::string& wh
     fmt::print("{}\n", port);
     flush_output();
   }
-  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", what, url_of(options, port));
+  std::string urls = url_of(options, port);
+  for (const std::string& host : options.more_hosts) {
+    ServerOptions other = options;
+    other.host = host;
+    urls += ", " + url_of(other, port);
+  }
+  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", what, urls);
   if (server.is_open()) {
     say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
         "key\n");
@@ -182,6 +189,15 @@ int serve(AnyServer& server, const ServerOptions& options, const std::string& wh
 int run_serve(const ServeFlags& flags, const CLI::App& app) {
   constexpr int kMostParallel = 64;
   ServerOptions options = flags.server;
+  if (std::ranges::count(flags.hosts, "") > 0) throw Error("--host has an empty address");
+  if (!flags.hosts.empty()) {
+    options.host = flags.hosts.front();
+    options.more_hosts.assign(flags.hosts.begin() + 1, flags.hosts.end());
+  }
+  const auto is_file = [](const std::string& host) { return host.ends_with(".sock"); };
+  if (flags.hosts.size() > 1 && std::ranges::any_of(flags.hosts, is_file)) {
+    throw Error("--host: a Unix socket stands alone, without other addresses");
+  }
   follow_vertex(options);
   options.api_keys = keys_of(flags);
   std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
@@ -288,11 +304,12 @@ Examples:
   app->add_flag("--models-autoload,!--no-models-autoload", router.autoload,
                 "A request for a model of --models-dir that does not run starts it (default: on)");
   ServerOptions& server = flags->server;
-  app->add_option(
-         "--host", server.host,
-         "Address to listen at; 0.0.0.0: all of this machine's; a path that ends in .sock: "
-         "a Unix socket")
-      ->capture_default_str();
+  app->add_option("--host", flags->hosts,
+                  "Address to listen at; 0.0.0.0: all of this machine's; several with commas; a "
+                  "path that ends in .sock: a Unix socket, alone")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->default_str(server.host);
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
   app->add_option("--parallel", server.parallel,
                   "(-np) Requests that are answered at once, 64 at most; others wait; -1: as many "

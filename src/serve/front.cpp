@@ -337,16 +337,23 @@ int Front::bind() {
     http.bind_to_file(o.host);
     port = 0;
   } else {
-    std::string host = o.host;
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    const auto bare = [](const std::string& host) {
+      const bool has_brackets = host.starts_with('[') && host.ends_with(']');
+      return has_brackets ? host.substr(1, host.size() - 2) : host;
+    };
+    const auto refuse = [&](const std::string& host, int at) {
+      throw Error(
+          fmt::format("cannot listen at {}:{}: {}", url_host(host), at, why_not(bare(host), at)));
+    };
+    if (!o.more_hosts.empty()) http.set_ipv6_v6only(true);  // :: leaves room for 0.0.0.0
     if (port == 0) {
-      port = http.bind_to_any_port(host);
-    } else if (!http.bind_to_port(host, port)) {
+      port = http.bind_to_any_port(bare(o.host));
+    } else if (!http.bind_to_port(bare(o.host), port)) {
       port = -1;
     }
-    if (port < 0) {
-      throw Error(fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port,
-                              why_not(host, o.port)));
+    if (port < 0) refuse(o.host, o.port);
+    for (const std::string& each : o.more_hosts) {
+      if (!http.also_bind_to(bare(each), port)) refuse(each, port);
     }
   }
   rules.on_loopback = http.listens_on_loopback();
@@ -355,7 +362,7 @@ int Front::bind() {
 
 bool Front::is_open() const { return !rules.on_loopback && rules.api_keys.empty(); }
 
-void Front::run() { http.listen_after_bind(); }
+void Front::run() { http.serve(); }
 
 void Front::stop() {
   stopping = true;

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "serve/tls.h"
 
@@ -40,6 +41,12 @@ class HttpServer final : public httplib::Server {
   /// Listens at a Unix socket, whose file goes when the server stops. One that is left of a program
   /// that is gone is replaced. An Error where it cannot.
   void bind_to_file(const std::string& path);
+
+  /// Once it is bound to one address: listens at another one, too. False where it cannot.
+  bool also_bind_to(const std::string& host, int port);
+
+  /// Once it is bound: answers requests, at all addresses, until stop_serving().
+  void serve();
 
   /// Once it is bound: whether programs of this machine alone can reach it.
   bool listens_on_loopback() const;
@@ -92,13 +99,15 @@ class HttpServer final : public httplib::Server {
   /// The oldest of the connections that wait for their client is closed; false where all are busy.
   bool close_one_that_waits();
   void remove_file();
+  void accept_at(int listening);
   /// Wakes whoever waits for a client, or, with `all`, for anything of a connection.
   void shut_down(bool all);
 
   std::mutex mutex_;
   std::condition_variable ended_;
   TlsContext tls_{nullptr, &SSL_CTX_free};
-  std::string file_;  ///< of the socket that it listens at; empty: there is none
+  std::vector<int> more_sockets_;  ///< that it listens at, besides the library's
+  std::string file_;               ///< of the socket that it listens at; empty: there is none
   std::size_t most_connections_;
   std::size_t threads_ = 0;
   std::size_t counted_ = 0;             ///< connections that do not make room for another one

@@ -23,10 +23,11 @@ struct VertexRoutes {
 };
 
 struct ServerOptions {
-  std::string host = "127.0.0.1";  ///< or the path of a Unix socket, which ends in .sock
-  int port = 8080;                 ///< 0: any free one
-  int parallel = 4;                ///< answers that are written at once
-  int most_waiting = 256;          ///< that wait to begin; more are refused
+  std::string host = "127.0.0.1";       ///< or the path of a Unix socket, which ends in .sock
+  std::vector<std::string> more_hosts;  ///< addresses besides it, at the same port
+  int port = 8080;                      ///< 0: any free one
+  int parallel = 4;                     ///< answers that are written at once
+  int most_waiting = 256;               ///< that wait to begin; more are refused
   std::string model_name;
   std::vector<std::string> aliases, tags;  ///< for /models
   std::string model_path;                  ///< for /props

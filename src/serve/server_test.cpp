@@ -985,8 +985,10 @@ TEST_F(ServerTest, VertexAiMayAskAnEndpointItself) {
   server_->stop();
   running_.join();
   Loaded& loaded = Loaded::get();
-  server_.emplace(served(*loaded.decoder),
-                  ServerOptions{.port = 0, .max_tokens = 1, .log = LogFormat::kNone, .vertex = VertexRoutes{.predict = "p"}});
+  server_.emplace(served(*loaded.decoder), ServerOptions{.port = 0,
+                                                         .max_tokens = 1,
+                                                         .log = LogFormat::kNone,
+                                                         .vertex = VertexRoutes{.predict = "p"}});
   EXPECT_THROW(server_->bind(), Error);
   server_.reset();
 }
@@ -1084,6 +1086,30 @@ TEST_F(ServerTest, AnswersPreflightsOfOthersWithoutLeave) {
   EXPECT_EQ(preflight->status, 200);
   EXPECT_FALSE(preflight->has_header("Access-Control-Allow-Origin"));
   EXPECT_FALSE(preflight->has_header("Access-Control-Allow-Methods"));
+}
+
+TEST_F(ServerTest, ListensAtSeveralAddresses) {
+  start({.more_hosts = {"127.0.0.2", "127.0.0.3"}});
+  EXPECT_FALSE(server_->is_open());
+  for (const char* const host : {"127.0.0.1", "127.0.0.2", "127.0.0.3"}) {
+    httplib::Client client(host, port_);
+    const httplib::Result result =
+        client.Post("/v1/completions", R"({"prompt": "a", "max_tokens": 2})", "application/json");
+    ASSERT_TRUE(result) << host;
+    EXPECT_EQ(result->status, 200);
+  }
+  // One that waits for its client does not hold up the end, wherever it came in.
+  httplib::Client idle("127.0.0.2", port_);
+  idle.set_keep_alive(true);
+  EXPECT_TRUE(idle.Get("/health"));
+  Loaded& loaded = Loaded::get();
+  Server second(served(*loaded.decoder), {.host = "127.0.0.9",
+                                          .more_hosts = {"127.0.0.2"},
+                                          .port = port_,
+                                          .max_tokens = 1,
+                                          .log = LogFormat::kNone});
+  EXPECT_THAT(error_of([&] { second.bind(); }),
+              HasSubstr(fmt::format("127.0.0.2:{}: the port is taken", port_)));
 }
 
 TEST_F(ServerTest, TellsThatAPortIsTaken) {
