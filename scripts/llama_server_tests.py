@@ -49,6 +49,11 @@ PATCHES = (
     ("unit/test_embedding.py", r"(assert len\(\S*\['embedding'\]\)) == 5\b", r"\1 > 1"),
     # A server of several models has them in a folder (MODELS), where no name has a slash.
     ("unit/test_router.py", r'"ggml-org/([\w-]+):\w+"', r'"\1"'),
+    # A preset's model is a file, beside the folder of the tests.
+    ("unit/test_router.py", r"hf-repo = ggml-org/([\w-]+)", r"model = ../../../../models/\1.gguf"),
+    # FIRP tells of its memory while it sleeps, too; what llama-server tells is compared.
+    ("unit/test_sleep.py", r"return res\.body$",
+     'return "".join(line for line in res.body.splitlines(True) if "llamacpp:" in line)'),
 )
 # Of a server that is started without a model: all are the one that stands in.
 MODELS = "tinygemma3-GGUF", "test-model-stories260K", "test-model-stories260K-infill"
@@ -58,18 +63,26 @@ MODEL_FLAGS = ("--hf-repo", "--hf-file", "--model-url", "--model")
 NOT_NEEDED = {
     # The model is the one that stands in.
     "--hf-repo": 1, "--hf-file": 1, "--model-url": 1, "--offline": 0, "--model": 1,
-    # How a pass is cut, and where the rows of answers lie: no reply tells.
-    "--batch-size": 1, "--ubatch-size": 1, "--cont-batching": 0, "--kv-unified": 0, "--swa-full": 0,
-    # There is one way to render a template.
-    "--jinja": 0, "--no-jinja": 0,
+    # How a pass is cut, and where rows and samplers are: no reply tells.
+    "--batch-size": 1, "--ubatch-size": 1, "--cont-batching": 0, "--swa-full": 0, "--backend_sampling": 0,
+    # What is kept of old answers, and how short a draft may be: the same.
+    "--cache-ram": 1, "--no-cache-idle-slots": 0, "--spec-draft-n-min": 1,
+    # There is one way to render a template, but for those with a name.
+    "--no-jinja": 0,
 }  # fmt: skip
+
+
+# What llama-server does where no flag says otherwise, and FIRP does where a flag says so.
+LLAMA_DEFAULTS = "--cors-headers", "*", "--cors-credentials"
 
 
 def firp_arguments(firp, arguments):
     """llama-server's arguments as firp's; ends the program if firp lacks one."""
     help_text = subprocess.run([firp, "serve", "--help"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_text))
-    translated = ["serve", *model_arguments(arguments)]
+    translated = ["serve", *model_arguments(arguments), *LLAMA_DEFAULTS]
+    if "--parallel" in arguments and "--kv-unified" not in arguments:
+        translated.append("--no-kv-unified")  # llama-server's default, once the number of slots is given
     left = collections.deque(arguments)
     while left:
         flag = left.popleft()

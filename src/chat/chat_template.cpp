@@ -189,9 +189,16 @@ ChatReply ReplyReader::read(std::string_view text, bool complete) const {
 struct ChatTemplate::State {
   const Vocabulary& vocabulary;
   bool exists = false;
+  bool is_named = false;  ///< libllama writes it, by its name
   common_chat_templates_ptr templates = nullptr;
   std::string problem = {};  ///< why there are none
 };
+
+std::vector<std::string> ChatTemplate::names() {
+  std::vector<const char*> names(llama_chat_builtin_templates(nullptr, 0));
+  llama_chat_builtin_templates(names.data(), names.size());
+  return {names.begin(), names.end()};
+}
 
 ChatTemplate::ChatTemplate(const Vocabulary& vocabulary, const std::string& source)
     : state_(std::make_unique<State>(State{vocabulary})) {
@@ -200,6 +207,8 @@ ChatTemplate::ChatTemplate(const Vocabulary& vocabulary, const std::string& sour
   const bool is_own = source.empty() && own != nullptr;
   const auto text = is_own ? std::string_view(own) : std::string_view(source);
   state_->exists = !text.empty();
+  // chatml is there in Jinja, too.
+  state_->is_named = source != "chatml" && std::ranges::count(names(), source) > 0;
   if (text.empty()) {
     state_->problem = "this model has no chat template";
   } else if (text.size() > kMostTemplateBytes || nested_brackets(text) > kMostNestedBrackets) {
@@ -233,6 +242,10 @@ std::map<std::string, bool> ChatTemplate::capabilities() const {
 WrittenChat ChatTemplate::write(const ChatInput& input) const {
   const State& s = *state_;
   if (!s.templates) throw Error(s.problem);
+  if (s.is_named && input.continues_answer) {
+    throw Error(fmt::format("the chat template {} cannot go on with an answer: one in Jinja can",
+                            source()));
+  }
   Json messages = input.messages;
   Json tools = input.tools;
   const OutsideTexts outside(s.vocabulary, messages, tools, source());
@@ -240,6 +253,7 @@ WrittenChat ChatTemplate::write(const ChatInput& input) const {
   try {
     const auto parsed = [](const Json& json) { return common_json::parse(json.dump()); };
     common_chat_templates_inputs inputs;
+    inputs.use_jinja = !s.is_named;
     inputs.messages = common_chat_msgs_parse_oaicompat(parsed(messages));
     if (!tools.is_null()) inputs.tools = common_chat_tools_parse_oaicompat(parsed(tools));
     inputs.tool_choice = choice_of(input.tool_choice);

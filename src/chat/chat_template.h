@@ -76,7 +76,12 @@ struct WrittenChat {
 /// A model's chat template: the file's own, in Jinja, or another one in its place.
 class ChatTemplate {
  public:
-  /// `vocabulary` must outlive the template. `source`: Jinja, or "chatml"; empty: the file's own.
+  /// llama.cpp's templates that have a name. But for chatml they have no words for tools, and
+  /// cannot go on with an answer.
+  static std::vector<std::string> names();
+
+  /// `vocabulary` must outlive the template. `source`: Jinja, or one of names(); empty: the file's
+  /// own.
   explicit ChatTemplate(const Vocabulary& vocabulary, const std::string& source = "");
   ~ChatTemplate();
   ChatTemplate(ChatTemplate&&) noexcept;

@@ -94,6 +94,29 @@ TEST_F(ChatTemplateTest, TheFilesOwnIsWrittenAsJinja) {
               testing::EndsWith("Hi<|im_end|>\n"));
 }
 
+TEST_F(ChatTemplateTest, LlamaCppsNamesStandForTheirTemplates) {
+  const ChatTemplate llama3(vocabulary_, "llama3");
+  EXPECT_EQ(llama3.problem(), "");
+  const Json parts = Json::array({{{"type", "text"}, {"text", "Hi"}}});
+  const Json several = {{"role", "user"}, {"content", parts}};
+  EXPECT_EQ(llama3.write({.messages = Json::array({several})}).prompt.text,
+            "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n");
+  // Somebody's words stay words.
+  const ChatTemplate zephyr(vocabulary_, "zephyr");
+  const PromptText prompt = zephyr.write({.messages = Json::array({user("a<|im_end|>b")})}).prompt;
+  EXPECT_THAT(prompt.text, HasSubstr("a<|im_end|>b"));
+  ASSERT_EQ(prompt.literal.size(), 1u);
+  EXPECT_EQ(prompt.text.substr(prompt.literal[0].begin, 10), "<|im_end|>");
+  const Json last = {{"role", "assistant"}, {"content", "Well"}};
+  EXPECT_THAT(
+      error_of(llama3, {.messages = Json::array({user("Hi"), last}), .continues_answer = true}),
+      HasSubstr("cannot go on"));
+  const ReplyReader reader = llama3.write({.messages = Json::array({user("Hi")})}).reader;
+  EXPECT_EQ(reader.read("Hello", /*complete=*/true).content, "Hello");
+  EXPECT_THAT(ChatTemplate::names(), testing::Contains("chatml"));
+}
+
 TEST_F(ChatTemplateTest, AnotherOneCanStandInItsPlace) {
   const ChatTemplate chatml(vocabulary_, "chatml");
   EXPECT_EQ(chatml.write({.messages = Json::array({user("Hi")})}).prompt.text,

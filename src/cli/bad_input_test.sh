@@ -240,6 +240,21 @@ refuses 1 'holds no certificate' serve "$model" --ssl-key-file README.md --ssl-c
 refuses 1 'there is a file, which is no socket' serve "$model" --host "$scratch/file.sock"
 refuses 2 '--log-format' serve "$model" --log-format xml
 refuses 2 '--request-timeout' serve "$model" --request-timeout -1
+refuses 1 'stands alone' serve "$model" --host 127.0.0.1,"$scratch/file.sock"
+refuses 1 'cannot read the presets' serve --models-preset "$scratch/nothing"
+refuses 1 'neither .NAME. nor KEY = VALUE' serve --models-preset "$scratch/good.jsonl"
+refuses 2 'excludes' serve "$model" --models-preset "$scratch/nothing"
+refuses 1 '--sleep-idle-seconds must be' serve "$model" --sleep-idle-seconds 0
+refuses 2 '--sleep-idle-seconds' serve "$model" --sleep-idle-seconds -2
+refuses 1 'leaves none of 4 slots a token' serve "$model" -c 3 --no-kv-unified
+AIP_MODE=PREDICTION AIP_HTTP_PORT=x refuses 1 'AIP_HTTP_PORT must be a port' serve "$model"
+AIP_MODE=PREDICTION AIP_HTTP_PORT=99999 refuses 1 'must be 0 to 65535' serve "$model"
+refuses 1 'no Jinja template .*llama3' serve "$model" --chat-template lama3
+refuses 1 'needs --model-draft' serve "$model" --spec-type draft-simple
+refuses 2 "'draft-mtp' is not done here" serve "$model" --spec-type draft-mtp
+refuses 2 'excludes' serve "$model" -md "$model" --draft firp
+refuses 2 '--spec-draft-n-max' serve "$model" --spec-draft-n-max 0
+refuses 1 'nothing.gguf' generate "$model" -p hi -md "$scratch/nothing.gguf"
 refuses 1 '--host is empty' rpc-server --host ''
 refuses 1 'cannot listen at 192.0.2.1:' serve "$model" --host 192.0.2.1
 

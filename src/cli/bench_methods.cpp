@@ -34,15 +34,6 @@ Rival parse_rival(const std::string& text) {
   return {text.substr(0, equals), text.substr(equals + 1)};
 }
 
-/// The draft model and its engine.
-struct Drafter {
-  Drafter(const std::filesystem::path& path, const EngineOptions& options)
-      : model(path), engine(model, options) {}
-
-  Model model;
-  NativeEngine engine;
-};
-
 /// Some answers in the model's own words, to choose by what it can do without.
 std::vector<Token> own_text(Engine& engine, const ChatTemplate& chat_template) {
   const Vocabulary& vocabulary = chat_template.vocabulary();

@@ -14,7 +14,6 @@
 #include "base/error.h"
 #include "cli/cost_cache.h"
 #include "cli/interrupt.h"
-#include "engine/native_engine.h"
 #include "model/ggml_log.h"
 #include "model/message.h"
 #include "model/text_input.h"
@@ -42,10 +41,19 @@ auto naming(const char* flag, const auto& parse) {
   }
 }
 
+/// llama.cpp's name for drafts of a draft model.
+constexpr const char* kDraftSimple = "draft-simple";
+
+bool drafts_with_model(const DecodeFlags& flags) {
+  return !flags.draft_model.empty() &&
+         (flags.spec_types.empty() || std::ranges::count(flags.spec_types, kDraftSimple) > 0);
+}
+
 /// Empty where none are asked for, or none are there.
 std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& model) {
   const bool asked = flags.draft.starts_with("firp");
-  if (!flags.draft.empty() && !asked) return {};
+  const bool others = !flags.draft_model.empty() || !flags.spec_types.empty();
+  if (others || (!flags.draft.empty() && !asked)) return {};
   if (!flags.heads.empty()) return flags.heads;
   if (const auto found = find_heads(model, heads_directories())) return *found;
   const std::string path = flags.model.string();
@@ -60,6 +68,10 @@ std::filesystem::path choose_heads(const DecodeFlags& flags, const GgufFile& mod
 }
 
 bool drafts_ngrams(const DecodeFlags& flags) {
+  if (!flags.spec_types.empty()) {
+    return std::ranges::any_of(flags.spec_types,
+                               [](const std::string& each) { return each.starts_with("ngram"); });
+  }
   return flags.draft.empty() || flags.draft.ends_with("ngram");
 }
 
@@ -95,6 +107,9 @@ DecodeOptions decode_options(const DecodeFlags& flags, int largest_tree) {
   require_at_least(largest_tree, 1, "--tree");
   if (largest_tree > kLargestTree) {
     throw Error(fmt::format("--tree must be at most {}", kLargestTree));
+  }
+  if (flags.draft_model.empty() && std::ranges::count(flags.spec_types, kDraftSimple) > 0) {
+    throw Error(fmt::format("--spec-type {} needs --model-draft", kDraftSimple));
   }
   SamplingOptions sampling = flags.sampling;
   sampling.samplers = parse_samplers(flags);
@@ -183,14 +198,19 @@ LoadedModel load_for_decoding(const DecodeFlags& flags, int largest_tree,
         "more drafts may be wrong than with heads of its own (`firp train`)\n",
         heads_path.string());
   }
-  LoadedModel loaded =
-      load_model(flags, file,
-                 {.threads = flags.thread_count(),
-                  .context = flags.context_is_shared ? std::min(context, trained) : context,
-                  .positions = context,
-                  .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
-                  .cache_type = flags.cache_type(),
-                  .rough_drafts = flags.draft_weights == "rounded"});
+  if (context < flags.context_parts) {
+    throw Error(fmt::format("-c {} leaves none of {} slots a token; ask for more", context,
+                            flags.context_parts));
+  }
+  LoadedModel loaded = load_model(
+      flags, file,
+      {.threads = flags.thread_count(),
+       .context =
+           flags.context_is_shared ? std::min(context / flags.context_parts, trained) : context,
+       .positions = context,
+       .max_rows = rows_a_pass(flags, largest_tree, heads ? heads->count() : 0),
+       .cache_type = flags.cache_type(),
+       .rough_drafts = flags.draft_weights == "rounded"});
   if (heads) loaded.engine->set_heads(*heads);
   return loaded;
 }
@@ -261,11 +281,13 @@ void DecodeFlags::add_threads_to(CLI::App& app) {
 }
 
 void DecodeFlags::add_template_to(CLI::App& app) {
-  app.add_option("--chat-template", chat_template,
-                 "Chat template in Jinja, or chatml, in place of the file's own");
+  app.add_option(
+      "--chat-template", chat_template,
+      "Chat template in Jinja, or the name of one (chatml, llama3, ...), in place of the "
+      "file's own");
   app.add_option("--chat-template-file", chat_template_file, "The same from a file");
-  app.add_flag_callback(
-      "--jinja", [] {}, "As always here: templates are read as Jinja (for llama.cpp's users)");
+  app.add_flag("--jinja", jinja,
+               "What --chat-template has is Jinja, also where nothing in it looks like that");
 }
 
 void DecodeFlags::add_decoding_to(CLI::App& app, const std::string& context_help) {
@@ -452,14 +474,36 @@ void DecodeFlags::add_engine_to(CLI::App& app) {
 
 void DecodeFlags::add_draft_to(CLI::App& app) {
   CLI::App* drafted = app.get_option_group("Drafting");
+  CLI::Option* const sources =
+      drafted
+          ->add_option(
+              "--draft", draft,
+              "none, firp, ngram (from the text itself), or firp+ngram (default; without heads "
+              "ngram)")
+          ->check(CLI::IsMember(kDraftNames));
   drafted
-      ->add_option(
-          "--draft", draft,
-          "none, firp, ngram (from the text itself), or firp+ngram (default; without heads "
-          "ngram)")
-      ->check(CLI::IsMember(kDraftNames));
-  drafted->add_option("--tree", tree,
-                      "Drafted tokens that one forward pass verifies; 0: as many as pay (default)");
+      ->add_option("--model-draft,--spec-draft-model", draft_model,
+                   "(-md) A smaller model of the same vocabulary that drafts in place of heads, "
+                   "beside the text itself (native engine)")
+      ->excludes(sources);
+  drafted
+      ->add_option("--spec-type", spec_types,
+                   "llama.cpp's words for --draft, with commas: none, draft-simple (-md alone), "
+                   "ngram-... (from the text itself, all the same here)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->trigger_on_parse()
+      ->excludes(sources)
+      ->check([](const std::string& name) -> std::string {
+        if (name == "none" || name == kDraftSimple || name.starts_with("ngram-")) return "";
+        return fmt::format("'{}' is not done here: none, draft-simple or ngram-...",
+                           one_line(name));
+      });
+  CLI::Option* const nodes = drafted->add_option(
+      "--tree", tree, "Drafted tokens that one forward pass verifies; 0: as many as pay (default)");
+  drafted->add_option("--spec-draft-n-max", tree, "llama.cpp's name for --tree N, N above 0")
+      ->check(CLI::Range(1, kLargestTree))
+      ->excludes(nodes);
 }
 
 void DecodeFlags::add_colour_to(CLI::App& app) {
@@ -496,8 +540,8 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
       flags.flash_attention == "auto" ? -1 : static_cast<int>(flags.flash_attention == "on");
   // libllama takes the memory of its whole context at once.
   if (!flags.context_size()) {
-    options.context = std::min(options.context, kLlamaContext);
-    options.positions = options.context;
+    options.positions = std::min(options.positions, kLlamaContext);
+    options.context = std::min(options.context, options.positions / flags.context_parts);
   }
   try {
     loaded.engine = std::make_unique<LlamaEngine>(loaded.file, options, llama);
@@ -517,14 +561,15 @@ namespace {
 std::string chat_template_of(const DecodeFlags& flags) {
   if (flags.chat_template_file.empty()) {
     const std::string& text = flags.chat_template;
-    // A name of llama.cpp's would be written as it stands, in place of each conversation.
-    const bool is_template = text.empty() || text == "chatml" || text.find("{{") != text.npos ||
-                             text.find("{%") != text.npos;
+    // Other words would be written as they stand, in place of each conversation.
+    const std::vector<std::string> names = ChatTemplate::names();
+    const bool is_template = text.empty() || flags.jinja || std::ranges::count(names, text) > 0 ||
+                             text.find("{{") != text.npos || text.find("{%") != text.npos;
     if (is_template) return text;
     throw Error(
-        fmt::format("--chat-template: '{}' is no Jinja template, and the only name that is "
-                    "known is chatml; --chat-template-file reads one from a file",
-                    one_line(text)));
+        fmt::format("--chat-template: '{}' is no Jinja template (--chat-template-file reads one "
+                    "from a file; with --jinja any text is one), and none of these names: {}",
+                    one_line(text), fmt::join(names, ", ")));
   }
   if (!flags.chat_template.empty()) {
     throw Error("give --chat-template or --chat-template-file, not both");
@@ -552,11 +597,16 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
       heads_path(choose_heads(flags, *file)),
       loaded(load_for_decoding(flags, largest(trees), file, heads_path)),
       engine(*loaded.engine),
+      drafter(drafts_with_model(flags)
+                  ? std::make_unique<Drafter>(flags.draft_model, engine.options())
+                  : nullptr),
       planner([&]() -> std::unique_ptr<Planner> {
-        const bool drafts = drafts_ngrams(flags) || !heads_path.empty();
+        const bool drafts = drafts_ngrams(flags) || drafter || !heads_path.empty();
         const bool own_passes = !options.chain && options.drafting == Drafting::kDeferred;
         if (!drafts || !planned(trees) || !own_passes) return nullptr;
-        return std::make_unique<Planner>(cached_costs(engine, flags.model, heads_path));
+        PassCosts costs = cached_costs(engine, flags.model, heads_path);
+        if (drafter) costs.draft_seconds.clear();  // measured as it goes
+        return std::make_unique<Planner>(costs);
       }()),
       batch(engine, planner.get()) {
   for (const std::string& text : flags.logit_bias) {
@@ -565,6 +615,10 @@ Decoder::Decoder(const DecodeFlags& flags, std::span<const int> trees,
   if (options.sampling.dry.is_on()) options.sampling.dry.texts = token_texts(vocabulary);
   if (flags.ignore_eos) forbid(options.sampling, vocabulary.end_tokens());
   options.method = heads_path.empty() ? DraftMethod::kNone : DraftMethod::kFirp;
+  if (drafter) {
+    options.method = DraftMethod::kDraftModel;
+    options.draft_model = &drafter->engine;
+  }
   options.ngrams = drafts_ngrams(flags);
   if (flags.exact && !loaded.model) {
     options.tie_margin = cached_tie_margin(engine, flags.model, flags.llama, flags.flash_attention);
@@ -576,6 +630,9 @@ std::string describe_run(const DecodeStats& stats, const Decoder& decoder,
   const DecodeOptions& options = decoder.options;
   std::string method = "plain";
   if (options.method == DraftMethod::kFirp) method = options.ngrams ? "FIRP and n-grams" : "FIRP";
+  if (options.method == DraftMethod::kDraftModel) {
+    method = options.ngrams ? "a draft model and n-grams" : "a draft model";
+  }
   if (options.method == DraftMethod::kNone && options.ngrams) method = "n-grams";
   if (method != "plain") {
     method += options.chain     ? ", chain"

@@ -14,6 +14,7 @@
 #include "decode/session.h"
 #include "engine/engine.h"
 #include "engine/llama_engine.h"
+#include "engine/native_engine.h"
 #include "model/model.h"
 #include "model/vocabulary.h"
 
@@ -39,8 +40,10 @@ inline constexpr const char* kPredictHelp =
 /// (docs/flags.md).
 struct DecodeFlags {
   std::filesystem::path model;
-  std::filesystem::path heads;  ///< empty: looked for
-  std::string draft;            ///< one of kDraftNames; empty: all that there is
+  std::filesystem::path heads;          ///< empty: looked for
+  std::string draft;                    ///< one of kDraftNames; empty: all that there is
+  std::filesystem::path draft_model;    ///< that drafts in place of heads; empty: none
+  std::vector<std::string> spec_types;  ///< llama.cpp's words for `draft`
   int tree = kPlannedTree;
   bool chain = false;
   std::string drafting = "deferred";
@@ -48,6 +51,7 @@ struct DecodeFlags {
   std::optional<int> threads;
   std::optional<int> context;
   bool context_is_shared = false;  ///< among the sequences of a server
+  int context_parts = 1;           ///< a sequence of a server has one of them at most
   std::string cache_type_k = "f16", cache_type_v = "f16";
   std::optional<std::int64_t> seed;
   SamplingOptions sampling;
@@ -59,6 +63,7 @@ struct DecodeFlags {
   std::string colour = "auto";
   std::string chat_template;  ///< in place of the file's own
   std::filesystem::path chat_template_file;
+  bool jinja = false;  ///< `chat_template` is a template, whatever it looks like
 
   std::string engine = "auto";  ///< or native, llama
   LlamaOptions llama;
@@ -97,6 +102,15 @@ struct LoadedModel {
 LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile> file,
                        EngineOptions options);
 
+/// A smaller model of the same vocabulary that drafts for another one.
+struct Drafter {
+  Drafter(const std::filesystem::path& path, const EngineOptions& options)
+      : model(path), engine(model, options) {}
+
+  Model model;
+  NativeEngine engine;
+};
+
 /// A model made ready to decode as the flags say.
 struct Decoder {
   /// `trees`: the sizes of draft trees that will be asked for. `check` may refuse, by the
@@ -114,6 +128,7 @@ struct Decoder {
   std::filesystem::path heads_path;  ///< empty: no heads
   LoadedModel loaded;
   Engine& engine;
+  std::unique_ptr<Drafter> drafter;  ///< where a draft model is asked for
   std::unique_ptr<Planner> planner;  ///< where kPlannedTree is among the trees
   BatchDecoder batch;
 };

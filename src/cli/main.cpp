@@ -109,9 +109,10 @@ int main(int argc, char** argv) {
   open_standard_streams();
   // llama.cpp's names, which are no options to CLI11: one dash before several letters.
   static char names[][2][20] = {
-      {"-ctk", "--cache-type-k"}, {"-ctv", "--cache-type-v"}, {"-md", "--model-draft"},
-      {"-ngl", "--gpu-layers"},   {"-dev", "--device"},       {"-ts", "--tensor-split"},
-      {"-fa", "--flash-attn"},    {"-np", "--parallel"},      {"-sys", "--system-prompt"}};
+      {"-ctk", "--cache-type-k"}, {"-ctv", "--cache-type-v"},    {"-md", "--model-draft"},
+      {"-ngl", "--gpu-layers"},   {"-dev", "--device"},          {"-ts", "--tensor-split"},
+      {"-fa", "--flash-attn"},    {"-np", "--parallel"},         {"-sys", "--system-prompt"},
+      {"-kvu", "--kv-unified"},   {"-no-kvu", "--no-kv-unified"}};
   for (int i = 1; i < argc; ++i) {
     for (auto& [short_name, long_name] : names) {
       if (argv[i] == std::string_view(short_name)) argv[i] = long_name;

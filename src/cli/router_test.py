@@ -115,6 +115,24 @@ class SeveralModels(unittest.TestCase):
         self.assertEqual(len(router.children()), 2)
         self.assertIn("two: /v1/chat/completions: 4 tokens", router.said())
 
+    def test_presets(self):
+        presets = self.folder / "presets.ini"
+        presets.write_text(f"[*]\nn = 3\n[one]\nc = 512\n[mine]\nmodel = {model}\nload-on-startup = true\n")
+        router = self.start("--models-preset", presets)
+        names = lambda path: [each["id"] for each in router.ask(path)[1]["data"]]
+        self.assertEqual(names("/models"), ["broken", "mine", "one", "two"])
+        until(lambda: router.value("mine") == "loaded", "a preset loads at the start")
+        self.assertEqual([router.value(name) for name in ("one", "two")], ["unloaded", "unloaded"])
+        self.assertEqual(router.ask("/v1/chat/completions", chat("mine", 20))[1]["usage"]["completion_tokens"], 3)
+        context = lambda name: router.ask(f"/props?model={name}")[1]["default_generation_settings"]["n_ctx"]
+        self.assertEqual([context(name) for name in ("one", "mine")], [2048, 2048], "the command line holds")
+        presets.write_text(f"[other]\nmodel = {model}\n")
+        self.assertEqual(names("/models?reload=1"), ["broken", "mine", "one", "other", "two"], "what runs stays")
+        presets.write_text("[other]\n")
+        status, reply = router.ask("/models?reload=1")
+        self.assertEqual(status, 500)
+        self.assertIn("[other] needs model = PATH", reply["error"]["message"])
+
     def test_names_that_are_not_there(self):
         router = self.start()
         for path, body in (("/v1/chat/completions", chat("three")), ("/models/load", {"model": "three"}),

@@ -1,17 +1,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <map>
 #include <memory>
+#include <set>
 #include <stop_token>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -31,21 +34,38 @@ namespace firp {
 namespace {
 
 /// Flags that are the router's alone: the processes of its models have their own, or none.
-constexpr std::string_view kRoutersFlags[] = {
-    "model",        "alias",        "host",           "port",         "api-key",
-    "api-key-file", "ssl-key-file", "ssl-cert-file",  "cors-origins", "allowed-hosts",
-    "models-dir",   "models-max",   "models-autoload"};
+constexpr std::string_view kRoutersFlags[] = {"model",
+                                              "alias",
+                                              "tags",
+                                              "host",
+                                              "port",
+                                              "api-key",
+                                              "api-key-file",
+                                              "ssl-key-file",
+                                              "ssl-cert-file",
+                                              "cors-origins",
+                                              "cors-methods",
+                                              "cors-headers",
+                                              "cors-credentials",
+                                              "allowed-hosts",
+                                              "models-dir",
+                                              "models-max",
+                                              "models-autoload",
+                                              "models-preset"};
 
 struct ServeFlags {
   DecodeFlags decode;
   RouterOptions router;
   ServerOptions server;
+  std::vector<std::string> hosts;  ///< in place of the default one
   std::vector<std::string> api_keys;
   std::filesystem::path api_key_file;
   int tokens = -1;
   std::string reasoning = "auto";
   std::string reasoning_format = "auto";
   std::string template_variables;  ///< JSON
+  bool context_is_whole = true;    ///< no slot has a part of its own
+  int sleep_idle_seconds = -1;     ///< -1: never
   bool embeddings = false;
   std::string pooling;  ///< empty: the model's own
   std::optional<int> embd_normalize;
@@ -80,6 +100,28 @@ std::map<std::string, Json> template_variables_of(const std::string& text) {
   std::map<std::string, Json> variables;
   for (const auto& [name, value] : json.items()) variables[name] = value;
   return variables;
+}
+
+/// What Google's Vertex AI tells a container in its environment: where it asks, and at which port.
+void follow_vertex(ServerOptions& options) {
+  const auto variable = [](const char* name) -> std::string {
+    const char* const value = std::getenv(name);
+    return value == nullptr ? "" : value;
+  };
+  if (variable("AIP_MODE") != "PREDICTION") return;
+  const auto route = [&](const char* name) {
+    const std::string path = variable(name);
+    return path.empty() || path.starts_with('/') ? path : "/" + path;
+  };
+  VertexRoutes routes = {.health = route("AIP_HEALTH_ROUTE")};
+  if (const std::string path = route("AIP_PREDICT_ROUTE"); !path.empty()) routes.predict = path;
+  options.vertex = routes;
+  const std::string port = variable("AIP_HTTP_PORT");
+  if (port.empty()) return;
+  const auto [end, problem] = std::from_chars(port.data(), port.data() + port.size(), options.port);
+  if (problem != std::errc() || end != port.data() + port.size()) {
+    throw Error(fmt::format("AIP_HTTP_PORT must be a port, not '{}'", one_line(port)));
+  }
 }
 
 std::optional<EmbeddingOptions> embeddings_of(const ServeFlags& flags, const GgufFile& file) {
@@ -128,7 +170,13 @@ int serve(AnyServer& server, const ServerOptions& options, const std::string& wh
     fmt::print("{}\n", port);
     flush_output();
   }
-  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", what, url_of(options, port));
+  std::string urls = url_of(options, port);
+  for (const std::string& host : options.more_hosts) {
+    ServerOptions other = options;
+    other.host = host;
+    urls += ", " + url_of(other, port);
+  }
+  say("firp: {} at {} (for programs /v1); Ctrl-C ends it\n", what, urls);
   if (server.is_open()) {
     say("firp: whoever reaches this address can use the model; --api-key KEY asks for a "
         "key\n");
@@ -142,6 +190,16 @@ int serve(AnyServer& server, const ServerOptions& options, const std::string& wh
 int run_serve(const ServeFlags& flags, const CLI::App& app) {
   constexpr int kMostParallel = 64;
   ServerOptions options = flags.server;
+  if (std::ranges::count(flags.hosts, "") > 0) throw Error("--host has an empty address");
+  if (!flags.hosts.empty()) {
+    options.host = flags.hosts.front();
+    options.more_hosts.assign(flags.hosts.begin() + 1, flags.hosts.end());
+  }
+  const auto is_file = [](const std::string& host) { return host.ends_with(".sock"); };
+  if (flags.hosts.size() > 1 && std::ranges::any_of(flags.hosts, is_file)) {
+    throw Error("--host: a Unix socket stands alone, without other addresses");
+  }
+  follow_vertex(options);
   options.api_keys = keys_of(flags);
   std::ranges::transform(options.allowed_origins, options.allowed_origins.begin(), origin_from);
   std::ranges::transform(options.allowed_hosts, options.allowed_hosts.begin(), host_from);
@@ -150,6 +208,10 @@ int run_serve(const ServeFlags& flags, const CLI::App& app) {
   if (options.parallel > kMostParallel) {
     throw Error(fmt::format("--parallel must be at most {}", kMostParallel));
   }
+  if (flags.sleep_idle_seconds == 0) {
+    throw Error("--sleep-idle-seconds must be at least 1, or -1: never");
+  }
+  if (flags.sleep_idle_seconds > 0) options.idle_seconds = flags.sleep_idle_seconds;
   // Which says what is wrong with them before a model is loaded.
   if (!options.ssl_key_file.empty()) tls_context(options.ssl_key_file, options.ssl_cert_file);
   const int most = most_tokens(flags.tokens);
@@ -164,27 +226,37 @@ int run_serve(const ServeFlags& flags, const CLI::App& app) {
   options.reasoning =
       flags.reasoning_format == "none" ? ReasoningFormat::kNone : ReasoningFormat::kApart;
   options.template_variables = template_variables_of(flags.template_variables);
-  if (!flags.router.models_dir.empty()) {
+  if (!flags.router.models_dir.empty() || !flags.router.presets.empty()) {
     RouterOptions router = flags.router;
     require_at_least(router.models_max, 0, "--models-max");
     add_shared_flags(app, router.arguments);
     catch_interrupts();
     Router server(options, router);
-    return serve(server, options, fmt::format("the models of {}", router.models_dir.string()));
+    const auto& from = router.models_dir.empty() ? router.presets : router.models_dir;
+    return serve(server, options, fmt::format("the models of {}", from.string()));
   }
   if (flags.decode.model.empty()) {
     throw Error("which model? firp serve model.gguf, or --models-dir DIR for all of a folder");
   }
-  Decoder decoder(flags.decode, std::span(&flags.decode.tree, 1));
-  if (!is_random(flags.decode.seed.value_or(kRandomSeed))) {
-    options.seed = decoder.options.sampling.seed;
+  DecodeFlags decode = flags.decode;
+  if (!flags.context_is_whole) decode.context_parts = options.parallel;
+  const auto load = [&decode] {
+    return std::make_shared<Decoder>(decode, std::span(&decode.tree, 1));
+  };
+  const auto served = [](const std::shared_ptr<Decoder>& decoder) {
+    return ServedModel{decoder->batch, decoder->chat_template, decoder->options, decoder};
+  };
+  std::shared_ptr<Decoder> decoder = load();
+  if (!is_random(decode.seed.value_or(kRandomSeed))) {
+    options.seed = decoder->options.sampling.seed;
   }
-  if (options.model_name.empty()) options.model_name = model_name(flags.decode.model);
-  options.model_path = flags.decode.model.string();
-  options.embeddings = embeddings_of(flags, *decoder.file);
+  if (options.aliases.empty()) options.aliases = {model_name(decode.model)};
+  options.model_name = options.aliases.front();
+  options.model_path = decode.model.string();
+  options.embeddings = embeddings_of(flags, *decoder->file);
 
   catch_interrupts();
-  Server server(decoder.batch, decoder.chat_template, decoder.options, options);
+  Server server(served(std::exchange(decoder, nullptr)), options, [&] { return served(load()); });
   return serve(server, options, options.model_name);
 }
 
@@ -222,6 +294,10 @@ Examples:
                       "Instead of one model all of a folder, each in a process of its own, for "
                       "requests that name them")
           ->excludes(model);
+  app->add_option("--models-preset", router.presets,
+                  "llama-server's INI file: [NAME] and flags of that model without dashes, also of "
+                  "models elsewhere (model = PATH), [*] of all")
+      ->excludes(model);
   app->add_option("--models-max", router.models_max,
                   "Models of --models-dir that run at once; the one that was not used for longest "
                   "makes room; 0: no bound")
@@ -229,18 +305,41 @@ Examples:
   app->add_flag("--models-autoload,!--no-models-autoload", router.autoload,
                 "A request for a model of --models-dir that does not run starts it (default: on)");
   ServerOptions& server = flags->server;
-  app->add_option(
-         "--host", server.host,
-         "Address to listen at; 0.0.0.0: all of this machine's; a path that ends in .sock: "
-         "a Unix socket")
-      ->capture_default_str();
+  app->add_option("--host", flags->hosts,
+                  "Address to listen at; 0.0.0.0: all of this machine's; several with commas; a "
+                  "path that ends in .sock: a Unix socket, alone")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->default_str(server.host);
   app->add_option("--port", server.port, "Port; 0: any free one")->capture_default_str();
   app->add_option("--parallel", server.parallel,
                   "(-np) Requests that are answered at once, 64 at most; others wait; -1: as many "
                   "as by default")
       ->transform(CLI::Transformer({{"-1", std::to_string(server.parallel)}}).description(""))
       ->capture_default_str();
-  app->add_option("-a,--alias", server.model_name, "The model's name in replies")
+  // In llama.cpp's order.
+  const auto names = [](std::vector<std::string>& list) {
+    return [&list](const std::vector<std::string>& given) {
+      std::set<std::string> sorted;
+      for (const std::string& each : given) {
+        const std::size_t begin = each.find_first_not_of(' ');
+        if (begin == std::string::npos) continue;
+        sorted.insert(each.substr(begin, each.find_last_not_of(' ') + 1 - begin));
+      }
+      list.assign(sorted.begin(), sorted.end());
+    };
+  };
+  app->add_option_function<std::vector<std::string>>(
+         "-a,--alias", names(server.aliases),
+         "The model's name in replies; of several, with commas, the first in the alphabet, and "
+         "/models tells all")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->excludes(models_dir);
+  app->add_option_function<std::vector<std::string>>("--tags", names(server.tags),
+                                                     "Words for /models to tell, with commas")
+      ->delimiter(',')
+      ->allow_extra_args(false)
       ->excludes(models_dir);
   app->add_option("--api-key", flags->api_keys,
                   "Requests must bring it, or one of several, with commas (Authorization: Bearer "
@@ -264,12 +363,28 @@ Examples:
       ->delimiter(',')
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app->add_option("--cors-methods", server.cors_methods,
+                  "What such pages are told that they may use: methods")
+      ->capture_default_str();
+  app->add_option("--cors-headers", server.cors_headers,
+                  "And headers (default: those that they ask for)");
+  app->add_flag("--cors-credentials,!--no-cors-credentials", server.cors_credentials,
+                "And what the browser keeps of this server's, as cookies of a proxy before it "
+                "(default: off)");
   app->add_option("--allowed-hosts,--allow-host", server.allowed_hosts,
                   "Without a key, and listening to this machine alone: further names that requests "
                   "may call it by (behind a proxy)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app->add_option("--sleep-idle-seconds", flags->sleep_idle_seconds,
+                  "Let go of the model, and its memory, when nobody has asked for it for so long; "
+                  "the next request loads it again; -1: never")
+      ->check(CLI::Range(-1, 1000000000))
+      ->capture_default_str();
+  app->add_flag("--kv-unified,!--no-kv-unified", flags->context_is_whole,
+                "(-kvu, -no-kvu) Answers share the context, each as much as is free (default: on); "
+                "off: each of -np has its part of -c, and no more");
   app->add_option("--request-timeout", server.request_seconds,
                   "Seconds that a request for text may take in all, waiting included; 0: no limit")
       ->check(CLI::Range(0, 1000000))

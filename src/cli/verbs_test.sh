@@ -47,6 +47,16 @@ for sampling in "${samplings[@]}"; do
     grep -q 'tokens per forward pass (FIRP' "$scratch/log" || fail "no statistics of $drafts"
   done
 done
+"$firp" generate -m "$model" -p "$question" -n 48 --draft none 2> /dev/null > "$scratch/plain"
+for drafts in '' '--spec-type draft-simple --spec-draft-n-max 8'; do
+  # shellcheck disable=SC2086
+  "$firp" generate -m "$model" -md "$model" -p "$question" -n 48 $drafts \
+    > "$scratch/drafted" 2> "$scratch/log" || fail "a draft model: $(cat "$scratch/log")"
+  cmp -s "$scratch/plain" "$scratch/drafted" && grep -q 'a draft model' "$scratch/log" ||
+    fail "a draft model writes another text: $(cat "$scratch/drafted" "$scratch/log")"
+done
+"$firp" generate -m "$model" -p "$question" -n 48 --spec-type none 2>&1 > /dev/null |
+  grep '(plain)' > /dev/null || fail "--spec-type none drafts"
 "$firp" generate -m "$model" --raw -p 'The capital of France is' -n 5 --draft none \
   2> /dev/null | grep Paris > /dev/null || fail "the capital of France"
 printf '%s' "$question" > "$scratch/question"
@@ -567,6 +577,39 @@ reply = json.load(urllib.request.urlopen(base + "/v1/chat/completions", body))
 print(reply["choices"][0]["message"]["content"])
 END
 cmp -s "$scratch/plain" "$scratch/served" || fail "serve gives another text: $(cat "$scratch/served")"
+kill -INT $server
+wait $server || fail "serve ends with $?: $(cat "$scratch/serve")"
+
+# serve: it lets go of the model and its memory, and takes it back.
+"$firp" serve "$model" --port 0 -c 4096 -np 4 --no-kv-unified --sleep-idle-seconds 1 -md "$model" \
+  > "$scratch/port" 2> "$scratch/serve" &
+server=$!
+for _ in $(seq 600); do
+  grep -q 'Ctrl-C' "$scratch/serve" && break
+  sleep 0.1
+done
+python3 - "$(cat "$scratch/port")" $server "$question" "$sanitizer" > "$scratch/served" 2> "$scratch/log" << 'END' || fail "serve, asleep: $(cat "$scratch/log" "$scratch/serve")"
+import json, re, sys, time, urllib.request
+base = f"http://127.0.0.1:{sys.argv[1]}"
+ask = lambda path, body=None: json.load(urllib.request.urlopen(base + path, body and json.dumps(body).encode()))
+def answer():
+    body = {"messages": [{"role": "user", "content": sys.argv[3]}], "max_tokens": 40}
+    return ask("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+def resident_mebibytes():
+    return int(re.search(r"VmRSS:\s*(\d+)", open(f"/proc/{sys.argv[2]}/status").read())[1]) / 1024
+assert ask("/props")["default_generation_settings"]["n_ctx"] == 1024
+for _ in range(3):
+    text, awake = answer(), resident_mebibytes()
+    deadline = time.monotonic() + 60
+    while not ask("/props")["is_sleeping"]:
+        assert time.monotonic() < deadline, "it does not sleep"
+        time.sleep(0.1)
+    asleep = resident_mebibytes()
+    print(f"{awake:.0f} MiB awake, {asleep:.0f} asleep", file=sys.stderr)
+    assert asleep < awake / 3 or sys.argv[4], "it keeps the memory"
+print(text)
+END
+cmp -s "$scratch/plain" "$scratch/served" || fail "serve gives another text: $(cat "$scratch/served" "$scratch/log")"
 kill -INT $server
 wait $server || fail "serve ends with $?: $(cat "$scratch/serve")"
 

@@ -34,6 +34,7 @@ inline constexpr ErrorKind kUrlTooLong = {414, "invalid_request_error", "url_too
 inline constexpr ErrorKind kWrongEncoding = {415, "invalid_request_error", "unsupported_encoding"};
 inline constexpr ErrorKind kHeadTooLarge = {431, "invalid_request_error", "headers_too_large"};
 inline constexpr ErrorKind kInternal = {500, "server_error", "internal_error"};
+inline constexpr ErrorKind kModelFailed = {500, "server_error", "model_failed"};
 inline constexpr ErrorKind kNotImplemented = {501, "not_supported_error", "not_supported"};
 inline constexpr ErrorKind kBusy = {503, "unavailable_error", "server_busy"};
 inline constexpr ErrorKind kEnding = {503, "unavailable_error", "server_ending"};

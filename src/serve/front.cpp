@@ -18,6 +18,7 @@
 #include "model/ggml_log.h"
 #include "serve/messages.h"
 #include "serve/page.h"
+#include "serve/predict.h"
 #include "serve/reply.h"
 #include "serve/tls.h"
 
@@ -177,14 +178,19 @@ void Front::admit(const httplib::Request& request, httplib::Response& response) 
     response.set_header("Vary", "Origin");
     if (allowed) {
       response.set_header("Access-Control-Allow-Origin", origin);
+      if (options.cors_credentials) {
+        response.set_header("Access-Control-Allow-Credentials", "true");
+      }
     } else {
       return;  // an answer without that header is a refusal to a browser that asks beforehand
     }
   }
   if (request.method == "OPTIONS") {
     response.set_header("Allow", "GET, HEAD, POST, OPTIONS");
-    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    if (request.has_header("Access-Control-Request-Headers")) {
+    response.set_header("Access-Control-Allow-Methods", options.cors_methods);
+    if (!options.cors_headers.empty()) {
+      response.set_header("Access-Control-Allow-Headers", options.cors_headers);
+    } else if (request.has_header("Access-Control-Request-Headers")) {
       response.set_header("Access-Control-Allow-Headers",
                           request.get_header_value("Access-Control-Request-Headers"));
     }
@@ -324,22 +330,30 @@ int Front::bind() {
   if (o.ssl_key_file.empty() != o.ssl_cert_file.empty()) {
     throw Error("--ssl-key-file and --ssl-cert-file are needed together");
   }
+  if (o.vertex) add_vertex_routes(*this, *o.vertex);
   if (!o.ssl_key_file.empty()) http.use_tls(tls_context(o.ssl_key_file, o.ssl_cert_file));
   int port = o.port;
   if (o.listens_at_file()) {
     http.bind_to_file(o.host);
     port = 0;
   } else {
-    std::string host = o.host;
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    const auto bare = [](const std::string& host) {
+      const bool has_brackets = host.starts_with('[') && host.ends_with(']');
+      return has_brackets ? host.substr(1, host.size() - 2) : host;
+    };
+    const auto refuse = [&](const std::string& host, int at) {
+      throw Error(
+          fmt::format("cannot listen at {}:{}: {}", url_host(host), at, why_not(bare(host), at)));
+    };
+    if (!o.more_hosts.empty()) http.set_ipv6_v6only(true);  // :: leaves room for 0.0.0.0
     if (port == 0) {
-      port = http.bind_to_any_port(host);
-    } else if (!http.bind_to_port(host, port)) {
+      port = http.bind_to_any_port(bare(o.host));
+    } else if (!http.bind_to_port(bare(o.host), port)) {
       port = -1;
     }
-    if (port < 0) {
-      throw Error(fmt::format("cannot listen at {}:{}: {}", url_host(o.host), o.port,
-                              why_not(host, o.port)));
+    if (port < 0) refuse(o.host, o.port);
+    for (const std::string& each : o.more_hosts) {
+      if (!http.also_bind_to(bare(each), port)) refuse(each, port);
     }
   }
   rules.on_loopback = http.listens_on_loopback();
@@ -348,7 +362,7 @@ int Front::bind() {
 
 bool Front::is_open() const { return !rules.on_loopback && rules.api_keys.empty(); }
 
-void Front::run() { http.listen_after_bind(); }
+void Front::run() { http.serve(); }
 
 void Front::stop() {
   stopping = true;

@@ -17,6 +17,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -283,7 +284,10 @@ HttpServer::HttpServer(std::size_t most_connections)
   });
 }
 
-HttpServer::~HttpServer() { remove_file(); }
+HttpServer::~HttpServer() {
+  remove_file();
+  for (const int socket : more_sockets_) close(socket);
+}
 
 void HttpServer::remove_file() {
   if (!file_.empty()) unlink(std::exchange(file_, "").c_str());
@@ -299,10 +303,63 @@ void HttpServer::bind_to_file(const std::string& path) {
   file_ = path;
 }
 
-bool HttpServer::listens_on_loopback() const {
+bool HttpServer::also_bind_to(const std::string& host, int port) {
+  const addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
+  addrinfo* found = nullptr;
+  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) return false;
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+    const int listening = ::socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listening < 0) continue;
+    const int yes = 1;
+    setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    // :: beside 0.0.0.0: each for its own kind of addresses.
+    if (each->ai_family == AF_INET6) {
+      setsockopt(listening, IPPROTO_IPV6, IPV6_V6ONLY, &yes, sizeof yes);
+    }
+    if (::bind(listening, each->ai_addr, each->ai_addrlen) == 0 &&
+        ::listen(listening, CPPHTTPLIB_LISTEN_BACKLOG) == 0) {
+      more_sockets_.push_back(listening);
+      return true;
+    }
+    close(listening);
+  }
+  return false;
+}
+
+void HttpServer::serve() {
+  {
+    std::vector<std::jthread> threads;
+    for (const int each : more_sockets_) threads.emplace_back([this, each] { accept_at(each); });
+    listen_after_bind();
+    for (const int each : more_sockets_) shutdown(each, SHUT_RDWR);  // whose accept() then fails
+  }
+  Threads(*this).shutdown();  // what they took while the library waited for its own
+}
+
+void HttpServer::accept_at(int listening) {
+  constexpr auto kPause = std::chrono::milliseconds(10);
+  for (;;) {
+    const int socket = accept4(listening, nullptr, nullptr, SOCK_CLOEXEC);
+    if (socket < 0 && errno == EINVAL) return;
+    if (socket < 0) {  // no more files, or a client that left at once
+      std::this_thread::sleep_for(kPause);
+      continue;
+    }
+    const int yes = 1;
+    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    if (!Threads(*this).enqueue([this, socket] { process_and_close_socket(socket); })) {
+      close(socket);
+    }
+  }
+}
+
+namespace {
+
+bool is_of_loopback(int socket) {
   sockaddr_storage address = {};
   socklen_t size = sizeof address;
-  if (getsockname(svr_sock_, reinterpret_cast<sockaddr*>(&address), &size) != 0) return false;
+  if (getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) return false;
   if (address.ss_family == AF_UNIX) return true;
   if (address.ss_family == AF_INET) {
     const auto& ipv4 = reinterpret_cast<const sockaddr_in&>(address);
@@ -312,9 +369,16 @@ bool HttpServer::listens_on_loopback() const {
          IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
 }
 
+}  // namespace
+
+bool HttpServer::listens_on_loopback() const {
+  return is_of_loopback(svr_sock_) && std::ranges::all_of(more_sockets_, is_of_loopback);
+}
+
 void HttpServer::stop_serving() {
   remove_file();  // while nobody else can have taken it over
   stop();
+  for (const int each : more_sockets_) shutdown(each, SHUT_RDWR);
   const std::lock_guard lock(mutex_);
   stopping_ = true;
   shut_down(/*all=*/false);
@@ -397,6 +461,13 @@ bool HttpServer::client_has_left() {
 Clock::time_point HttpServer::request_began() { return Connection::current->began; }
 
 void HttpServer::close_after_answer() { Connection::current->closes_after_answer = true; }
+
+HttpServer::CurrentRequest::CurrentRequest() : connection_(Connection::current) {}
+
+HttpServer::OnBehalf::OnBehalf(const CurrentRequest& request) {
+  Connection::current = request.connection_;
+}
+HttpServer::OnBehalf::~OnBehalf() { Connection::current = nullptr; }
 
 HttpServer::Bound HttpServer::bound_hit() { return Connection::current->bound; }
 

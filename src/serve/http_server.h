@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "serve/tls.h"
 
@@ -41,6 +42,12 @@ class HttpServer final : public httplib::Server {
   /// that is gone is replaced. An Error where it cannot.
   void bind_to_file(const std::string& path);
 
+  /// Once it is bound to one address: listens at another one, too. False where it cannot.
+  bool also_bind_to(const std::string& host, int port);
+
+  /// Once it is bound: answers requests, at all addresses, until stop_serving().
+  void serve();
+
   /// Once it is bound: whether programs of this machine alone can reach it.
   bool listens_on_loopback() const;
 
@@ -61,9 +68,30 @@ class HttpServer final : public httplib::Server {
   static Bound bound_hit();
 
  private:
+  struct Connection;
+
+ public:
+  /// That request, for other threads that work for it while the calling one waits.
+  class CurrentRequest {
+   public:
+    CurrentRequest();
+
+   private:
+    friend HttpServer;
+    Connection* const connection_;
+  };
+  /// While it lives, the calling thread answers that request, too.
+  class OnBehalf {
+   public:
+    explicit OnBehalf(const CurrentRequest& request);
+    ~OnBehalf();
+    OnBehalf(const OnBehalf&) = delete;
+    OnBehalf& operator=(const OnBehalf&) = delete;
+  };
+
+ private:
   static constexpr std::chrono::milliseconds kGrace{600};
 
-  struct Connection;
   class RequestStream;
   class Threads;
 
@@ -71,13 +99,15 @@ class HttpServer final : public httplib::Server {
   /// The oldest of the connections that wait for their client is closed; false where all are busy.
   bool close_one_that_waits();
   void remove_file();
+  void accept_at(int listening);
   /// Wakes whoever waits for a client, or, with `all`, for anything of a connection.
   void shut_down(bool all);
 
   std::mutex mutex_;
   std::condition_variable ended_;
   TlsContext tls_{nullptr, &SSL_CTX_free};
-  std::string file_;  ///< of the socket that it listens at; empty: there is none
+  std::vector<int> more_sockets_;  ///< that it listens at, besides the library's
+  std::string file_;               ///< of the socket that it listens at; empty: there is none
   std::size_t most_connections_;
   std::size_t threads_ = 0;
   std::size_t counted_ = 0;             ///< connections that do not make room for another one

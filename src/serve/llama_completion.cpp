@@ -1,6 +1,8 @@
 #include "serve/llama_completion.h"
 
+#include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace firp {
 namespace {
@@ -33,6 +35,24 @@ Json chosen(const Json& whole, const std::vector<std::string>& fields) {
     if (at != nullptr) part[path] = *at;
   }
   return part;
+}
+
+/// llama.cpp's clients read the probabilities of one token in an event. Each has its token's text,
+/// or as much of what has come: some of that may be of tokens before, which was held back.
+std::vector<ReplyPart> token_by_token(const ReplyPart& part) {
+  std::vector<ReplyPart> parts;
+  std::size_t begin = 0;
+  for (std::size_t i = 0; i < part.probabilities.size(); ++i) {
+    const WrittenToken& token = part.probabilities[i];
+    std::size_t end = part.text.size();
+    if (i + 1 < part.probabilities.size()) end = std::min(end, begin + token.token.bytes.size());
+    while (end > begin && end < part.text.size() && continues_utf8(part.text[end])) --end;
+    parts.push_back({.text = part.text.substr(begin, end - begin),
+                     .tokens = {token.token.token},
+                     .probabilities = {token}});
+    begin = end;
+  }
+  return parts;
 }
 
 }  // namespace
@@ -142,7 +162,15 @@ Events LlamaWriter::progress(const Usage& usage) {
 }
 
 Events LlamaWriter::part(int answer, const ReplyPart& part, const ReplyDelta&, const Usage& usage) {
-  return {{"", chunk(answer, part, usage)}};
+  if (part.probabilities.size() <= 1) return {{"", chunk(answer, part, usage)}};
+  Events events;
+  Usage so_far = usage;
+  so_far.completion_tokens -= static_cast<int>(part.probabilities.size());
+  for (const ReplyPart& each : token_by_token(part)) {
+    ++so_far.completion_tokens;
+    events.push_back({"", chunk(answer, each, so_far)});
+  }
+  return events;
 }
 
 Events LlamaWriter::end(int answer, const FinishedAnswer& finished, const ReplyDelta&) {

@@ -26,12 +26,15 @@ double resident_bytes() {
 
 double ratio(double a, double b) { return b > 0 ? a / b : 0; }
 
+/// Tokens of prompts that passes read.
+int read_of(const Usage& usage) { return usage.read_tokens - usage.cached_tokens; }
+
 }  // namespace
 
-std::string metrics_of(const Scheduler::Status& status) {
+std::string metrics_of(const Scheduler::Status& status, const Usage& before) {
   const Usage& all = status.all;
   const DecodeStats& stats = all.stats;
-  const auto read = static_cast<double>(all.read_tokens - all.cached_tokens);
+  const auto read = static_cast<double>(read_of(all));
   const auto written = static_cast<double>(all.completion_tokens);
   std::string text;
   const auto counter = [&](const char* name, const char* help, double value) {
@@ -57,10 +60,13 @@ std::string metrics_of(const Scheduler::Status& status) {
   counter("llamacpp:spec_decode_num_accepted_tokens_total",
           "Drafted tokens that the model would have written.",
           std::max(0.0, written - static_cast<double>(stats.forwards)));
-  gauge("llamacpp:prompt_tokens_seconds", "Prompt tokens a second.",
-        ratio(read, stats.prefill_seconds));
-  gauge("llamacpp:predicted_tokens_seconds", "Tokens a second of an answer.",
-        ratio(written, stats.decode_seconds));
+  gauge(
+      "llamacpp:prompt_tokens_seconds", "Prompt tokens a second, since this was asked for last.",
+      ratio(read_of(all) - read_of(before), stats.prefill_seconds - before.stats.prefill_seconds));
+  gauge("llamacpp:predicted_tokens_seconds",
+        "Tokens a second of an answer, since this was asked for last.",
+        ratio(all.completion_tokens - before.completion_tokens,
+              stats.decode_seconds - before.stats.decode_seconds));
   gauge("llamacpp:requests_processing", "Answers that are being written.",
         static_cast<double>(std::ranges::count(status.slots, true, &Scheduler::Slot::is_busy)));
   gauge("llamacpp:requests_deferred", "Answers that wait to begin.", status.waiting);

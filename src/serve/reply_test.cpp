@@ -121,6 +121,33 @@ TEST(Reply, OfLlamaCppHasItsMembers) {
             Json({{"content", "a"}, {"timings/predicted_n", 6}}));
 }
 
+TEST(Reply, OfLlamaCppHasAnEventForEachTokenWithProbabilities) {
+  TextRequest request = request_of(Dialect::kLlama, 1);
+  request.stream = true;
+  const auto writer = make_reply_writer(request, kHead, {"p"});
+  // A letter of two bytes in two tokens, behind one that was held back.
+  const ReplyPart part = {
+      .text = "x a\xc3\xa9",
+      .tokens = {1, 2, 3},
+      .probabilities = {{.token = {1, " a", -1}, .likeliest = {}, .offset = 1},
+                        {.token = {2, "\xc3", -1}, .likeliest = {}, .offset = 3},
+                        {.token = {3, "\xa9", -1}, .likeliest = {}, .offset = 3}}};
+  const Events events = writer->part(0, part, {}, {.completion_tokens = 7});
+  ASSERT_EQ(events.size(), 3u);
+  std::string text;
+  for (int i = 0; i < 3; ++i) {
+    const Json& data = events[i].data;
+    EXPECT_EQ(data["tokens"], Json::array({i + 1}));
+    EXPECT_EQ(data["tokens_predicted"], 5 + i);
+    ASSERT_EQ(data["completion_probabilities"].size(), 1u);
+    EXPECT_EQ(data["completion_probabilities"][0]["id"], i + 1);
+    EXPECT_EQ(data["stop"], false);
+    text += data["content"];
+    EXPECT_EQ(to_bytes(data["content"]).find("\xef\xbf\xbd"), std::string::npos) << "half a letter";
+  }
+  EXPECT_EQ(text, part.text);
+}
+
 /// The names of the events, in their order.
 std::vector<std::string> names_of(const Events& events) {
   std::vector<std::string> names;

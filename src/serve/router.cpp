@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <functional>
 #include <list>
@@ -23,6 +24,7 @@
 #include "serve/front.h"
 #include "serve/model_files.h"
 #include "serve/model_process.h"
+#include "serve/presets.h"
 #include "serve/reply.h"
 
 namespace firp {
@@ -35,7 +37,6 @@ constexpr auto kMostWait = std::chrono::seconds(60);
 
 constexpr ErrorKind kNoSuchModel = {404, "not_found_error", "model_not_found"};
 constexpr ErrorKind kNotLoaded = {400, "invalid_request_error", "model_not_loaded"};
-constexpr ErrorKind kModelFailed = {500, "server_error", "model_failed"};
 
 std::string new_key() {
   std::random_device random;
@@ -49,7 +50,11 @@ std::vector<std::string> environment_with(const std::string& key) {
   constexpr std::string_view kName = "FIRP_API_KEY=";
   std::vector<std::string> variables;
   for (char** each = environ; *each != nullptr; ++each) {
-    if (!std::string_view(*each).starts_with(kName)) variables.emplace_back(*each);
+    // Vertex AI's words are for the router: the models' processes have ports of their own.
+    const std::string_view variable = *each;
+    if (!variable.starts_with(kName) && !variable.starts_with("AIP_")) {
+      variables.emplace_back(variable);
+    }
   }
   variables.push_back(std::string(kName) + key);
   return variables;
@@ -64,6 +69,8 @@ struct Router::State : Front {
   enum class Stage { kUnloaded, kLoading, kLoaded, kUnloading };
   struct Model {
     std::filesystem::path path;
+    std::vector<std::string> arguments;  ///< its preset's
+    bool loads_at_start = false;
     Stage stage = Stage::kUnloaded;
     std::string key;  ///< that the process asks for
     int port = 0;
@@ -101,7 +108,9 @@ struct Router::State : Front {
     std::optional<ForwardedRequest> request;
   };
 
-  void read_folder();
+  void read_files();
+  /// Those that presets want, as far as there is room.
+  void load_first_ones();
   Model& model_of(const std::string& name);
   std::string names() const;
   std::vector<std::string> arguments_of(const std::string& name, const Model& model) const;
@@ -132,10 +141,14 @@ struct Router::State : Front {
 
 Router::State::State(ServerOptions server, RouterOptions o)
     : Front(std::move(server)), options_of_models(std::move(o)) {
-  read_folder();
+  read_files();
   if (models.empty()) {
-    throw Error(fmt::format("there is no model (NAME.gguf, or a folder with one) in {}",
-                            options_of_models.models_dir.string()));
+    const RouterOptions& from = options_of_models;
+    throw Error(
+        from.models_dir.empty()
+            ? fmt::format("{} has no model ([NAME] with model = PATH)", from.presets.string())
+            : fmt::format("there is no model (NAME.gguf, or a folder with one) in {}",
+                          from.models_dir.string()));
   }
   add({"/models", "GET", std::bind_front(&State::list, this)});
   add({"/v1/models", "GET", std::bind_front(&State::list, this)});
@@ -149,15 +162,40 @@ Router::State::State(ServerOptions server, RouterOptions o)
 }
 
 /// Models that run stay, whatever became of their files.
-void Router::State::read_folder() {
-  std::map<std::string, std::filesystem::path> files = find_models(options_of_models.models_dir);
+void Router::State::read_files() {
+  const RouterOptions& o = options_of_models;
+  std::map<std::string, Preset> presets;
+  if (!o.presets.empty()) presets = read_presets(o.presets);
+  const Preset for_all = presets.empty() ? Preset() : std::move(presets.extract("*").mapped());
+  std::map<std::string, std::filesystem::path> files;
+  if (!o.models_dir.empty()) files = find_models(o.models_dir);
+  for (const auto& [name, preset] : presets) {
+    if (!preset.model.empty()) files[name] = preset.model;
+    if (!files.contains(name)) {
+      throw Error(fmt::format("{}: the model [{}] needs model = PATH: no folder has it",
+                              o.presets.string(), one_line(name)));
+    }
+  }
   std::erase_if(models, [&](const auto& each) {
     const Model& model = each.second;
     return !files.contains(each.first) && model.stage == Stage::kUnloaded && model.answering == 0;
   });
   for (auto& [name, path] : files) {
     Model& model = models[name];
-    if (model.stage == Stage::kUnloaded) model.path = std::move(path);
+    if (model.stage != Stage::kUnloaded) continue;
+    const auto own = presets.find(name);
+    const Preset& preset = own == presets.end() ? for_all : own->second;
+    model.path = std::move(path);
+    model.arguments = preset.arguments;
+    model.loads_at_start = preset.loads_at_start;
+  }
+}
+
+void Router::State::load_first_ones() {
+  const std::lock_guard lock(mutex);
+  int room = options_of_models.models_max == 0 ? INT_MAX : options_of_models.models_max;
+  for (auto& [name, model] : models) {
+    if (model.loads_at_start && room-- > 0) start(name, model);
   }
 }
 
@@ -185,6 +223,7 @@ Router::State::Model& Router::State::model_of(const std::string& name) {
 std::vector<std::string> Router::State::arguments_of(const std::string& name,
                                                      const Model& model) const {
   std::vector<std::string> arguments = {"firp", "serve"};
+  arguments.insert(arguments.end(), model.arguments.begin(), model.arguments.end());
   arguments.insert(arguments.end(), options_of_models.arguments.begin(),
                    options_of_models.arguments.end());
   // Of a flag that is given twice the last one holds.
@@ -335,7 +374,7 @@ void Router::State::list(const httplib::Request& request, httplib::Response& res
   Json all = Json::array();
   {
     const std::lock_guard lock(mutex);
-    if (request.has_param("reload")) read_folder();
+    if (request.has_param("reload")) read_files();
     for (const auto& [name, model] : models) all.push_back(member_of(name, model));
   }
   reply(response, {{"object", "list"}, {"data", std::move(all)}});
@@ -371,13 +410,16 @@ void Router::State::unload(const httplib::Request& request, httplib::Response& r
 void Router::State::props(const httplib::Request& request, httplib::Response& response,
                           const Reader* read) {
   if (request.has_param("model")) return forward(request, response, read);
-  reply(response, {{"role", "router"},
-                   {"max_instances", options_of_models.models_max},
-                   {"models_autoload", options_of_models.autoload},
-                   {"model_alias", "firp"},
-                   {"model_path", options_of_models.models_dir.string()},
-                   {"default_generation_settings", {{"params", Json::object()}, {"n_ctx", 0}}},
-                   {"build_info", "b-firp"}});
+  reply(response,
+        {{"role", "router"},
+         {"max_instances", options_of_models.models_max},
+         {"models_autoload", options_of_models.autoload},
+         {"model_alias", "firp"},
+         {"model_path", (options_of_models.models_dir.empty() ? options_of_models.presets
+                                                              : options_of_models.models_dir)
+                            .string()},
+         {"default_generation_settings", {{"params", Json::object()}, {"n_ctx", 0}}},
+         {"build_info", "b-firp"}});
 }
 
 void Router::State::forward(const httplib::Request& request, httplib::Response& response,
@@ -443,7 +485,10 @@ int Router::bind() { return state_->bind(); }
 
 bool Router::is_open() const { return state_->is_open(); }
 
-void Router::run() { state_->run(); }
+void Router::run() {
+  state_->load_first_ones();
+  state_->run();
+}
 
 void Router::stop() {
   state_->stopping = true;

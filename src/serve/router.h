@@ -10,7 +10,8 @@
 namespace firp {
 
 struct RouterOptions {
-  std::filesystem::path models_dir;
+  std::filesystem::path models_dir;    ///< may be empty, where there are
+  std::filesystem::path presets;       ///< of models (serve/presets.h); empty: none
   int models_max = 4;                  ///< that run at once; 0: no bound
   bool autoload = true;                ///< a request for a model that does not run starts it
   std::vector<std::string> arguments;  ///< of every model's `firp serve`, but for those of where
@@ -20,7 +21,7 @@ struct RouterOptions {
 /// they name (docs/serve.md).
 class Router {
  public:
-  /// Of the server's options those of the front count. An Error where the folder has no models.
+  /// Of the server's options those of the front count. An Error where there are no models.
   Router(ServerOptions server, RouterOptions options);
   ~Router();
 

@@ -71,14 +71,16 @@ struct Scheduler::Errand {
 };
 
 Scheduler::Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary,
-                     const DecodeOptions& options, int most_running, int most_waiting)
+                     const DecodeOptions& options, int most_running, int most_waiting,
+                     Status before)
     : decoder_(decoder),
       vocabulary_(vocabulary),
       options_(options),
       most_running_(most_running),
       most_waiting_(most_waiting),
       slots_(most_running),
-      memories_(most_running) {
+      memories_(most_running),
+      done_(std::move(before)) {
   done_.free_positions = decoder.engine().free_positions();
   done_.pass_seconds = pass_seconds();
   Session(decoder, options);  // which says what is wrong before a request does

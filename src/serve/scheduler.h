@@ -58,11 +58,35 @@ struct Listener {
 /// always goes on.
 class Scheduler {
  public:
+  /// The answer in a slot, or the last one that was.
+  struct Slot {
+    bool is_busy = false;
+    long long answer = -1;  ///< its number, of all that began; -1: there was none
+    int prompt_tokens = 0;
+    int max_tokens = 0;
+    SamplingOptions sampling = {};
+    Usage usage = {};
+  };
+  /// What the scheduler does, and has done.
+  struct Status {
+    std::vector<Slot> slots;
+    int waiting;
+    long long answers;  ///< that ended
+    Usage all;          ///< of those, and of what is being written
+    double busy_seconds;
+    long long passes;
+    int longest;  ///< of those: prompt and answer, in tokens
+    /// What a pass of so many rows took when an answer last ended, where a planner knows: on a
+    /// short context, drafted.
+    std::map<int, double> pass_seconds;
+    int free_positions;  ///< of the engine's; what is held of old answers is free
+  };
+
   /// All must outlive the scheduler, which uses the engine alone. `options`: how answers are
   /// drafted; an Error where they cannot be. `most_running`: answers that are written at once;
-  /// `most_waiting`: that wait to begin; more are refused.
+  /// `most_waiting`: that wait to begin; more are refused. `before`: what is told as done already.
   Scheduler(BatchDecoder& decoder, const Vocabulary& vocabulary, const DecodeOptions& options,
-            int most_running, int most_waiting);
+            int most_running, int most_waiting, Status before = {});
   ~Scheduler();
 
   /// A RequestError where complete() would throw one for so many answers, as things are.
@@ -108,29 +132,6 @@ class Scheduler {
   /// Forgets the slot's context, but for what other slots remember. Its tokens.
   int erase(int slot, const std::function<bool()>& is_unwanted);
 
-  /// The answer in a slot, or the last one that was.
-  struct Slot {
-    bool is_busy = false;
-    long long answer = -1;  ///< its number, of all that began; -1: there was none
-    int prompt_tokens = 0;
-    int max_tokens = 0;
-    SamplingOptions sampling = {};
-    Usage usage = {};
-  };
-  /// What the scheduler does, and has done.
-  struct Status {
-    std::vector<Slot> slots;
-    int waiting;
-    long long answers;  ///< that ended
-    Usage all;          ///< of those, and of what is being written
-    double busy_seconds;
-    long long passes;
-    int longest;  ///< of those: prompt and answer, in tokens
-    /// What a pass of so many rows took when an answer last ended, where a planner knows: on a
-    /// short context, drafted.
-    std::map<int, double> pass_seconds;
-    int free_positions;  ///< of the engine's; what is held of old answers is free
-  };
   Status status();
   int most_running() const { return most_running_; }
 
@@ -191,7 +192,7 @@ class Scheduler {
   std::vector<Memory> memories_;  ///< [slots_]
   unsigned long long uses_ = 0;   ///< of slots
   long long begun_ = 0;           ///< answers that began
-  Status done_ = {};              ///< of answers that ended
+  Status done_;                   ///< of answers that ended
   std::jthread thread_;           ///< the last member: it uses the others
 };
 

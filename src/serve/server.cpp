@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 #include <llama.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <exception>
 #include <functional>
 #include <mutex>
@@ -20,6 +22,7 @@
 #include "serve/llama_completion.h"
 #include "serve/messages.h"
 #include "serve/metrics.h"
+#include "serve/on_demand.h"
 #include "serve/prepare.h"
 #include "serve/scheduler.h"
 
@@ -48,16 +51,42 @@ bool send(httplib::DataSink& sink, const Events& events) {
   return bytes.empty() || send(sink, bytes);
 }
 
+/// The model while it is loaded, and what runs on it.
+struct AwakeModel {
+  AwakeModel(ServedModel model, const ServerOptions& options, Scheduler::Status before)
+      : served(std::move(model)),
+        scheduler(served.decoder, vocabulary, served.decoding, options.parallel,
+                  options.most_waiting, std::move(before)) {}
+
+  /// Made for the first request that needs them.
+  const TokenTexts& texts() {
+    std::call_once(texts_made, [this] { made_texts = token_texts(vocabulary); });
+    return made_texts;
+  }
+  int context() const { return engine.options().context; }
+
+  const ServedModel served;
+  Engine& engine = served.decoder.engine();
+  const ChatTemplate& chat_template = served.chat_template;
+  const Vocabulary& vocabulary = chat_template.vocabulary();
+  std::once_flag texts_made;
+  TokenTexts made_texts;
+  Scheduler scheduler;
+};
+using SharedModel = std::shared_ptr<AwakeModel>;
+
 /// A request for text, from its body to its reply.
 struct Exchange {
-  Exchange(PreparedRequest p, ReplyHead head, std::shared_ptr<LoggedRequest> l)
-      : prepared(std::move(p)),
+  Exchange(SharedModel m, PreparedRequest p, ReplyHead head, std::shared_ptr<LoggedRequest> l)
+      : model(std::move(m)),
+        prepared(std::move(p)),
         writer(make_reply_writer(prepared.request, std::move(head), prepared.prompts)),
         answers(prepared.generations.size(), prepared.reader),
         logged(std::move(l)) {
     logged->usages.resize(prepared.generations.size());
   }
 
+  const SharedModel model;
   PreparedRequest prepared;
   const std::unique_ptr<ReplyWriter> writer;
   GrowingAnswers answers;
@@ -67,14 +96,14 @@ struct Exchange {
 }  // namespace
 
 struct Server::State : Front {
-  State(BatchDecoder& b, const ChatTemplate& t, const DecodeOptions& d, ServerOptions o);
+  State(ServedModel first, ServerOptions o, std::function<ServedModel()> load);
 
-  /// Made for the first request that needs them.
-  const TokenTexts& texts() {
-    std::call_once(texts_made, [this] { made_texts = token_texts(vocabulary); });
-    return made_texts;
-  }
-  int context() const { return engine.options().context; }
+  /// The model, loaded if need be. What is done with it keeps it from sleeping.
+  SharedModel use();
+  /// Puts it to sleep.
+  void let_go(std::unique_ptr<AwakeModel> model);
+  /// Of the model, or of it as it fell asleep.
+  Scheduler::Status status();
 
   // What is asked for.
   struct Endpoint;
@@ -98,7 +127,7 @@ struct Server::State : Front {
   void complete(const httplib::Request& request, httplib::Response& response, const Reader* read);
 
   void require_embeddings(bool one_each) const;
-  std::vector<Scheduler::Answer> states_of(const EmbeddingsRequest& request,
+  std::vector<Scheduler::Answer> states_of(AwakeModel& model, const EmbeddingsRequest& request,
                                            const httplib::Request& http_request,
                                            httplib::Response& response);
   TextRequest read_request(Dialect dialect, const httplib::Request& request,
@@ -108,13 +137,14 @@ struct Server::State : Front {
   void stream(const std::shared_ptr<Exchange>& exchange, const httplib::Request& request,
               httplib::Response& response);
 
-  Engine& engine;
-  const Vocabulary& vocabulary;
-  const ChatTemplate& chat_template;
+  // What is told of the model while it sleeps, too.
   const RequestDefaults defaults;
-  Scheduler scheduler;
-  std::once_flag texts_made;
-  TokenTexts made_texts;
+  const int context, hidden_size;
+  const Json told_models, told_props;
+  std::mutex status_mutex;  ///< of the next two
+  Scheduler::Status asleep_status;
+  Usage told_usage;  ///< what /metrics told last
+  OnDemand<AwakeModel> model;
 };
 
 struct Server::State::Endpoint {
@@ -158,74 +188,131 @@ const Server::State::Endpoint Server::State::kEndpoints[] = {
     {"/v1/audio/transcriptions", "POST", &State::not_done},
 };
 
-Server::State::State(BatchDecoder& b, const ChatTemplate& t, const DecodeOptions& d,
-                     ServerOptions o)
-    : Front(std::move(o)),
-      engine(b.engine()),
-      vocabulary(t.vocabulary()),
-      chat_template(t),
-      defaults{.sampling = d.sampling,
-               .seed = options.seed,
-               .max_tokens = options.max_tokens,
-               .vocabulary = vocabulary.size(),
-               .verbose = options.verbose,
-               .slots = options.parallel,
-               .thinks = options.thinks,
-               .reasoning = options.reasoning,
-               .template_variables = options.template_variables},
-      scheduler(b, vocabulary, d, options.parallel, options.most_waiting) {
-  for (const Endpoint& endpoint : kEndpoints) {
-    add({endpoint.path, endpoint.method, std::bind_front(endpoint.answer, this)});
-  }
+namespace {
+
+RequestDefaults defaults_of(const ServedModel& model, const ServerOptions& options) {
+  return {.sampling = model.decoding.sampling,
+          .seed = options.seed,
+          .max_tokens = options.max_tokens,
+          .vocabulary = model.chat_template.vocabulary().size(),
+          .verbose = options.verbose,
+          .slots = options.parallel,
+          .thinks = options.thinks,
+          .reasoning = options.reasoning,
+          .template_variables = options.template_variables};
 }
 
-void Server::State::models(const httplib::Request&, httplib::Response& response, const Reader*) {
-  const Json model = {{"id", options.model_name},
-                      {"object", "model"},
-                      {"created", start_seconds},
-                      {"owned_by", "firp"},
-                      {"meta",
-                       {{"vocab_type", 2},
-                        {"n_vocab", vocabulary.size()},
-                        {"n_ctx", context()},
-                        {"n_ctx_train", engine.config().trained_context},
-                        {"n_embd", engine.config().hidden_size}}}};
+Json models_of(const ServedModel& model, const ServerOptions& options, std::int64_t start_seconds) {
+  const Engine& engine = model.decoder.engine();
+  const Json member = {{"id", options.model_name},
+                       {"aliases", options.aliases},
+                       {"tags", options.tags},
+                       {"object", "model"},
+                       {"created", start_seconds},
+                       {"owned_by", "firp"},
+                       {"meta",
+                        {{"vocab_type", 2},
+                         {"n_vocab", model.chat_template.vocabulary().size()},
+                         {"n_ctx", engine.options().context},
+                         {"n_ctx_train", engine.config().trained_context},
+                         {"n_embd", engine.config().hidden_size}}}};
   // llama.cpp adds Ollama's list, which some clients read.
   const Json other = {{"name", options.model_name},
                       {"model", options.model_name},
                       {"type", "model"},
                       {"capabilities", Json::array({"completion"})},
                       {"details", {{"format", "gguf"}}}};
-  reply(response,
-        {{"object", "list"}, {"data", Json::array({model})}, {"models", Json::array({other})}});
+  return {{"object", "list"}, {"data", Json::array({member})}, {"models", Json::array({other})}};
 }
 
-void Server::State::props(const httplib::Request&, httplib::Response& response, const Reader*) {
-  Json settings = settings_member(defaults.sampling, defaults.max_tokens);
-  settings["seed"] = defaults.seed.value_or(LLAMA_DEFAULT_SEED);  // llama.cpp's "any"
+Json props_of(const ServedModel& model, const ServerOptions& options) {
+  Json settings = settings_member(model.decoding.sampling, options.max_tokens);
+  settings["seed"] = options.seed.value_or(LLAMA_DEFAULT_SEED);  // llama.cpp's "any"
+  const Vocabulary& vocabulary = model.chat_template.vocabulary();
   const llama_vocab* const v = llama_model_get_vocab(vocabulary.model());
   const auto piece = [&](Token token) {
     return token == kNoToken ? "" : vocabulary.piece(token, /*show_special=*/true);
   };
-  reply(response, {{"default_generation_settings",
-                    {{"id", 0},
-                     {"n_ctx", context()},
-                     {"is_processing", false},
-                     {"speculative", true},
-                     {"params", std::move(settings)}}},
-                   {"total_slots", options.parallel},
-                   {"model_alias", options.model_name},
-                   {"model_path", options.model_path},
-                   {"modalities", {{"vision", false}, {"audio", false}}},
-                   {"endpoint_slots", options.tells_slots},
-                   {"endpoint_props", false},
-                   {"endpoint_metrics", options.tells_metrics},
-                   {"chat_template", chat_template.source()},
-                   {"chat_template_caps", chat_template.capabilities()},
-                   {"bos_token", piece(llama_vocab_bos(v))},
-                   {"eos_token", piece(llama_vocab_eos(v))},
-                   {"build_info", "b-firp"},
-                   {"is_sleeping", false}});
+  return {{"default_generation_settings",
+           {{"id", 0},
+            {"n_ctx", model.decoder.engine().options().context},
+            {"is_processing", false},
+            {"speculative", true},
+            {"params", std::move(settings)}}},
+          {"total_slots", options.parallel},
+          {"model_alias", options.model_name},
+          {"model_path", options.model_path},
+          {"modalities", {{"vision", false}, {"audio", false}}},
+          {"endpoint_slots", options.tells_slots},
+          {"endpoint_props", false},
+          {"endpoint_metrics", options.tells_metrics},
+          {"chat_template", model.chat_template.source()},
+          {"chat_template_caps", model.chat_template.capabilities()},
+          {"bos_token", piece(llama_vocab_bos(v))},
+          {"eos_token", piece(llama_vocab_eos(v))},
+          {"build_info", "b-firp"}};
+}
+
+}  // namespace
+
+Server::State::State(ServedModel first, ServerOptions o, std::function<ServedModel()> load)
+    : Front(std::move(o)),
+      defaults(defaults_of(first, options)),
+      context(first.decoder.engine().options().context),
+      hidden_size(first.decoder.engine().config().hidden_size),
+      told_models(models_of(first, options, start_seconds)),
+      told_props(props_of(first, options)),
+      model(
+          std::make_unique<AwakeModel>(std::move(first), options, Scheduler::Status{}),
+          options.idle_seconds ? std::optional(std::chrono::seconds(*options.idle_seconds))
+                               : std::nullopt,
+          [this, load = std::move(load)] {
+            log_line(options.model_name, "is loaded again");
+            return std::make_unique<AwakeModel>(load(), options, status());
+          },
+          [this](std::unique_ptr<AwakeModel> unused) { let_go(std::move(unused)); }) {
+  for (const Endpoint& endpoint : kEndpoints) {
+    add({endpoint.path, endpoint.method, std::bind_front(endpoint.answer, this)});
+  }
+}
+
+SharedModel Server::State::use() {
+  try {
+    return model.use([this] { return is_unwanted(); });
+  } catch (const RequestError&) {
+    throw;
+  } catch (const Cancelled&) {
+    throw;
+  } catch (const Error& error) {
+    throw RequestError(
+        kModelFailed, fmt::format("the model slept, and cannot be loaded again: {}", error.what()));
+  }
+}
+
+void Server::State::let_go(std::unique_ptr<AwakeModel> unused) {
+  {
+    const std::lock_guard lock(status_mutex);
+    asleep_status = unused->scheduler.status();
+  }
+  unused.reset();
+  malloc_trim(0);  // what many small pieces were taken for, as the vocabulary's
+  log_line(options.model_name, fmt::format("sleeps after {} idle seconds", *options.idle_seconds));
+}
+
+Scheduler::Status Server::State::status() {
+  if (const SharedModel awake = model.look()) return awake->scheduler.status();
+  const std::lock_guard lock(status_mutex);
+  return asleep_status;
+}
+
+void Server::State::models(const httplib::Request&, httplib::Response& response, const Reader*) {
+  reply(response, told_models);
+}
+
+void Server::State::props(const httplib::Request&, httplib::Response& response, const Reader*) {
+  Json props = told_props;
+  props["is_sleeping"] = model.look() == nullptr;
+  reply(response, props);
 }
 
 void Server::State::slots(const httplib::Request& request, httplib::Response& response,
@@ -233,12 +320,12 @@ void Server::State::slots(const httplib::Request& request, httplib::Response& re
   if (!options.tells_slots) {
     throw RequestError(kNotImplemented, "this server does not tell its slots (--slots)");
   }
-  const Scheduler::Status status = scheduler.status();
+  const Scheduler::Status now = status();
   if (request.has_param("fail_on_no_slot") &&
-      std::ranges::all_of(status.slots, &Scheduler::Slot::is_busy)) {
+      std::ranges::all_of(now.slots, &Scheduler::Slot::is_busy)) {
     throw RequestError(kBusy, "all slots are taken");
   }
-  reply(response, slots_of(status, context()));
+  reply(response, slots_of(now, context));
 }
 
 void Server::State::slot_action(const httplib::Request& request, httplib::Response& response,
@@ -259,7 +346,7 @@ void Server::State::slot_action(const httplib::Request& request, httplib::Respon
   const std::string action = request.get_param_value("action");
   const auto leaves = [this] { return is_unwanted(); };
   if (action == "erase") {
-    const int erased = scheduler.erase(slot, leaves);
+    const int erased = use()->scheduler.erase(slot, leaves);
     return reply(response, {{"id_slot", slot}, {"n_erased", erased}});
   }
   if (action != "save" && action != "restore") {
@@ -267,9 +354,10 @@ void Server::State::slot_action(const httplib::Request& request, httplib::Respon
   }
   const bool saves = action == "save";
   const std::string name = parse_slot_file_request(body.text());
+  const SharedModel used = use();
   const Scheduler::SlotFile file =
-      saves ? scheduler.save(slot, options.slot_folder / name, leaves)
-            : scheduler.restore(slot, options.slot_folder / name, leaves);
+      saves ? used->scheduler.save(slot, options.slot_folder / name, leaves)
+            : used->scheduler.restore(slot, options.slot_folder / name, leaves);
   reply(response, {{"id_slot", slot},
                    {"filename", name},
                    {saves ? "n_saved" : "n_restored", file.tokens},
@@ -282,18 +370,26 @@ void Server::State::metrics(const httplib::Request&, httplib::Response& response
     throw RequestError(kNotImplemented, "this server does not tell its metrics (--metrics)");
   }
   response.set_header("Process-Start-Time-Unix", std::to_string(start_seconds));
-  response.set_content(metrics_of(scheduler.status()), "text/plain; version=0.0.4");
+  const Scheduler::Status now = status();
+  Usage before;
+  {
+    const std::lock_guard lock(status_mutex);
+    before = std::exchange(told_usage, now.all);
+  }
+  response.set_content(metrics_of(now, before), "text/plain; version=0.0.4");
 }
 
 void Server::State::tokenize(const httplib::Request& http_request, httplib::Response& response,
                              const Reader* read) {
   const BodyBytes body(body_bytes, http_request, response, *read);
   const TokenizeRequest request = parse_tokenize_request(body.text());
+  const SharedModel used = use();
+  const Vocabulary& vocabulary = used->vocabulary;
   PromptText text = {request.content};
   if (!request.parse_special) text.literal.push_back({0, request.content.size()});
   std::vector<Token> tokens;
   try {
-    vocabulary.require_fits(request.content.size(), context());  // before it takes its time
+    vocabulary.require_fits(request.content.size(), context);  // before it takes its time
     tokens = vocabulary.tokenize(text, request.add_special);
   } catch (const Error& error) {
     throw RequestError(kInvalidValue, error.what(), "content");
@@ -310,17 +406,17 @@ void Server::State::tokenize(const httplib::Request& http_request, httplib::Resp
 void Server::State::detokenize(const httplib::Request& request, httplib::Response& response,
                                const Reader* read) {
   const BodyBytes body(body_bytes, request, response, *read);
+  const std::vector<Token> tokens = parse_detokenize_request(body.text(), defaults.vocabulary);
+  const SharedModel used = use();
   std::string text;
-  for (const Token token : parse_detokenize_request(body.text(), vocabulary.size())) {
-    text += vocabulary.piece(token, /*show_special=*/true);
-  }
+  for (const Token token : tokens) text += used->vocabulary.piece(token, /*show_special=*/true);
   reply(response, {{"content", text}});
 }
 
 void Server::State::apply_template(const httplib::Request& request, httplib::Response& response,
                                    const Reader* read) {
   const TextRequest chat = read_request(Dialect::kChat, request, response, *read);
-  reply(response, {{"prompt", written_chat(chat, chat_template).prompt.text}});
+  reply(response, {{"prompt", written_chat(chat, use()->chat_template).prompt.text}});
 }
 
 void Server::State::not_done(const httplib::Request& request, httplib::Response&, const Reader*) {
@@ -337,20 +433,23 @@ template <Dialect dialect>
 void Server::State::count_tokens(const httplib::Request& http_request, httplib::Response& response,
                                  const Reader* read) {
   const TextRequest request = read_request(dialect, http_request, response, *read);
-  const std::size_t tokens =
-      vocabulary.tokenize(written_chat(request, chat_template).prompt, /*add_bos=*/true).size();
+  const SharedModel used = use();
+  const PromptText prompt = written_chat(request, used->chat_template).prompt;
+  const std::size_t tokens = used->vocabulary.tokenize(prompt, /*add_bos=*/true).size();
   Json counted = {{"input_tokens", tokens}};
   if (dialect != Dialect::kMessages) counted["object"] = "response.input_tokens";
   reply(response, counted);
 }
 
-std::vector<Scheduler::Answer> Server::State::states_of(const EmbeddingsRequest& request,
+std::vector<Scheduler::Answer> Server::State::states_of(AwakeModel& used,
+                                                        const EmbeddingsRequest& request,
                                                         const httplib::Request& http_request,
                                                         httplib::Response& response) {
   const Pooling pooling = options.embeddings->pooling;
-  std::vector<std::vector<Token>> texts = embedded_tokens(request, vocabulary, context(), pooling);
+  std::vector<std::vector<Token>> texts =
+      embedded_tokens(request, used.vocabulary, context, pooling);
   std::vector<Scheduler::Answer> answers =
-      scheduler.embed(std::move(texts), pooling, [this] { return is_unwanted(); });
+      used.scheduler.embed(std::move(texts), pooling, [this] { return is_unwanted(); });
   LoggedRequest& logged = *logged_of(http_request, response);
   for (const Scheduler::Answer& each : answers) logged.usages.push_back(each.usage);
   return answers;
@@ -373,14 +472,13 @@ template <EmbeddingsForm form>
 void Server::State::embed(const httplib::Request& http_request, httplib::Response& response,
                           const Reader* read) {
   require_embeddings(form == EmbeddingsForm::kOpenAi);
-  const int size = engine.config().hidden_size;
   const EmbeddingsRequest request = [&] {
     const BodyBytes body(body_bytes, http_request, response, *read);
-    return parse_embeddings_request(body.text(), form, vocabulary.size(), size,
+    return parse_embeddings_request(body.text(), form, defaults.vocabulary, hidden_size,
                                     options.embeddings->norm);
   }();
-  reply(response, embeddings_reply(request, states_of(request, http_request, response), size,
-                                   options.model_name));
+  reply(response, embeddings_reply(request, states_of(*use(), request, http_request, response),
+                                   hidden_size, options.model_name));
 }
 
 void Server::State::rerank(const httplib::Request& http_request, httplib::Response& response,
@@ -388,9 +486,9 @@ void Server::State::rerank(const httplib::Request& http_request, httplib::Respon
   require_embeddings(/*one_each=*/true);
   const RerankRequest request = [&] {
     const BodyBytes body(body_bytes, http_request, response, *read);
-    return parse_rerank_request(body.text(), engine.config().hidden_size);
+    return parse_rerank_request(body.text(), hidden_size);
   }();
-  reply(response, rerank_reply(request, states_of(request.texts, http_request, response),
+  reply(response, rerank_reply(request, states_of(*use(), request.texts, http_request, response),
                                options.model_name));
 }
 
@@ -431,7 +529,7 @@ void Server::State::answer(Exchange& exchange, const std::function<void(const Ev
           },
       .is_unwanted = is_unwanted};
   const std::vector<Scheduler::Answer> ended =
-      scheduler.complete(std::move(exchange.prepared.generations), listener);
+      exchange.model->scheduler.complete(std::move(exchange.prepared.generations), listener);
   for (std::size_t i = 0; i < ended.size(); ++i) {
     const auto number = static_cast<int>(i);
     const ReplyDelta rest = exchange.answers.end(number, ended[i]);
@@ -482,16 +580,17 @@ template <Dialect dialect>
 void Server::State::complete(const httplib::Request& http_request, httplib::Response& response,
                              const Reader* read) {
   TextRequest request = read_request(dialect, http_request, response, *read);
+  const SharedModel used = use();
   DryOptions& dry = request.sampling.dry;
-  if (dry.is_on() && !dry.texts) dry.texts = texts();
-  PreparedRequest prepared = prepare(std::move(request), chat_template, context());
+  if (dry.is_on() && !dry.texts) dry.texts = used->texts();
+  PreparedRequest prepared = prepare(std::move(request), used->chat_template, context);
   const SharedLogged logged = logged_of(http_request, response);
   logged->id = new_id(dialect);
   const auto exchange = std::make_shared<Exchange>(
-      std::move(prepared), ReplyHead{logged->id, now_seconds(), options.model_name}, logged);
+      used, std::move(prepared), ReplyHead{logged->id, now_seconds(), options.model_name}, logged);
   if (exchange->prepared.request.stream) {
     // While the status can still say so.
-    scheduler.refuse_if_full(exchange->prepared.generations.size());
+    used->scheduler.refuse_if_full(exchange->prepared.generations.size());
     return stream(exchange, http_request, response);
   }
   answer(
@@ -500,9 +599,8 @@ void Server::State::complete(const httplib::Request& http_request, httplib::Resp
                       best_answers(exchange->answers.answers(), exchange->prepared.request)));
 }
 
-Server::Server(BatchDecoder& decoder, const ChatTemplate& chat_template,
-               const DecodeOptions& decoding, ServerOptions options)
-    : state_(std::make_unique<State>(decoder, chat_template, decoding, std::move(options))) {}
+Server::Server(ServedModel model, ServerOptions options, std::function<ServedModel()> load)
+    : state_(std::make_unique<State>(std::move(model), std::move(options), std::move(load))) {}
 Server::~Server() = default;
 
 std::vector<EndpointName> Server::endpoints() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -15,19 +16,31 @@
 
 namespace firp {
 
+/// Where Vertex AI asks (serve/predict.h).
+struct VertexRoutes {
+  std::string predict = "/predict";
+  std::string health;  ///< empty: as others do
+};
+
 struct ServerOptions {
-  std::string host = "127.0.0.1";  ///< or the path of a Unix socket, which ends in .sock
-  int port = 8080;                 ///< 0: any free one
-  int parallel = 4;                ///< answers that are written at once
-  int most_waiting = 256;          ///< that wait to begin; more are refused
+  std::string host = "127.0.0.1";       ///< or the path of a Unix socket, which ends in .sock
+  std::vector<std::string> more_hosts;  ///< addresses besides it, at the same port
+  int port = 8080;                      ///< 0: any free one
+  int parallel = 4;                     ///< answers that are written at once
+  int most_waiting = 256;               ///< that wait to begin; more are refused
   std::string model_name;
-  std::string model_path;   ///< for /props
+  std::vector<std::string> aliases, tags;  ///< for /models
+  std::string model_path;                  ///< for /props
   int request_seconds = 0;  ///< that a request may take in all; 0: as long as it takes
   std::filesystem::path ssl_key_file, ssl_cert_file;  ///< empty: connections are not encrypted
   // Who may use it (serve/access.h):
   std::vector<std::string> api_keys;  ///< empty: none is asked for
   std::vector<std::string> allowed_origins;
   std::vector<std::string> allowed_hosts;
+  // What a page of another origin may do, besides:
+  std::string cors_methods = "GET, POST, DELETE, OPTIONS";
+  std::string cors_headers;           ///< empty: those that it asks for
+  bool cors_credentials = false;      ///< cookies, and what a browser keeps of its own
   int max_tokens;                     ///< of an answer
   std::optional<std::uint64_t> seed;  ///< of requests without; none: another one for each
   // What requests can say otherwise, of a chat template that knows of thinking.
@@ -41,8 +54,19 @@ struct ServerOptions {
   bool has_page = true;
   bool verbose = false;              ///< replies tell the prompt, as requests can ask for
   LogFormat log = LogFormat::kText;  ///< on standard error
+  std::optional<int> idle_seconds;   ///< after which the model sleeps; none: never
+  std::optional<VertexRoutes> vertex;
 
   bool listens_at_file() const { return host.ends_with(".sock"); }
+};
+
+/// A model that is loaded. `owner` keeps the others alive, unless they outlive the server anyway;
+/// it alone uses the decoder's engine.
+struct ServedModel {
+  BatchDecoder& decoder;
+  const ChatTemplate& chat_template;
+  DecodeOptions decoding;
+  std::shared_ptr<void> owner = nullptr;
 };
 
 /// What a server can be asked for.
@@ -55,9 +79,9 @@ struct EndpointName {
 /// and its limits).
 class Server {
  public:
-  /// `decoder` and the template must outlive the server, which uses the decoder's engine alone.
-  Server(BatchDecoder& decoder, const ChatTemplate& chat_template, const DecodeOptions& decoding,
-         ServerOptions options);
+  /// `load` loads the same model again, where it slept (ServerOptions::idle_seconds); what it
+  /// throws is what the request that woke it gets.
+  Server(ServedModel model, ServerOptions options, std::function<ServedModel()> load = nullptr);
   ~Server();
 
   /// Of its model: all but the page and /health.

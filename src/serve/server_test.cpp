@@ -6,6 +6,7 @@
 #include <httplib.h>
 
 #include <atomic>
+#include <chrono>
 #include <climits>
 #include <filesystem>
 #include <fstream>
@@ -36,15 +37,18 @@ class ServerTest : public testing::Test {
     running_.join();
   }
 
-  void start(ServerOptions options = {}) {
+  static ServedModel served(BatchDecoder& decoder) {
+    return {decoder, Loaded::get().chat_template,
+            DecodeOptions{.method = DraftMethod::kNone, .ngrams = true, .tree_nodes = 8}};
+  }
+
+  void start(ServerOptions options = {}, std::function<ServedModel()> load = nullptr) {
     Loaded& loaded = Loaded::get();
     options.port = 0;
     options.model_name = "smol";
     options.max_tokens = INT_MAX;
     if (options.log == LogFormat::kText) options.log = LogFormat::kNone;
-    server_.emplace(*loaded.decoder, loaded.chat_template,
-                    DecodeOptions{.method = DraftMethod::kNone, .ngrams = true, .tree_nodes = 8},
-                    options);
+    server_.emplace(served(*loaded.decoder), options, std::move(load));
     port_ = server_->bind();
     running_ = std::thread([this] { server_->run(); });
     httplib::Client client(options.listens_at_file() ? options.host : "127.0.0.1", port_);
@@ -880,6 +884,144 @@ TEST_F(ServerTest, EndsRequestsThatTakeTooLong) {
   EXPECT_EQ(text_of(chat("Hi", {{"max_tokens", 3}})), expected);
 }
 
+TEST_F(ServerTest, SleepsAndWakes) {
+  std::atomic<int> loads = 0;
+  start({.parallel = 2, .tells_metrics = true, .idle_seconds = 1}, [&] {
+    ++loads;
+    return served(*Loaded::get().decoder);
+  });
+  httplib::Client client("127.0.0.1", port_);
+  const auto sleeps = [&]() -> bool {
+    return Json::parse(client.Get("/props")->body)["is_sleeping"];
+  };
+  const auto falls_asleep = [&] {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (!sleeps() && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return sleeps();
+  };
+  const Json fields = {{"max_tokens", 12}};
+  const std::string expected = text_of(chat(kQuestion, fields));
+  EXPECT_FALSE(sleeps());
+  ASSERT_TRUE(falls_asleep());
+
+  // What is told of it does not wake it.
+  for (const char* const path : {"/health", "/v1/models", "/props", "/slots"}) {
+    EXPECT_EQ(client.Get(path)->status, 200) << path;
+  }
+  const std::string first = client.Get("/metrics")->body, second = client.Get("/metrics")->body;
+  EXPECT_THAT(first, HasSubstr("llamacpp:tokens_predicted_total 12\n"));
+  EXPECT_THAT(first, testing::ContainsRegex("\nllamacpp:predicted_tokens_seconds [1-9]"));
+  EXPECT_THAT(second, HasSubstr("\nllamacpp:predicted_tokens_seconds 0\n"));
+  EXPECT_EQ(post("/v1/nothing", Json::object())->status, 404);
+  EXPECT_EQ(post("/v1/completions", {{"prompt", 1.5}})->status, 400);
+  EXPECT_TRUE(sleeps());
+  EXPECT_EQ(loads, 0);
+
+  // Several at once wake it once, and what was counted stays.
+  auto other = std::async(std::launch::async, [&] { return text_of(chat(kQuestion, fields)); });
+  EXPECT_EQ(text_of(chat(kQuestion, fields)), expected);
+  EXPECT_EQ(other.get(), expected);
+  EXPECT_EQ(loads, 1);
+  EXPECT_FALSE(sleeps());
+  EXPECT_THAT(client.Get("/metrics")->body, HasSubstr("llamacpp:tokens_predicted_total 36\n"));
+  ASSERT_TRUE(falls_asleep());
+  EXPECT_GT(Json::parse(post("/v1/messages/count_tokens",
+                             {{"messages", Json::array({{{"role", "user"}, {"content", "Hi"}}})}})
+                            ->body)["input_tokens"],
+            0);
+  EXPECT_EQ(loads, 2);
+}
+
+TEST_F(ServerTest, SaysWhyAModelThatSleptCannotBeLoaded) {
+  std::atomic<bool> is_broken = true;
+  start({.idle_seconds = 1}, [&] {
+    if (is_broken) throw Error("smol.gguf is gone");
+    return served(*Loaded::get().decoder);
+  });
+  httplib::Client client("127.0.0.1", port_);
+  while (!Json::parse(client.Get("/props")->body)["is_sleeping"].get<bool>()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  const httplib::Result failed = post("/v1/completions", {{"prompt", "a"}, {"max_tokens", 1}});
+  EXPECT_EQ(failed->status, 500);
+  EXPECT_EQ(Json::parse(failed->body)["error"]["code"], "model_failed");
+  EXPECT_THAT(failed->body, HasSubstr("smol.gguf is gone"));
+  is_broken = false;
+  EXPECT_EQ(post("/v1/completions", {{"prompt", "a"}, {"max_tokens", 1}})->status, 200);
+}
+
+TEST_F(ServerTest, AnswersVertexAi) {
+  start({.vertex = VertexRoutes{.predict = "/predict", .health = "/ready"}});
+  httplib::Client client("127.0.0.1", port_);
+  EXPECT_EQ(client.Get("/ready")->status, 200);
+  const Json messages = Json::array({{{"role", "user"}, {"content", kQuestion}}});
+  const httplib::Result result =
+      post("/predict",
+           {{"instances",
+             {{{"@requestFormat", "chatCompletions"},
+               {"messages", messages},
+               {"max_tokens", 12},
+               {"stream", true}},
+              {{"@requestFormat", "/v1/completions"}, {"prompt", "1, 2, 3,"}, {"max_tokens", 4}},
+              {{"@requestFormat", "chatCompletions"}, {"messages", 1}},
+              {{"@requestFormat", "models"}},
+              {{"prompt", "a"}}}}});
+  ASSERT_EQ(result->status, 200) << result->body;
+  const Json predictions = Json::parse(result->body)["predictions"];
+  ASSERT_EQ(predictions.size(), 5u);
+  EXPECT_EQ(text_of(predictions[0]), Loaded::get().plain(kQuestion, 12));
+  EXPECT_EQ(predictions[1]["usage"]["completion_tokens"], 4);
+  EXPECT_EQ(predictions[2]["error"]["param"], "messages");
+  EXPECT_EQ(predictions[3]["error"]["param"], "@requestFormat");
+  EXPECT_EQ(predictions[4]["error"]["param"], "instances");
+  EXPECT_EQ(post("/predict", {{"prompt", "a"}})->status, 400);
+}
+
+TEST_F(ServerTest, VertexAiMayAskAnEndpointItself) {
+  start({.vertex = VertexRoutes{.predict = "/v1/completions", .health = "/health"}});
+  EXPECT_EQ(post("/v1/completions", {{"prompt", "a"}, {"max_tokens", 1}})->status, 200);
+  server_->stop();
+  running_.join();
+  Loaded& loaded = Loaded::get();
+  server_.emplace(served(*loaded.decoder), ServerOptions{.port = 0,
+                                                         .max_tokens = 1,
+                                                         .log = LogFormat::kNone,
+                                                         .vertex = VertexRoutes{.predict = "p"}});
+  EXPECT_THROW(server_->bind(), Error);
+  server_.reset();
+}
+
+TEST_F(ServerTest, ListsAliasesAndTags) {
+  start({.aliases = {"code", "smol"}, .tags = {"small"}});
+  httplib::Client client("127.0.0.1", port_);
+  const Json model = Json::parse(client.Get("/v1/models")->body)["data"][0];
+  EXPECT_EQ(model["aliases"], Json({"code", "smol"}));
+  EXPECT_EQ(model["tags"], Json::array({"small"}));
+}
+
+TEST_F(ServerTest, TellsPagesWhatItIsToldTo) {
+  start({.cors_methods = "POST", .cors_headers = "*", .cors_credentials = true});
+  httplib::Client client("127.0.0.1", port_);
+  const auto asked = [&](const char* origin) {
+    return client.Options("/completion", httplib::Headers{{"Origin", origin},
+                                                          {"Access-Control-Request-Headers", "A"}});
+  };
+  const httplib::Result mine = asked("http://localhost:3000");
+  EXPECT_EQ(mine->get_header_value("Access-Control-Allow-Credentials"), "true");
+  EXPECT_EQ(mine->get_header_value("Access-Control-Allow-Headers"), "*");
+  EXPECT_EQ(mine->get_header_value("Access-Control-Allow-Methods"), "POST");
+  EXPECT_FALSE(asked("https://evil.example")->has_header("Access-Control-Allow-Credentials"));
+}
+
+TEST_F(ServerTest, AnswersAnthropicsListOfNoMessages) {
+  start();
+  const Json none = {{"messages", Json::array()}, {"max_tokens", 4}};
+  EXPECT_EQ(post("/v1/messages", none)->status, 200);
+  EXPECT_EQ(post("/v1/chat/completions", none)->status, 400);
+}
+
 TEST_F(ServerTest, LogsAnObjectForEachRequest) {
   testing::internal::CaptureStderr();
   start({.log = LogFormat::kJson});
@@ -946,10 +1088,34 @@ TEST_F(ServerTest, AnswersPreflightsOfOthersWithoutLeave) {
   EXPECT_FALSE(preflight->has_header("Access-Control-Allow-Methods"));
 }
 
+TEST_F(ServerTest, ListensAtSeveralAddresses) {
+  start({.more_hosts = {"127.0.0.2", "127.0.0.3"}});
+  EXPECT_FALSE(server_->is_open());
+  for (const char* const host : {"127.0.0.1", "127.0.0.2", "127.0.0.3"}) {
+    httplib::Client client(host, port_);
+    const httplib::Result result =
+        client.Post("/v1/completions", R"({"prompt": "a", "max_tokens": 2})", "application/json");
+    ASSERT_TRUE(result) << host;
+    EXPECT_EQ(result->status, 200);
+  }
+  // One that waits for its client does not hold up the end, wherever it came in.
+  httplib::Client idle("127.0.0.2", port_);
+  idle.set_keep_alive(true);
+  EXPECT_TRUE(idle.Get("/health"));
+  Loaded& loaded = Loaded::get();
+  Server second(served(*loaded.decoder), {.host = "127.0.0.9",
+                                          .more_hosts = {"127.0.0.2"},
+                                          .port = port_,
+                                          .max_tokens = 1,
+                                          .log = LogFormat::kNone});
+  EXPECT_THAT(error_of([&] { second.bind(); }),
+              HasSubstr(fmt::format("127.0.0.2:{}: the port is taken", port_)));
+}
+
 TEST_F(ServerTest, TellsThatAPortIsTaken) {
   start();
   Loaded& loaded = Loaded::get();
-  Server second(*loaded.decoder, loaded.chat_template, {.method = DraftMethod::kNone},
+  Server second({*loaded.decoder, loaded.chat_template, {.method = DraftMethod::kNone}},
                 {.port = port_, .parallel = 1, .max_tokens = 1, .log = LogFormat::kNone});
   EXPECT_THAT(error_of([&] { second.bind(); }), HasSubstr(std::to_string(port_)));
 }
@@ -970,14 +1136,12 @@ class SlotsOnDisk : public ServerTest {
     Loaded& loaded = Loaded::get();
     engine_.emplace(*loaded.model, EngineOptions{.threads = 2, .context = 512});
     decoder_.emplace(*engine_);
-    server_.emplace(*decoder_, loaded.chat_template,
-                    DecodeOptions{.method = DraftMethod::kNone, .ngrams = true, .tree_nodes = 8},
-                    ServerOptions{.port = 0,
-                                  .parallel = 2,
-                                  .model_name = "smol",
-                                  .max_tokens = INT_MAX,
-                                  .slot_folder = folder_ / "slots",
-                                  .log = LogFormat::kNone});
+    server_.emplace(served(*decoder_), ServerOptions{.port = 0,
+                                                     .parallel = 2,
+                                                     .model_name = "smol",
+                                                     .max_tokens = INT_MAX,
+                                                     .slot_folder = folder_ / "slots",
+                                                     .log = LogFormat::kNone});
     port_ = server_->bind();
     running_ = std::thread([this] { server_->run(); });
     httplib::Client client("127.0.0.1", port_);
