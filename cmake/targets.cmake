@@ -12,7 +12,8 @@ find_program(CCACHE ccache)
 if(CCACHE)
   # What it needs to keep objects that use a precompiled header.
   set(CMAKE_CXX_COMPILER_LAUNCHER
-    ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${CCACHE})
+    ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros
+    CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${CCACHE})
 endif()
 
 # No contraction of a * b + c behind our back: each element's operations are the ones written down,
