@@ -36,10 +36,12 @@ void copy_position(const PagePart& part, const std::byte* source, int from, std:
 KvCache::KvCache(const ModelConfig& config, CacheType type)
     : part_{.type = type, .head_size = config.head_size} {
   for (const LayerConfig& layer : config.by_layer) {
-    auto group = std::ranges::find(groups_, layer.window, &Group::window);
+    // The page where a context ends stays, also where a row sees itself alone.
+    const int window = layer.window == 1 ? 2 : layer.window;
+    auto group = std::ranges::find(groups_, window, &Group::window);
     if (group == groups_.end()) {
       groups_.push_back(
-          {.window = layer.window, .kv_heads = config.kv_heads, .part_bytes = part_.bytes()});
+          {.window = window, .kv_heads = config.kv_heads, .part_bytes = part_.bytes()});
       group = groups_.end() - 1;
     }
     places_.push_back({static_cast<int>(group - groups_.begin()), group->layers++});
