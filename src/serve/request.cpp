@@ -309,10 +309,9 @@ Json message_of(const Json& message) {
   return written;
 }
 
-/// llama-server takes a list of none in Anthropic's form: the template's opening alone is read.
-Json messages_of(const Json& body, bool may_be_empty) {
+Json messages_of(const Json& body) {
   const Json* const messages = find(body, "messages");
-  if (messages == nullptr || !messages->is_array() || (messages->empty() && !may_be_empty)) {
+  if (messages == nullptr || !messages->is_array() || messages->empty()) {
     refuse("messages", "'messages' must be a list of at least one message",
            messages == nullptr ? kMissing : kInvalidValue);
   }
@@ -461,8 +460,8 @@ void set_template_variables(const Json& body, ChatInput& chat) {
   }
 }
 
-ChatInput chat_of(const Json& body, Dialect dialect, const RequestDefaults& defaults) {
-  ChatInput chat = {.messages = messages_of(body, dialect == Dialect::kMessages),
+ChatInput chat_of(const Json& body, const RequestDefaults& defaults) {
+  ChatInput chat = {.messages = messages_of(body),
                     .tools = tools_of(body),
                     .parallel_tool_calls = boolean(body, "parallel_tool_calls").value_or(false),
                     .json_schema = json_schema_of(body),
@@ -478,15 +477,14 @@ ChatInput chat_of(const Json& body, Dialect dialect, const RequestDefaults& defa
     refuse("grammar", "'grammar' and 'tools' do not go together");
   }
   set_template_variables(body, chat);
-  const Json last = chat.messages.empty() ? Json::object() : chat.messages.back();
+  const Json& last = chat.messages.back();
   const auto goes_on = boolean(body, "continue_final_message");
   const auto opens = boolean(body, "add_generation_prompt");
   if (goes_on.value_or(false) && opens.value_or(false)) {
     refuse("continue_final_message",
            "'continue_final_message' and 'add_generation_prompt' are not both possible");
   }
-  chat.continues_answer =
-      optional_text(last, "role") == "assistant" && goes_on.value_or(!opens.value_or(false));
+  chat.continues_answer = last["role"] == "assistant" && goes_on.value_or(!opens.value_or(false));
   if (goes_on.value_or(false) && !chat.continues_answer) {
     refuse("continue_final_message", "the last message is not the assistant's");
   }
@@ -678,7 +676,7 @@ TextRequest parse_request(std::string_view text, Dialect dialect, const RequestD
     case Dialect::kChat:
     case Dialect::kResponses:
     case Dialect::kMessages:
-      request.chat = chat_of(body, dialect, defaults);
+      request.chat = chat_of(body, defaults);
       if (request.echo) refuse_unsupported("echo");
       break;
     case Dialect::kInfill:
