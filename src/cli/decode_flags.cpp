@@ -540,7 +540,8 @@ LoadedModel load_model(const DecodeFlags& flags, std::shared_ptr<const GgufFile>
       flags.flash_attention == "auto" ? -1 : static_cast<int>(flags.flash_attention == "on");
   // libllama takes the memory of its whole context at once.
   if (!flags.context_size()) {
-    options.positions = std::min(options.positions, kLlamaContext);
+    const int positions = options.positions > 0 ? options.positions : options.context;
+    options.positions = std::min(positions, kLlamaContext);
     options.context = std::min(options.context, options.positions / flags.context_parts);
   }
   try {
