@@ -1015,10 +1015,10 @@ TEST_F(ServerTest, TellsPagesWhatItIsToldTo) {
   EXPECT_FALSE(asked("https://evil.example")->has_header("Access-Control-Allow-Credentials"));
 }
 
-TEST_F(ServerTest, AnswersAnthropicsListOfNoMessages) {
+TEST_F(ServerTest, RefusesAListOfNoMessages) {
   start();
   const Json none = {{"messages", Json::array()}, {"max_tokens", 4}};
-  EXPECT_EQ(post("/v1/messages", none)->status, 200);
+  EXPECT_EQ(post("/v1/messages", none)->status, 400);
   EXPECT_EQ(post("/v1/chat/completions", none)->status, 400);
 }
 
