@@ -452,48 +452,41 @@ TEST_P(KernelsTest, RopeTurnsNeighboursOrHalves) {
   }
 }
 
-TEST_P(KernelsTest, SiluMultiply) {
+/// out = activation(gate) * up, within a relative error, and alike wherever an element stands.
+void expect_gated(void (*multiply)(const float*, const float*, int, float*),
+                  double (*activation)(double), double relative_error) {
   std::vector<float> gate = random_values(1003, 1, 8.0f);
   gate[0] = 200.0f;
   gate[1] = -200.0f;
   gate[2] = 0.0f;
   const std::vector<float> up = random_values(gate.size(), 2);
   std::vector<float> out(gate.size() + 1, 7.0f);
-  kernels_.silu_multiply(gate.data(), up.data(), static_cast<int>(gate.size()), out.data());
+  multiply(gate.data(), up.data(), static_cast<int>(gate.size()), out.data());
   for (std::size_t i = 0; i < gate.size(); ++i) {
-    const double expected = gate[i] / (1 + std::exp(-double{gate[i]})) * up[i];
-    ASSERT_NEAR(out[i], expected, 1e-6 * std::abs(expected) + 1e-30) << gate[i];
+    const double expected = activation(gate[i]) * up[i];
+    ASSERT_NEAR(out[i], expected, relative_error * std::abs(expected) + 1e-30) << gate[i];
   }
   ASSERT_EQ(out[gate.size()], 7.0f);
   // An element's result does not depend on where it stands.
   std::vector<float> one(1);
   for (const std::size_t i : {5u, 17u, 1000u}) {
-    kernels_.silu_multiply(&gate[i], &up[i], 1, one.data());
+    multiply(&gate[i], &up[i], 1, one.data());
     ASSERT_TRUE(same_bits(one, std::span(out).subspan(i, 1)));
   }
 }
 
+TEST_P(KernelsTest, SiluMultiply) {
+  expect_gated(
+      kernels_.silu_multiply, [](double g) { return g / (1 + std::exp(-g)); }, 1e-6);
+}
+
 TEST_P(KernelsTest, GeluMultiply) {
-  std::vector<float> gate = random_values(1003, 1, 8.0f);
-  gate[0] = 200.0f;
-  gate[1] = -200.0f;
-  gate[2] = 0.0f;
-  const std::vector<float> up = random_values(gate.size(), 2);
-  std::vector<float> out(gate.size() + 1, 7.0f);
-  kernels_.gelu_multiply(gate.data(), up.data(), static_cast<int>(gate.size()), out.data());
-  for (std::size_t i = 0; i < gate.size(); ++i) {
-    const double g = gate[i];
+  const auto gelu = [](double g) {
     const double y = std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g);
-    const double expected = g / (1 + std::exp(-2 * y)) * up[i];
-    // The rounding of the exponent's argument, of some 30, counts most.
-    ASSERT_NEAR(out[i], expected, 1e-5 * std::abs(expected) + 1e-30) << gate[i];
-  }
-  ASSERT_EQ(out[gate.size()], 7.0f);
-  std::vector<float> one(1);
-  for (const std::size_t i : {5u, 17u, 1000u}) {
-    kernels_.gelu_multiply(&gate[i], &up[i], 1, one.data());
-    ASSERT_TRUE(same_bits(one, std::span(out).subspan(i, 1)));
-  }
+    return g / (1 + std::exp(-2 * y));
+  };
+  // The rounding of the exponent's argument, of some 30, counts most.
+  expect_gated(kernels_.gelu_multiply, gelu, 1e-5);
 }
 
 TEST_P(KernelsTest, SoftCap) {
