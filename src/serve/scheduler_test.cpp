@@ -78,16 +78,18 @@ TEST_F(SchedulerTest, AnswersThatDoNotFitTogetherAreAllGiven) {
   for (Engine* const engine :
        {static_cast<Engine*>(&*loaded.engine), static_cast<Engine*>(&llama)}) {
     BatchDecoder decoder(*engine);
-    Scheduler scheduler(decoder, loaded.vocabulary, {.method = DraftMethod::kNone, .ngrams = true},
-                        4, kMostWaiting);
+    std::optional<Scheduler> scheduler(std::in_place, decoder, loaded.vocabulary,
+                                       DecodeOptions{.method = DraftMethod::kNone, .ngrams = true},
+                                       4, kMostWaiting);
     constexpr int kAnswers = 5, kTokens = 50;
     std::vector<std::future<std::string>> together;
     for (int i = 0; i < kAnswers; ++i) {
       together.push_back(std::async(std::launch::async,
-                                    [&, i] { return answer(scheduler, prompt(i, 50), kTokens); }));
+                                    [&, i] { return answer(*scheduler, prompt(i, 50), kTokens); }));
     }
     std::vector<std::string> texts;
     for (std::future<std::string>& each : together) texts.push_back(each.get());
+    scheduler.reset();  // the engine is another one's now
     Scheduler alone(decoder, loaded.vocabulary, plain_, 1, kMostWaiting);
     for (int i = 0; i < kAnswers; ++i) {
       EXPECT_FALSE(texts[i].empty());
@@ -120,9 +122,11 @@ TEST_F(SchedulerTest, AnswersAtOnceHavePlainsTextWithAPlannerToo) {
   engine.set_heads(read_heads(FIRP_HEADS, loaded.file.get()));
   constexpr int kAnswers = 5, kTokens = 32;
   BatchDecoder without_planner(engine);
-  Scheduler plain(without_planner, loaded.vocabulary, plain_, 1, kMostWaiting);
+  std::optional<Scheduler> plain(std::in_place, without_planner, loaded.vocabulary, plain_, 1,
+                                 kMostWaiting);
   std::vector<std::string> expected;
-  for (int i = 0; i < kAnswers; ++i) expected.push_back(answer(plain, prompt(i, 8), kTokens));
+  for (int i = 0; i < kAnswers; ++i) expected.push_back(answer(*plain, prompt(i, 8), kTokens));
+  plain.reset();  // the engine is another one's now
   // Whatever it decides: drafts that pay, drafts that lose, and what is true of this machine.
   const PassCosts cheap = {.verify_seconds = {{1, 1e-3}, {32, 1.1e-3}},
                            .draft_seconds = {1e-5, 2e-5}};
