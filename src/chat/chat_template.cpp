@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <regex>
 #include <utility>
@@ -267,6 +268,9 @@ WrittenChat ChatTemplate::write(const ChatInput& input) const {
     for (const auto& [name, value] : input.variables) {
       inputs.chat_template_kwargs[name] = value.dump();
     }
+    // Templates may tell the date, which std::localtime() keeps in memory that all threads share.
+    static std::mutex clock;
+    const std::lock_guard lock(clock);
     written = common_chat_templates_apply(s.templates.get(), inputs);
   } catch (const std::exception& error) {
     throw Error(one_line(error.what()));

@@ -51,7 +51,8 @@ struct Listener {
 ///
 /// An answer runs in a slot, a number below `most_running`; one that asks for a slot waits until it
 /// is free. A slot remembers the tokens of the context that was last there, for save() to find.
-/// Nothing of the engine belongs to a slot.
+/// Nothing of the engine belongs to a slot. While a scheduler lives, nobody else uses its decoder
+/// or the engine.
 ///
 /// Answers share the engine's positions, each as much as is free. Where none are, answers that
 /// began later give theirs up, and wait until there is room to read it again. So the oldest answer

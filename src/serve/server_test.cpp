@@ -35,6 +35,7 @@ class ServerTest : public testing::Test {
     if (!server_) return;
     server_->stop();
     running_.join();
+    server_.reset();
   }
 
   static ServedModel served(BatchDecoder& decoder) {
@@ -626,7 +627,7 @@ TEST_F(ServerTest, FollowsSchemasWithAndWithoutDraftsAlike) {
     const WrittenChat chat = loaded.chat_template.write(
         {.messages = Json::array({{{"role", "user"}, {"content", question}}}),
          .json_schema = schema.dump()});
-    Session plain(*loaded.decoder,
+    Session plain(*loaded.plain_decoder,
                   {.sampling = sampling,
                    .grammar = std::make_shared<const Grammar>(loaded.vocabulary, chat.grammar),
                    .method = DraftMethod::kNone});
@@ -652,7 +653,6 @@ TEST_F(ServerTest, FollowsSchemasWithAndWithoutDraftsAlike) {
     EXPECT_EQ(text_of(reply), expected);
     EXPECT_GT(reply["timings"]["draft_n_accepted"], 0) << "what the grammar forces is drafted";
     TearDown();
-    server_.reset();
   }
 }
 
@@ -1130,7 +1130,6 @@ class SlotsOnDisk : public ServerTest {
   /// A server that knows nothing of what was before.
   void restart() {
     TearDown();
-    server_.reset();
     decoder_.reset();
     engine_.reset();
     Loaded& loaded = Loaded::get();

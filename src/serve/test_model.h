@@ -20,6 +20,8 @@ class Loaded {
     model.emplace(file);
     engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
     decoder.emplace(*engine);
+    plain_engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
+    plain_decoder.emplace(*plain_engine);
   }
   static Loaded& get() {
     static Loaded loaded;
@@ -27,7 +29,7 @@ class Loaded {
   }
 
   std::string plain(const std::string& question, int tokens, const SamplingOptions& sampling = {}) {
-    Session session(*decoder, {.sampling = sampling, .method = DraftMethod::kNone});
+    Session session(*plain_decoder, {.sampling = sampling, .method = DraftMethod::kNone});
     session.append(Conversation(chat_template).user_turn(question));
     std::string text;
     generate(
@@ -45,6 +47,9 @@ class Loaded {
   std::optional<Model> model;
   std::optional<NativeEngine> engine;
   std::optional<BatchDecoder> decoder;
+  // Of no scheduler's: a server may run meanwhile.
+  std::optional<NativeEngine> plain_engine;
+  std::optional<BatchDecoder> plain_decoder;
 };
 
 }  // namespace firp
