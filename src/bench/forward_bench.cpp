@@ -86,9 +86,10 @@ std::vector<PhaseTime> profile_pass(Engine& engine, const Batch& batch) {
   return times;
 }
 
-double least_seconds(const Tensor& matrix, int rows, const MachinePeaks& peaks) {
+/// `read`: of the matrix's outputs, where experts are chosen.
+double least_seconds(const Tensor& matrix, int rows, const MachinePeaks& peaks, double read = 1) {
   if (rows == 0) return 0;
-  const MatrixShape shape = {.outputs = static_cast<int>(matrix.rows()),
+  const MatrixShape shape = {.outputs = static_cast<int>(static_cast<double>(matrix.rows()) * read),
                              .inputs = static_cast<int>(matrix.columns())};
   return product_limit(matrix.type, shape, rows, peaks).seconds();
 }
@@ -118,7 +119,9 @@ double pass_limit_seconds(const Model& model, const std::vector<int>& rows_of_la
     const int rows = rows_of_layer[layer];
     if (rows == 0) continue;
     for (const Tensor* const* const matrix : model.layers()[layer].matrices()) {
-      seconds += least_seconds(**matrix, rows, peaks);
+      if (*matrix == nullptr) continue;
+      seconds +=
+          least_seconds(**matrix, rows, peaks, share_read(config, model.layers()[layer], matrix));
     }
     const int window = config.by_layer[layer].window;
     const int seen = window > 0 ? std::min(context, window) : context;

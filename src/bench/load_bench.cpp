@@ -65,7 +65,7 @@ std::size_t packed_bytes(const Model& model) {
   std::size_t bytes = PackedMatrix::packed_bytes(model.head(), model.head().type);
   for (const LayerTensors& layer : model.layers()) {
     for (const Tensor* const* const matrix : layer.matrices()) {
-      bytes += PackedMatrix::packed_bytes(**matrix, (*matrix)->type);
+      if (*matrix != nullptr) bytes += PackedMatrix::packed_bytes(**matrix, (*matrix)->type);
     }
   }
   return bytes;

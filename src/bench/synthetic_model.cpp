@@ -106,13 +106,9 @@ class GgufHeader {
     if (!c.tied_head) add("output.weight", model.head());
     const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
     for (int i = 0; i < c.layers; ++i) {
-      const auto add_all = [&](const auto& parts, const auto& tensors) {
-        for (std::size_t k = 0; k < parts.size(); ++k) {
-          if (parts[k]->outputs > 0) add(fmt::format("blk.{}.{}", i, parts[k]->name), **tensors[k]);
-        }
-      };
-      add_all(specs.matrices(), model.layers()[i].matrices());
-      add_all(specs.vectors(), model.layers()[i].vectors());
+      for_each_part(model.layers()[i], specs, [&](const Tensor* tensor, const PartSpec& spec) {
+        if (spec.outputs > 0) add(fmt::format("blk.{}.{}", i, spec.name), *tensor);
+      });
     }
   }
 
@@ -188,14 +184,13 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   tensors.head = c.tied_head ? tensors.token_embedding
                              : matrix("head", c.vocabulary_size, c.hidden_size, kLogitSpread);
   LayerTensors layer;
-  const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
-  for (std::size_t k = 0; k < specs.matrices().size(); ++k) {
-    const PartSpec& spec = *specs.matrices()[k];
-    *layer.matrices()[k] = matrix(spec.name, spec.outputs, spec.inputs, 1);
-  }
-  for (std::size_t k = 0; k < specs.vectors().size(); ++k) {
-    if (specs.vectors()[k]->outputs > 0) *layer.vectors()[k] = &norm_;
-  }
+  for_each_part(layer, layer_specs(c), [&](const Tensor*& tensor, const PartSpec& spec) {
+    if (spec.inputs > 0) {
+      tensor = matrix(spec.name, spec.outputs, spec.inputs, 1);
+    } else if (spec.outputs > 0) {
+      tensor = &norm_;
+    }
+  });
   tensors.layers.assign(c.layers, layer);
   model_ = std::make_unique<Model>(std::move(c), std::move(tensors));
 }

@@ -91,7 +91,8 @@ TEST(Engine, RowsAreBitEqualAloneInATreeAndInAChunk) {
       }
     }
     // What these differ by is between the products: one type will do.
-    for (const char* architecture : {"gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
+    for (const char* architecture : {"gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite",
+                                     "qwen3moe", "olmoe", "granitemoe"}) {
       for (const int window : {5, 32, 70}) {
         if (!quick_tests() || seed % 8 == 0) {
           expect_bit_equal_rows({.architecture = architecture,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -32,12 +34,15 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
       skipped_(2 * static_cast<std::size_t>(config_.layers)),
       normed_(max_rows, config_.hidden_size),
       attended_(max_rows, config_.query_size()),
-      gated_(max_rows, config_.feed_forward_size),
+      gated_(max_rows * std::max(1, config_.experts_used), config_.feed_forward_size),
       map_input_(max_rows, 2 * config_.hidden_size),
       head_input_(max_rows, config_.hidden_size),
       adapter_input_(max_rows, config_.hidden_size),
       adapter_inner_(max_rows, config_.hidden_size),
       ones_(config_.hidden_size, 1.0f),
+      choices_(static_cast<std::size_t>(max_rows) * config_.experts_used),
+      gathered_(choices_.size()),
+      expert_input_(static_cast<int>(choices_.size()), config_.hidden_size),
       slots_(max_rows),
       heads_(pool.size()),
       chunk_logits_(pool.size()),
@@ -49,8 +54,11 @@ ForwardPass::ForwardPass(const Model& model, const Weights& weights, const Kerne
   allocate(query_, config_.query_size());
   allocate(key_, config_.kv_size());
   allocate(value_, config_.kv_size());
-  allocate(gate_, config_.feed_forward_size);
-  allocate(up_, config_.feed_forward_size);
+  const int gated_width = std::max(1, config_.experts_used) * config_.feed_forward_size;
+  allocate(gate_, gated_width);
+  allocate(up_, gated_width);
+  allocate(router_logits_, config_.experts);
+  allocate(expert_outputs_, config_.experts_used * d_);
   allocate(final_states_, d_);
   if (!adds_directly()) allocate(added_, d_);
   allocate(query_inverses_, 1);
@@ -171,6 +179,7 @@ void ForwardPass::enter_rows(int layer, int thread) {
     normed_.resize(active, d_);
     attended_.resize(active, config_.query_size());
     gated_.resize(active, config_.feed_forward_size);
+    expert_rows_ = {{.expert = 0, .first = 0, .count = active}};
     // A row sees its ancestors as far as they exist in this layer, and itself.
     for (int row = 0; row < active; ++row) {
       slots_[row].clear();
@@ -381,54 +390,178 @@ void ForwardPass::attention(int layer, int thread) {
 
 void ForwardPass::feed_forward(int layer, int thread) {
   const LayerWeights& w = layers_[layer];
-  const std::size_t width = config_.feed_forward_size;
-  const auto activate =
-      config_.activation == Activation::kGelu ? kernels_.gelu_multiply : kernels_.silu_multiply;
-
-  normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
+  const PackedMatrix* const next =
+      layer + 1 < config_.layers ? &layers_[layer + 1].query : next_head_;
+  const bool mixes = config_.experts > 0;
+  if (mixes) {
+    normalize(w.feed_forward_norm, {&w.router}, thread);
+  } else {
+    normalize(w.feed_forward_norm, {&w.gate, &w.up}, thread);
+  }
   barrier(thread, Phase::kNorms);
   if (thread == 0 && cancelled_ != nullptr) {
     ends_early_ = cancelled_->load(std::memory_order_relaxed);
   }
+  if (mixes) route(w, thread);
+  gate_and_up(w, mixes ? expert_input_ : normed_, thread);
+  barrier(thread, Phase::kGateUp);
+  if (mixes) {
+    add_experts(w, thread);
+  } else {
+    multiply({product_to_residual(w.down)}, gated_, next, thread);
+    barrier(thread, Phase::kDown);
+    add_to_residual(w.feed_forward_post_norm, thread);
+  }
+}
+
+/// Chooses the experts of each row, and gathers the rows of each expert, so that its weights are
+/// read once for all of them.
+void ForwardPass::route(const LayerWeights& w, int thread) {
+  const int rows = normed_.rows(), used = config_.experts_used;
+  multiply({{&w.router, router_logits_.data(), static_cast<std::size_t>(config_.experts)}}, normed_,
+           &w.gate, thread);
+  barrier(thread, Phase::kExperts);
+  const auto [begin, end] = share(rows, thread, pool_.running());
+  std::vector<TokenLogit> best(used);
+  for (int row = begin; row < end; ++row) {
+    const float* const logits =
+        router_logits_.data() + static_cast<std::size_t>(row) * config_.experts;
+    int size = 0;
+    kernels_.select_best(logits, config_.experts, 0, best.data(), size, used);
+    // Where logits are no numbers the row becomes none, too.
+    for (; size < used; ++size) best[size] = {size, std::numeric_limits<float>::quiet_NaN()};
+    const ExpSum all = kernels_.sum_exp(logits, config_.experts);
+    float total = 0;
+    for (const TokenLogit& each : best) total += std::exp(each.logit - all.largest);
+    if (config_.expert_weights == ExpertWeights::kOfAll) total = all.sum;
+    for (int i = 0; i < used; ++i) {
+      choices_[row * used + i] = {.expert = best[i].token,
+                                  .weight = std::exp(best[i].logit - all.largest) / total};
+    }
+  }
+  barrier(thread, Phase::kExperts);
+  if (thread == 0) {
+    const std::span<Choice> choices = std::span(choices_).first(rows * used);
+    std::vector<int> counts(config_.experts), next(config_.experts);
+    for (const Choice& choice : choices) ++counts[choice.expert];
+    std::exclusive_scan(counts.begin(), counts.end(), next.begin(), 0);
+    expert_rows_.clear();
+    for (int expert = 0; expert < config_.experts; ++expert) {
+      if (counts[expert] > 0) expert_rows_.push_back({expert, next[expert], counts[expert]});
+    }
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+      choices[i].gathered = next[choices[i].expert]++;
+      gathered_[choices[i].gathered] = static_cast<int>(i) / used;
+    }
+    expert_input_.resize(rows * used, d_);
+    gated_.resize(rows * used, config_.feed_forward_size);
+  }
+  barrier(thread, Phase::kExperts);
+  const auto [first, last] = share(rows * used, thread, pool_.running());
+  for (int i = first; i < last; ++i) {
+    std::copy_n(normed_.values(gathered_[i]), d_, expert_input_.values(i));
+    for (const PackedMatrix* const reader : {&w.gate, &w.up}) {
+      kernels_.prepare(expert_input_, i, 0, expert_input_.group_count(),
+                       kernels_.form(reader->format().kind));
+      if (w.up.format().kind == w.gate.format().kind) break;
+    }
+  }
+  barrier(thread, Phase::kExperts);
+}
+
+/// `gated_`: activation(gate x) * up x, of each expert for its rows.
+void ForwardPass::gate_and_up(const LayerWeights& w, Activations& x, int thread) {
+  const int width = config_.feed_forward_size;
+  const auto activate =
+      config_.activation == Activation::kGelu ? kernels_.gelu_multiply : kernels_.silu_multiply;
 
   // The same outputs of gate and up are made at once, whole groups of the next product's inputs, so
   // that they can be combined and rounded on the spot.
   constexpr int kGroupBlocks = 32 / kBlockOutputs;
   const int groups = gated_.group_count();
+  const int blocks = (width + kBlockOutputs - 1) / kBlockOutputs;  // of an expert
   const ActivationForm form = kernels_.form(w.down.format().kind);
   constexpr int kTileGroups = kTileBlocks / kGroupBlocks;
-  pool_.divide(thread, groups, kTileGroups, [&](int first_group, int end_group, bool goes_on) {
-    const int first_block = std::min(first_group * kGroupBlocks, w.gate.blocks());
-    const int end_block = std::min(end_group * kGroupBlocks, w.gate.blocks());
+  const auto make = [&](const ExpertRows& expert, int first_group, int end_group,
+                        const std::byte* next) {
+    const Activations rows = x.some_rows(expert.first, expert.count);
+    const int base = expert.expert * blocks;
+    const int first_block = base + std::min(first_group * kGroupBlocks, blocks);
+    const int end_block = base + std::min(end_group * kGroupBlocks, blocks);
+    // By the outputs of all experts, as products are.
+    const std::ptrdiff_t outputs =
+        (static_cast<std::ptrdiff_t>(expert.first) - expert.expert) * width;
     if (first_block < end_block) {
       kernels_.matmul({.weights = w.gate,
                        .first_block = first_block,
                        .end_block = end_block,
-                       .y = gate_.data(),
-                       .y_stride = width,
+                       .y = gate_.data() + outputs,
+                       .y_stride = static_cast<std::size_t>(width),
                        .next = w.up.block(first_block)},
-                      normed_);
+                      rows);
       kernels_.matmul({.weights = w.up,
                        .first_block = first_block,
                        .end_block = end_block,
-                       .y = up_.data(),
-                       .y_stride = width,
-                       .next = goes_on ? w.gate.block(end_block) : share_of(&w.down, thread)},
-                      normed_);
+                       .y = up_.data() + outputs,
+                       .y_stride = static_cast<std::size_t>(width),
+                       .next = next != nullptr ? next : w.gate.block(end_block)},
+                      rows);
     }
-    const int begin = std::min(first_group * 32, config_.feed_forward_size);
-    const int end = std::min(end_group * 32, config_.feed_forward_size);
-    for (int row = 0; row < active_rows_[layer]; ++row) {
-      activate(gate_.data() + row * width + begin, up_.data() + row * width + begin, end - begin,
-               gated_.values(row) + begin);
+    const int begin = std::min(first_group * 32, width);
+    const int end = std::min(end_group * 32, width);
+    for (int row = expert.first; row < expert.first + expert.count; ++row) {
+      const std::size_t at = static_cast<std::size_t>(row) * width + begin;
+      activate(gate_.data() + at, up_.data() + at, end - begin, gated_.values(row) + begin);
       kernels_.prepare(gated_, row, first_group, end_group, form);
     }
+  };
+  const int units = static_cast<int>(expert_rows_.size()) * groups;
+  pool_.divide(thread, units, kTileGroups, [&](int begin, int end, bool goes_on) {
+    while (begin < end) {
+      const int first = begin % groups;
+      const int last = std::min(groups, first + end - begin);
+      const ExpertRows& expert = expert_rows_[begin / groups];
+      begin += last - first;
+      make(expert, first, last, begin < end || goes_on ? nullptr : share_of(&w.down, thread));
+    }
   });
-  barrier(thread, Phase::kGateUp);
-  multiply({product_to_residual(w.down)}, gated_,
-           layer + 1 < config_.layers ? &layers_[layer + 1].query : next_head_, thread);
+}
+
+/// Adds what the experts make of their rows to the residual stream, by the rows' weights: in the
+/// order of a row's own choices, whoever is beside it.
+void ForwardPass::add_experts(const LayerWeights& w, int thread) {
+  const int blocks = d_ / kBlockOutputs;  // of an expert
+  const int units = static_cast<int>(expert_rows_.size()) * blocks;
+  pool_.divide(thread, units, kTileBlocks, [&](int begin, int end, bool) {
+    while (begin < end) {
+      const int first = begin % blocks;
+      const int last = std::min(blocks, first + end - begin);
+      const ExpertRows& expert = expert_rows_[begin / blocks];
+      const std::ptrdiff_t outputs =
+          (static_cast<std::ptrdiff_t>(expert.first) - expert.expert) * d_;
+      kernels_.matmul({.weights = w.down,
+                       .first_block = expert.expert * blocks + first,
+                       .end_block = expert.expert * blocks + last,
+                       .y = expert_outputs_.data() + outputs,
+                       .y_stride = static_cast<std::size_t>(d_)},
+                      gated_.some_rows(expert.first, expert.count));
+      begin += last - first;
+    }
+  });
   barrier(thread, Phase::kDown);
-  add_to_residual(w.feed_forward_post_norm, thread);
+  const int used = config_.experts_used;
+  const auto [begin, end] = share(normed_.rows() * d_, thread, pool_.running());
+  for (int unit = begin; unit < end;) {
+    const int row = unit / d_, first = unit % d_;
+    const int count = std::min(d_ - first, end - unit);
+    for (const Choice& choice : std::span(choices_).subspan(row * used, used)) {
+      const std::size_t at = static_cast<std::size_t>(choice.gathered) * d_ + first;
+      kernels_.add_scaled(expert_outputs_.data() + at, choice.weight * config_.residual_scale,
+                          ones_.data(), count, residual(row) + first);
+    }
+    unit += count;
+  }
+  barrier(thread, Phase::kNorms);
 }
 
 void ForwardPass::normalize(const std::vector<float>& weight,

@@ -72,12 +72,13 @@ enum class Phase {
   kRopeAndCache,
   kAttention,
   kAttentionOutput,
+  kExperts,  ///< a mixture's: which rows use which
   kGateUp,
   kDown,
   kHead,
   kBarriers,  ///< waiting for the other threads
 };
-inline constexpr int kPhases = 11;
+inline constexpr int kPhases = 12;
 
 /// The forward pass: what the model (and FIRP) computes, in the order of the equations.
 class ForwardPass {
@@ -121,6 +122,9 @@ class ForwardPass {
   void adapt_rows(int layer, int thread);
   void attention(int layer, int thread);
   void feed_forward(int layer, int thread);
+  void route(const LayerWeights& w, int thread);
+  void gate_and_up(const LayerWeights& w, Activations& x, int thread);
+  void add_experts(const LayerWeights& w, int thread);
   void prepare_head(const PackedMatrix& head, std::span<const int> rows, int thread);
 
   struct Product {
@@ -205,6 +209,23 @@ class ForwardPass {
   std::vector<std::vector<float>> captured_;
   Activations normed_, attended_, gated_, map_input_, head_input_, adapter_input_, adapter_inner_;
   std::vector<float> ones_;  ///< [d]
+
+  /// Rows that an expert takes, in the order of gathered rows. Without a mixture the feed-forward
+  /// is one expert, and takes the rows as they are.
+  struct ExpertRows {
+    int expert, first, count;
+  };
+  std::vector<ExpertRows> expert_rows_;  ///< in ascending order of experts, those that have any
+  /// What a row uses, likeliest first.
+  struct Choice {
+    int expert;
+    float weight;
+    int gathered;  ///< which of the gathered rows is its own
+  };
+  std::vector<Choice> choices_;  ///< [rows x experts_used]
+  std::vector<int> gathered_;    ///< whose rows they are: [rows * experts_used]
+  std::vector<float> router_logits_, expert_outputs_;  ///< [rows x experts], [gathered rows x d]
+  Activations expert_input_;
   std::vector<std::vector<std::int32_t>>
       slots_;  ///< [max_rows]: what a row's path is in the scratch
   std::vector<std::vector<AttentionHead>> heads_;  ///< of each thread

@@ -545,7 +545,7 @@ TEST_P(BothEngines, GiveSequencesOfOnePassWhatEachWouldGetAlone) {
 
 INSTANTIATE_TEST_SUITE_P(Architectures, BothEngines,
                          testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3",
-                                         "olmo2", "smollm3", "granite"),
+                                         "olmo2", "smollm3", "granite", "qwen3moe"),
                          [](const auto& of) { return std::string(of.param); });
 
 class LlamaEngineErrors : public LlamaEngines {};

@@ -85,7 +85,7 @@ NativeEngine::~NativeEngine() = default;
 const ModelConfig& NativeEngine::config() const { return state_->model.config(); }
 const EngineOptions& NativeEngine::options() const { return state_->options; }
 const char* NativeEngine::isa() const { return state_->kernels.isa; }
-std::size_t NativeEngine::weight_bytes() const { return state_->weights.bytes(); }
+std::size_t NativeEngine::weight_bytes() const { return state_->weights.read_bytes(config()); }
 
 void NativeEngine::set_heads(const Heads& heads) {
   check_fits(heads);
@@ -385,27 +385,32 @@ std::vector<PhaseTime> NativeEngine::phase_times() const {
   const State& s = *state_;
   const std::array<double, kPhases>& seconds = s.pass.phase_seconds();
   std::vector<PhaseTime> times;
-  const auto add = [&](const char* name, Phase phase, auto bytes_of_layer) {
-    std::size_t bytes = 0;
-    for (const LayerWeights& layer : s.weights.layers) bytes += bytes_of_layer(layer);
-    times.push_back({name, seconds[static_cast<int>(phase)], bytes});
+  using Part = PackedMatrix LayerWeights::*;
+  const auto add = [&](const char* name, Phase phase, std::initializer_list<Part> parts = {}) {
+    double bytes = 0;
+    for (const LayerWeights& layer : s.weights.layers) {
+      for (const Part part : parts) {
+        const PackedMatrix& matrix = layer.*part;
+        if (matrix.outputs() == 0) continue;
+        bytes += share_read(config(), layer, &matrix) * static_cast<double>(matrix.bytes());
+      }
+    }
+    times.push_back({name, seconds[static_cast<int>(phase)], static_cast<std::size_t>(bytes)});
   };
-  const auto none = [](const LayerWeights&) { return std::size_t{0}; };
-  add("embedding", Phase::kEmbedding, none);
-  add("draft maps", Phase::kDraftMaps, none);
-  add("norms", Phase::kNorms, none);
+  add("embedding", Phase::kEmbedding);
+  add("draft maps", Phase::kDraftMaps);
+  add("norms", Phase::kNorms);
   add("query, key, value", Phase::kQueryKeyValue,
-      [](const LayerWeights& w) { return w.query.bytes() + w.key.bytes() + w.value.bytes(); });
-  add("rotation, cache", Phase::kRopeAndCache, none);
-  add("attention", Phase::kAttention, none);
-  add("attention output", Phase::kAttentionOutput,
-      [](const LayerWeights& w) { return w.output.bytes(); });
-  add("gate, up", Phase::kGateUp,
-      [](const LayerWeights& w) { return w.gate.bytes() + w.up.bytes(); });
-  add("down", Phase::kDown, [](const LayerWeights& w) { return w.down.bytes(); });
-  add("head", Phase::kHead, none);
+      {&LayerWeights::query, &LayerWeights::key, &LayerWeights::value});
+  add("rotation, cache", Phase::kRopeAndCache);
+  add("attention", Phase::kAttention);
+  add("attention output", Phase::kAttentionOutput, {&LayerWeights::output});
+  if (config().experts > 0) add("experts", Phase::kExperts, {&LayerWeights::router});
+  add("gate, up", Phase::kGateUp, {&LayerWeights::gate, &LayerWeights::up});
+  add("down", Phase::kDown, {&LayerWeights::down});
+  add("head", Phase::kHead);
   times.back().weight_bytes = s.weights.head.bytes();
-  add("barriers", Phase::kBarriers, none);
+  add("barriers", Phase::kBarriers);
   return times;
 }
 

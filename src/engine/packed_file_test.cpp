@@ -27,7 +27,9 @@ std::string bytes_of(const Weights& weights) {
     bytes.append(reinterpret_cast<const char*>(matrix.block(0)), matrix.bytes());
   };
   for (const LayerWeights& layer : weights.layers) {
-    for (const PackedMatrix* const matrix : layer.matrices()) add(*matrix);
+    for (const PackedMatrix* const matrix : layer.matrices()) {
+      if (matrix->outputs() > 0) add(*matrix);
+    }
   }
   add(weights.head);
   return bytes;

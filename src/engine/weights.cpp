@@ -120,7 +120,9 @@ Weights::Weights(const Model& model, ThreadPool& pool, bool packed_cache)
     read_vectors(model.layers()[i], layers[i]);
     const auto packed = layers[i].matrices();
     const auto tensors = model.layers()[i].matrices();
-    for (std::size_t k = 0; k < packed.size(); ++k) add(*packed[k], **tensors[k]);
+    for (std::size_t k = 0; k < packed.size(); ++k) {
+      if (*tensors[k] != nullptr) add(*packed[k], **tensors[k]);
+    }
   }
   add(head, model.head());
   std::optional<PackedFile> file;
@@ -137,14 +139,27 @@ ggml_type rough_type(const Tensor& matrix, ggml_type rough) {
   return bits > kMostRoughBits && divides ? rough : matrix.type;
 }
 
-std::size_t layer_bytes(const LayerTensors& layer, bool rough) {
-  std::size_t bytes = 0;
+std::size_t Weights::read_bytes(const ModelConfig& config) const {
+  double unread = 0;
+  for (const LayerWeights& layer : layers) {
+    for (const PackedMatrix* const matrix : layer.matrices()) {
+      if (matrix->outputs() == 0) continue;
+      unread += (1 - share_read(config, layer, matrix)) * static_cast<double>(matrix->bytes());
+    }
+  }
+  return bytes() - static_cast<std::size_t>(unread);
+}
+
+std::size_t layer_bytes(const ModelConfig& config, const LayerTensors& layer, bool rough) {
+  double bytes = 0;
   for (const Tensor* const* const matrix : layer.matrices()) {
+    if (*matrix == nullptr) continue;
     const Tensor& tensor = **matrix;
     const ggml_type type = rough ? rough_type(tensor, kRoughLayerType) : tensor.type;
-    bytes += tensor.rows() * ggml_row_size(type, tensor.columns());
+    bytes += share_read(config, layer, matrix) * static_cast<double>(tensor.rows()) *
+             static_cast<double>(ggml_row_size(type, tensor.columns()));
   }
-  return bytes;
+  return static_cast<std::size_t>(bytes);
 }
 
 DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first_layer,
@@ -170,7 +185,10 @@ DraftWeights::DraftWeights(const Model& model, const Weights& weights, int first
     const auto exact = weights.layers[i].matrices();
     const auto tensors = model.layers()[i].matrices();
     for (std::size_t k = 0; k < packed.size(); ++k) {
-      take(**tensors[k], kRoughLayerType, exact[k], *packed[k]);
+      if (*tensors[k] == nullptr) continue;
+      // Other experts would be another model.
+      const bool decides = packed[k] == &layers[i].router;
+      take(**tensors[k], decides ? (*tensors[k])->type : kRoughLayerType, exact[k], *packed[k]);
     }
   }
   if (copies.empty()) layers.clear();

@@ -30,7 +30,8 @@ struct Weights {
   /// from there if the model's file is as it was.
   Weights(const Model& model, ThreadPool& pool, bool packed_cache = false);
 
-  std::size_t bytes() const { return memory_.size(); }  ///< of all matrices
+  std::size_t bytes() const { return memory_.size(); }      ///< of all matrices
+  std::size_t read_bytes(const ModelConfig& config) const;  ///< what a row reads of them
 
  private:
   AlignedBytes memory_;
@@ -48,8 +49,16 @@ inline constexpr ggml_type kRoughMapType = GGML_TYPE_Q4_1;  ///< draft maps: F16
 /// rows do not divide into blocks of `rough`.
 ggml_type rough_type(const Tensor& matrix, ggml_type rough);
 
-/// Of a layer's matrices, as the file has them or rounded for drafting.
-std::size_t layer_bytes(const LayerTensors& layer, bool rough);
+/// How much of one of the layer's matrices a row reads: of a mixture's experts those that it uses.
+template <typename Matrix, typename Vector>
+double share_read(const ModelConfig& config, const LayerParts<Matrix, Vector>& layer,
+                  const Matrix* matrix) {
+  const bool is_of_experts = matrix == &layer.gate || matrix == &layer.up || matrix == &layer.down;
+  return config.experts == 0 || !is_of_experts ? 1.0 : double(config.experts_used) / config.experts;
+}
+
+/// Of a layer's matrices, as the file has them or rounded for drafting, what a row reads.
+std::size_t layer_bytes(const ModelConfig& config, const LayerTensors& layer, bool rough);
 
 /// What drafting passes, of pseudo rows alone, read instead of the model's weights.
 struct DraftWeights {

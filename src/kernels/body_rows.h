@@ -13,6 +13,14 @@ inline void store_tail(float* p, F32x16 x, int n) {
   for (int i = 0; i < n; ++i) p[i] = padded[i];
 }
 
+/// Calls out[i] = one(a[i], b[i]), vectors of 16 at a time.
+template <typename One>
+void for_pairs(const float* a, const float* b, int n, float* out, One one) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, one(load(a + i), load(b + i)));
+  if (i < n) store_tail(out + i, one(load_tail(a + i, n - i), load_tail(b + i, n - i)), n - i);
+}
+
 float inverse_rms(const float* x, float epsilon, int n) {
   // Four sums, so that they do not wait for each other.
   F32x16 squares[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
@@ -26,13 +34,8 @@ float inverse_rms(const float* x, float epsilon, int n) {
 }
 
 void scale(const float* x, float factor, const float* weight, int n, float* out) {
-  const F32x16 all = splat(factor);
-  int i = 0;
-  for (; i + 16 <= n; i += 16) store(out + i, mul(mul(load(x + i), all), load(weight + i)));
-  if (i < n) {
-    store_tail(out + i, mul(mul(load_tail(x + i, n - i), all), load_tail(weight + i, n - i)),
-               n - i);
-  }
+  for_pairs(x, weight, n, out,
+            [all = splat(factor)](F32x16 value, F32x16 by) { return mul(mul(value, all), by); });
 }
 
 void add_scaled(const float* x, float factor, const float* weight, int n, float* out) {
@@ -93,14 +96,6 @@ inline F32x16 exp(F32x16 x) {
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, mul(r, r), add(r, splat(1.0f)));
   return zero_where_below(x, -87.0f, mul(p, power_of_two(power)));
-}
-
-/// Calls out[i] = one(a[i], b[i]), vectors of 16 at a time.
-template <typename One>
-void for_pairs(const float* a, const float* b, int n, float* out, One one) {
-  int i = 0;
-  for (; i + 16 <= n; i += 16) store(out + i, one(load(a + i), load(b + i)));
-  if (i < n) store_tail(out + i, one(load_tail(a + i, n - i), load_tail(b + i, n - i)), n - i);
 }
 
 void silu_multiply(const float* gate, const float* up, int n, float* out) {

@@ -109,6 +109,17 @@ void Activations::resize(int rows, int inputs) {
   }
 }
 
+Activations Activations::some_rows(int first, int rows) {
+  Activations some;
+  some.rows_ = rows;
+  some.inputs_ = inputs_;
+  some.stride_ = stride_;
+  some.values_ = values(first);
+  some.groups_ = groups(first);
+  some.bf16_ = bf16(first);
+  return some;
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const Isa& isa : kIsas) {

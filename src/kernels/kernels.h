@@ -41,6 +41,8 @@ class Activations {
 
   /// Sets the width of the rows that follow, and clears their padding.
   void resize(int rows, int inputs);
+  /// Rows first .. first + rows - 1, in this one's memory, which must outlive them.
+  Activations some_rows(int first, int rows);
   int rows() const { return rows_; }
   int inputs() const { return inputs_; }
   int stride() const { return stride_; }
@@ -54,6 +56,8 @@ class Activations {
   const std::uint16_t* bf16(int row) const { return bf16_ + row * bf16_stride(); }
 
  private:
+  Activations() = default;
+
   // A cache line from row to row beyond their width, which is often a multiple of 4 KiB: else the
   // lines that a tile reads at once, one of each row, would share one set of the cache.
   std::size_t values_stride() const { return stride_ + 16; }
@@ -62,9 +66,9 @@ class Activations {
 
   AlignedBytes memory_;
   int rows_ = 0, inputs_ = 0, stride_ = 0;
-  float* values_;
-  ActivationGroup* groups_;
-  std::uint16_t* bf16_;
+  float* values_ = nullptr;
+  ActivationGroup* groups_ = nullptr;
+  std::uint16_t* bf16_ = nullptr;
 };
 
 /// Work is best divided in multiples of what the largest tiles of all instruction sets take at

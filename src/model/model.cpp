@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <fstream>
 #include <unordered_set>
@@ -16,12 +17,12 @@ namespace firp {
 namespace {
 
 /// `where`: the file, or what else the tensor is in.
-void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows,
+void check_tensor(const Tensor& tensor, std::int64_t columns, std::int64_t rows, int experts,
                   std::string_view where) {
-  if (tensor.shape != std::array<std::int64_t, 4>{columns, rows, 1, 1}) {
-    throw Error(fmt::format("{}: tensor {} has the shape [{}, {}, {}, {}], expected [{}, {}]",
-                            where, tensor.name, tensor.shape[0], tensor.shape[1], tensor.shape[2],
-                            tensor.shape[3], columns, rows));
+  const std::array<std::int64_t, 4> expected = {columns, rows / experts, experts, 1};
+  if (tensor.shape != expected) {
+    throw Error(fmt::format("{}: tensor {} has the shape [{}], expected [{}]", where, tensor.name,
+                            fmt::join(tensor.shape, ", "), fmt::join(expected, ", ")));
   }
   if (!is_known(tensor.type)) {
     throw Unsupported(
@@ -35,9 +36,11 @@ class TensorFinder {
  public:
   explicit TensorFinder(const GgufFile& file) : file_(file) {}
 
-  const Tensor* get(const std::string& name, std::int64_t columns, std::int64_t rows = 1) {
+  /// `rows`: of all experts.
+  const Tensor* get(const std::string& name, std::int64_t columns, std::int64_t rows = 1,
+                    int experts = 1) {
     const Tensor* tensor = &file_.get_tensor(name);
-    check_tensor(*tensor, columns, rows, file_.path().string());
+    check_tensor(*tensor, columns, rows, experts, file_.path().string());
     used_.insert(tensor);
     return tensor;
   }
@@ -145,16 +148,13 @@ Model::Model(std::shared_ptr<const GgufFile> file)
     if (spec.outputs == 0) return nullptr;
     const Tensor* const tensor =
         tensors.get(fmt::format("blk.{}.{}", layer, spec.name), columns_of(spec, spec.file_outputs),
-                    rows_of(spec, spec.file_outputs));
-    if (spec.outputs == spec.file_outputs) return tensor;
+                    rows_of(spec, spec.file_outputs), spec.experts);
+    if (spec.outputs == spec.file_outputs && spec.experts == 1) return tensor;
     return &pieces_.emplace_back(piece_of(*tensor, spec));
   };
   for (int i = 0; i < c.layers; ++i) {
-    LayerTensors& layer = tensors_.layers.emplace_back();
-    const auto matrices = layer.matrices();
-    const auto vectors = layer.vectors();
-    for (std::size_t k = 0; k < matrices.size(); ++k) *matrices[k] = find(i, *specs.matrices()[k]);
-    for (std::size_t k = 0; k < vectors.size(); ++k) *vectors[k] = find(i, *specs.vectors()[k]);
+    for_each_part(tensors_.layers.emplace_back(), specs,
+                  [&](const Tensor*& tensor, const PartSpec& spec) { tensor = find(i, spec); });
   }
   tensors.refuse_unused();
 }
@@ -164,7 +164,7 @@ Model::Model(ModelConfig config, ModelTensors tensors)
   const ModelConfig& c = config_;
   const auto check = [&](const Tensor* tensor, std::int64_t columns, std::int64_t rows = 1) {
     if (tensor == nullptr) throw Error(fmt::format("{}: a tensor is missing", c.name));
-    check_tensor(*tensor, columns, rows, c.name);
+    check_tensor(*tensor, columns, rows, /*experts=*/1, c.name);
   };
   check(tensors_.token_embedding, c.hidden_size, c.vocabulary_size);
   check(tensors_.output_norm, c.hidden_size);
@@ -174,17 +174,11 @@ Model::Model(ModelConfig config, ModelTensors tensors)
         fmt::format("{}: {} layers instead of {}", c.name, tensors_.layers.size(), c.layers));
   }
   const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
-  const auto check_part = [&](const Tensor* tensor, const PartSpec& spec) {
-    if (spec.outputs > 0)
-      check(tensor, columns_of(spec, spec.outputs), rows_of(spec, spec.outputs));
-  };
   for (const LayerTensors& layer : tensors_.layers) {
-    for (std::size_t k = 0; k < specs.matrices().size(); ++k) {
-      check_part(*layer.matrices()[k], *specs.matrices()[k]);
-    }
-    for (std::size_t k = 0; k < specs.vectors().size(); ++k) {
-      check_part(*layer.vectors()[k], *specs.vectors()[k]);
-    }
+    for_each_part(layer, specs, [&](const Tensor* tensor, const PartSpec& spec) {
+      if (spec.outputs == 0) return;
+      check(tensor, columns_of(spec, spec.outputs), rows_of(spec, spec.outputs));
+    });
   }
 }
 
@@ -196,6 +190,13 @@ LayerParts<PartSpec, PartSpec> layer_specs(const ModelConfig& c) {
   };
   const auto vector = [](bool there, std::string_view name, int size) {
     return there ? PartSpec{name, size, 0, 0, size} : PartSpec{};
+  };
+  const auto expert = [&c, &matrix](std::string_view of_mixture, std::string_view alone,
+                                    int outputs, int inputs) {
+    if (c.experts == 0) return matrix(alone, outputs, inputs);
+    PartSpec spec = matrix(of_mixture, c.experts * outputs, inputs);
+    spec.experts = c.experts;
+    return spec;
   };
   const bool norms = c.head_norms != HeadNorms::kNone, wide = c.head_norms == HeadNorms::kAll;
   LayerParts<PartSpec, PartSpec> specs = {
@@ -211,9 +212,10 @@ LayerParts<PartSpec, PartSpec> layer_specs(const ModelConfig& c) {
       .key_norm = vector(norms, "attn_k_norm.weight", wide ? kv : c.head_size),
       .attention_post_norm = vector(c.norms_after, "post_attention_norm.weight", d),
       .feed_forward_norm = vector(c.norms_before, "ffn_norm.weight", d),
-      .gate = matrix("ffn_gate.weight", inner, d),
-      .up = matrix("ffn_up.weight", inner, d),
-      .down = matrix("ffn_down.weight", d, inner),
+      .router = c.experts > 0 ? matrix("ffn_gate_inp.weight", c.experts, d) : PartSpec{},
+      .gate = expert("ffn_gate_exps.weight", "ffn_gate.weight", inner, d),
+      .up = expert("ffn_up_exps.weight", "ffn_up.weight", inner, d),
+      .down = expert("ffn_down_exps.weight", "ffn_down.weight", d, inner),
       .feed_forward_post_norm = vector(c.norms_after, "post_ffw_norm.weight", d),
   };
   // Parts that one tensor holds, one after the other.

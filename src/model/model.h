@@ -25,6 +25,7 @@ struct PartSpec {
   int outputs = 0;        ///< rows of a matrix, elements of a vector; 0: there is no such part
   int inputs = 0;         ///< columns of a matrix; 0: a vector
   int first_output = 0, file_outputs = 0;
+  int experts = 1;  ///< whose outputs they are, as many of each: the tensor's third extent
 };
 /// The one list of a layer's tensors: their names and shapes.
 LayerParts<PartSpec, PartSpec> layer_specs(const ModelConfig& config);

@@ -29,6 +29,7 @@ struct Architecture {
   std::optional<float> usual_attention_softcap = std::nullopt;
   std::optional<float> usual_logit_softcap = std::nullopt;
   bool scales = false;  ///< reads embedding_scale, residual_scale, logit_scale, ...
+  std::optional<ExpertWeights> expert_weights = std::nullopt;  ///< nullopt: no mixtures
 
   /// Of so many layers the last sees all positions, the others a window, unless the file says
   /// which. 0: all layers see all.
@@ -45,9 +46,13 @@ struct Architecture {
 };
 
 constexpr Architecture kArchitectures[] = {
-    {.name = "llama", .interleaved_rope = true, .rope_factors = true},
+    {.name = "llama",
+     .interleaved_rope = true,
+     .rope_factors = true,
+     .expert_weights = ExpertWeights::kOfUsed},  // Mixtral
     {.name = "qwen2", .needs_qkv_bias = true},
     {.name = "qwen3", .head_norms = HeadNorms::kEach},
+    {.name = "qwen3moe", .head_norms = HeadNorms::kEach, .expert_weights = ExpertWeights::kOfUsed},
     {.name = "gemma2",
      .norms_after = true,
      .activation = Activation::kGelu,
@@ -73,8 +78,14 @@ constexpr Architecture kArchitectures[] = {
      .norms_after = true,
      .window_period = 4,
      .windows_unscaled = true},
+    {.name = "olmoe", .head_norms = HeadNorms::kAll, .expert_weights = ExpertWeights::kOfAll},
     {.name = "smollm3", .interleaved_rope = true, .unturned_period = 4},
     {.name = "granite", .interleaved_rope = true, .rope_factors = true, .scales = true},
+    {.name = "granitemoe",
+     .interleaved_rope = true,
+     .rope_factors = true,
+     .scales = true,
+     .expert_weights = ExpertWeights::kOfUsed},
 };
 
 // Sane bounds, some times what the largest models have: a damaged file must not make us allocate by
@@ -84,6 +95,7 @@ constexpr int kMostHidden = 1 << 16;
 constexpr int kMostHeads = 1024;
 constexpr int kMostHeadSize = 1024;
 constexpr int kMostFeedForward = 1 << 20;
+constexpr int kMostExperts = 1 << 10;
 constexpr int kMostVocabulary = 1 << 22;
 constexpr int kMostContext = 1 << 28;
 
@@ -148,16 +160,16 @@ void refuse_missing_features(const Reader& reader, const Architecture& architect
     reader.refuse(fmt::format("sliding-window attention ({} = {}) is not supported for {}",
                               reader.key("attention.sliding_window"), window, architecture.name));
   }
-  if (file.find_int(reader.key("expert_count")).value_or(0) > 0) {
-    reader.refuse(
-        fmt::format("mixtures of experts ({}) are not supported", reader.key("expert_count")));
+  if (!architecture.expert_weights && file.find_int(reader.key("expert_count")).value_or(0) > 0) {
+    reader.refuse(fmt::format("mixtures of experts ({}) are not supported for {}",
+                              reader.key("expert_count"), architecture.name));
   }
   if (!file.find_bool(reader.key("attention.causal")).value_or(true)) {
     reader.refuse(fmt::format("attention that is not causal ({}) is not supported",
                               reader.key("attention.causal")));
   }
   std::vector<std::string_view> unknown = {"attention.max_alibi_bias", "attention.clamp_kqv",
-                                           "rope.scaling.alpha"};
+                                           "rope.scaling.alpha", "expert_weights_scale"};
   if (!architecture.scales) {
     unknown.insert(unknown.end(),
                    {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"});
@@ -347,6 +359,24 @@ void read_layers(const Reader& reader, const Architecture& architecture, ModelCo
   }
 }
 
+void read_experts(const Reader& reader, const Architecture& architecture, ModelConfig& config) {
+  if (!architecture.expert_weights ||
+      reader.file().find_int(reader.key("expert_count")).value_or(0) == 0) {
+    return;
+  }
+  config.experts = reader.size("expert_count", kMostExperts);
+  config.experts_used = reader.size("expert_used_count", config.experts);
+  config.expert_weights = *architecture.expert_weights;
+  config.feed_forward_size =
+      reader.size("expert_feed_forward_length", kMostFeedForward, config.feed_forward_size);
+  // Experts are packed one after the other, and each begins with a block of outputs; what they
+  // give is rounded in groups of 32.
+  if (config.feed_forward_size % 32 != 0 || config.hidden_size % 32 != 0) {
+    reader.refuse(fmt::format("experts of {} x {} are not supported: only multiples of 32",
+                              config.feed_forward_size, config.hidden_size));
+  }
+}
+
 float not_negative(const Reader& reader, std::string_view name, float otherwise) {
   const float value = reader.number(name, otherwise);
   if (value < 0.0f) reader.fail(fmt::format("{} is negative", reader.key(name)));
@@ -435,6 +465,7 @@ ModelConfig read_model_config(const GgufFile& file) {
   }
   read_layers(reader, *architecture, config);
   read_scales(reader, *architecture, config);
+  read_experts(reader, *architecture, config);
 
   const std::int64_t vocabulary = file.get_tensor("token_embd.weight").rows();
   if (vocabulary > kMostVocabulary) {

@@ -44,6 +44,9 @@ enum class Activation { kSilu, kGelu };  ///< kGelu: the form with tanh
 /// RMS norms of queries and keys before RoPE: of each head by itself, or of all heads together.
 enum class HeadNorms { kNone, kEach, kAll };
 
+/// A row's weights of the experts that it uses: softmax over all experts, or over the used ones.
+enum class ExpertWeights { kOfAll, kOfUsed };
+
 /// What the forward pass needs to know about a decoder-only transformer. Architectures are rows of
 /// a table (model_config.cpp) that fill this in; nothing else asks for their names.
 struct ModelConfig {
@@ -54,8 +57,11 @@ struct ModelConfig {
   int hidden_size = 0;  ///< d: width of the residual stream
   int query_heads = 0;
   int kv_heads = 0;
-  int head_size = 0;  ///< of a query, a key and a value head alike
-  int feed_forward_size = 0;
+  int head_size = 0;          ///< of a query, a key and a value head alike
+  int feed_forward_size = 0;  ///< of an expert, in a mixture
+  int experts = 0;  ///< feed-forwards of a layer, of which a row uses a few; 0: no mixture
+  int experts_used = 0;
+  ExpertWeights expert_weights = ExpertWeights::kOfUsed;
   int vocabulary_size = 0;
   int trained_context = 0;  ///< positions that the model was trained for
   float rms_norm_epsilon = 0;
@@ -85,7 +91,7 @@ struct ModelConfig {
 
 /// Reads and checks the configuration. Errors: an architecture that the table lacks (the message
 /// lists them), missing or impossible values, features that the forward pass does not have
-/// (mixtures of experts, ...).
+/// (attention that is not causal, ...).
 ModelConfig read_model_config(const GgufFile& file);
 
 }  // namespace firp

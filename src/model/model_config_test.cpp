@@ -17,6 +17,7 @@
 namespace firp {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 TinyModelOptions small_options(const std::string& architecture) {
@@ -339,6 +340,56 @@ TEST(ModelConfig, RefusesTensorsThatItWouldLeaveOut) {
               HasSubstr("rope_freqs.weight"));
 }
 
+TEST(ModelConfig, AMixturesExpertsStandOneAfterTheOther) {
+  const TemporaryDirectory directory;
+  TinyModelOptions options = small_options("qwen3moe");
+  options.feed_forward_size = 64;
+  options.experts = 5;
+  rewrite(directory / "m.gguf", options, [](gguf_context* gguf) {
+    gguf_set_val_u32(gguf, "qwen3moe.feed_forward_length", 6144);  // of no layer, as in real files
+  });
+  const Model model(directory / "m.gguf");
+  EXPECT_EQ(model.config().experts, 5);
+  EXPECT_EQ(model.config().experts_used, 3);
+  EXPECT_EQ(model.config().feed_forward_size, 64);
+  EXPECT_EQ(model.config().expert_weights, ExpertWeights::kOfUsed);
+  EXPECT_EQ(config_of({.architecture = "olmoe"}).expert_weights, ExpertWeights::kOfAll);
+  const LayerTensors& layer = model.layers()[1];
+  EXPECT_EQ(layer.router->rows(), 5);
+  EXPECT_EQ(layer.gate->rows(), 5 * 64);
+  EXPECT_EQ(layer.down->rows(), 5 * 32);
+  EXPECT_EQ(layer.down->columns(), 64);
+  EXPECT_EQ(layer.down->data.data(),
+            model.file().get_tensor("blk.1.ffn_down_exps.weight").data.data());
+}
+
+TEST(ModelConfig, RefusesMixturesThatItCannotRun) {
+  const TemporaryDirectory directory;
+  const auto message = [&](const TinyModelOptions& options, const char* key, std::uint32_t value) {
+    rewrite(directory / "m.gguf", options,
+            [&](gguf_context* gguf) { gguf_set_val_u32(gguf, key, value); });
+    try {
+      Model model(directory / "m.gguf");
+    } catch (const Error& error) {
+      return std::string(dynamic_cast<const Unsupported*>(&error) != nullptr ? "unsupported: "
+                                                                             : "damaged: ") +
+             error.what();
+    }
+    return std::string("taken");
+  };
+  EXPECT_THAT(message(small_options("qwen2"), "qwen2.expert_count", 8),
+              AllOf(HasSubstr("unsupported"), HasSubstr("mixtures")));
+  EXPECT_THAT(message(small_options("olmoe"), "olmoe.context_length", 512),  // of width 48
+              AllOf(HasSubstr("unsupported"), HasSubstr("multiples of 32")));
+  TinyModelOptions options = small_options("olmoe");
+  options.feed_forward_size = 64;
+  EXPECT_EQ(message(options, "olmoe.context_length", 512), "taken");
+  EXPECT_THAT(message(options, "olmoe.expert_used_count", 9),
+              AllOf(HasSubstr("damaged"), HasSubstr("expert_used_count")));
+  EXPECT_THAT(message(options, "olmoe.expert_count", 9),
+              AllOf(HasSubstr("damaged"), HasSubstr("ffn_gate_inp")));
+}
+
 /// What llama.cpp may run must be Unsupported: an Error would end `--engine auto`.
 TEST(ModelConfig, ValuesForEachLayerAreUnsupportedNotDamage) {
   const TemporaryDirectory directory;
@@ -390,7 +441,7 @@ TEST(ModelConfig, RefusesByName) {
   EXPECT_THAT(with_int("llama.rope.dimension_count", 18), HasSubstr("rope.dimension_count"));
   EXPECT_THAT(with_int("llama.rope.dimension_count", 7), HasSubstr("rope.dimension_count"));
   EXPECT_THAT(with_int("llama.attention.sliding_window", 1024), HasSubstr("sliding-window"));
-  EXPECT_THAT(with_int("llama.expert_count", 8), HasSubstr("experts"));
+  EXPECT_THAT(with_int("llama.expert_count", 8), HasSubstr("expert_used_count"));
   EXPECT_THAT(with_int("split.count", 2), HasSubstr("split"));
   EXPECT_THAT(with_float("llama.attn_logit_softcapping", 50), HasSubstr("softcapping"));
   EXPECT_THAT(with_float("llama.rope.freq_base", NAN), HasSubstr("freq_base"));

@@ -50,6 +50,7 @@ struct Parts {
   bool output_bias = false;  ///< of attention's output and the feed-forward
   bool tied_head = false;    ///< always
   int sliding_window = 0;
+  bool mixture = false;
 };
 
 Parts parts_of(const TinyModelOptions& options) {
@@ -58,6 +59,9 @@ Parts parts_of(const TinyModelOptions& options) {
   if (architecture == "llama" || architecture == "smollm3" || architecture == "granite") return {};
   if (architecture == "qwen2") return {.qkv_bias = true};
   if (architecture == "qwen3") return {.head_norms = kEach};
+  if (architecture == "qwen3moe") return {.head_norms = kEach, .mixture = true};
+  if (architecture == "olmoe") return {.head_norms = kAll, .mixture = true};
+  if (architecture == "granitemoe") return {.mixture = true};
   if (architecture == "gemma2") {
     return {.norms_after = true, .tied_head = true, .sliding_window = options.sliding_window};
   }
@@ -118,11 +122,16 @@ class Writer {
 
   /// A matrix of the model's type, with normal weights.
   void add_matrix(const std::string& name, int columns, int rows, double deviation) {
+    add_matrices(name, options_.type, columns, rows, /*experts=*/1, deviation);
+  }
+  /// One for each expert, `rows` in all.
+  void add_matrices(const std::string& name, ggml_type type, int columns, int rows, int experts,
+                    double deviation) {
     std::vector<float> values(static_cast<std::size_t>(columns) * static_cast<std::size_t>(rows));
     for (float& value : values) {
       value = random_.normal(0.0, deviation);
     }
-    add(name, options_.type, columns, rows, values);
+    add(name, type, columns, rows, values, experts);
   }
 
   void add_vector(const std::string& name, int size, double mean, double deviation) {
@@ -134,13 +143,14 @@ class Writer {
   }
 
   void add(const std::string& name, ggml_type type, int columns, int rows,
-           const std::vector<float>& values) {
+           const std::vector<float>& values, int experts = 1) {
     if (columns % ggml_blck_size(type) != 0) {
       throw Error(fmt::format("tiny model: {} has {} columns, not a multiple of {}'s block of {}",
                               name, columns, ggml_type_name(type), ggml_blck_size(type)));
     }
-    ggml_tensor* tensor = rows == 1 ? ggml_new_tensor_1d(ggml_.get(), type, columns)
-                                    : ggml_new_tensor_2d(ggml_.get(), type, columns, rows);
+    ggml_tensor* tensor =
+        rows == 1 ? ggml_new_tensor_1d(ggml_.get(), type, columns)
+                  : ggml_new_tensor_3d(ggml_.get(), type, columns, rows / experts, experts);
     ggml_set_name(tensor, name.c_str());
     std::vector<std::byte>& data = data_.emplace_back(ggml_nbytes(tensor));
     ggml_quantize_chunk(type, values.data(), data.data(), 0, rows, columns, nullptr);
@@ -183,6 +193,14 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   writer.set_int("rope.dimension_count", o.rope_dimensions > 0 ? o.rope_dimensions : o.head_size);
   writer.set_float("rope.freq_base", o.rope_base);
   const Parts parts = parts_of(o);
+  const int experts = o.experts == 0 && parts.mixture ? 8 : o.experts;
+  if (experts > 0) {
+    writer.set_int("expert_count", experts);
+    writer.set_int("expert_used_count", 3);
+    if (o.architecture == "qwen3moe") {
+      writer.set_int("expert_feed_forward_length", o.feed_forward_size);
+    }
+  }
   writer.set_float(
       parts.layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
       1e-5f);
@@ -192,7 +210,7 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
     writer.set_float("attn_logit_softcapping", 2.0f);
     writer.set_float("final_logit_softcapping", 10.0f);
   }
-  if (o.architecture == "granite") {
+  if (o.architecture.starts_with("granite")) {
     writer.set_float("embedding_scale", 3.0f);
     writer.set_float("residual_scale", 0.25f);
     writer.set_float("attention.scale", 0.2f);
@@ -241,6 +259,7 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
   config.kv_heads = o.kv_heads;
   config.head_size = o.head_size;
   config.feed_forward_size = o.feed_forward_size;
+  config.experts = experts;
   config.qkv_bias = parts.qkv_bias;
   config.head_norms = parts.head_norms;
   config.norms_before = parts.norms_before;
@@ -260,9 +279,13 @@ void write_tiny_model(const std::filesystem::path& path, const TinyModelOptions&
     for (const PartSpec* const spec : specs.matrices()) {
       if (is_left_out(*spec)) continue;
       const bool scores = spec->name == "attn_q.weight" || spec->name == "attn_k.weight";
-      const double spread = scores ? 1.5 : spec->name == "attn_qkv.weight" ? 1.2 : 1.0;
-      writer.add_matrix(name(spec->name), spec->inputs, spec->file_outputs,
-                        spread * unit(spec->inputs));
+      const bool is_router = spec == &specs.router;
+      const double spread = scores                            ? 1.5
+                            : is_router                       ? 2.0
+                            : spec->name == "attn_qkv.weight" ? 1.2
+                                                              : 1.0;
+      writer.add_matrices(name(spec->name), is_router ? GGML_TYPE_F32 : o.type, spec->inputs,
+                          spec->file_outputs, spec->experts, spread * unit(spec->inputs));
     }
     for (const PartSpec* const spec : specs.vectors()) {
       if (is_left_out(*spec)) continue;

@@ -21,6 +21,7 @@ struct TinyModelOptions {
   int kv_heads = 2;
   int head_size = 64;
   int feed_forward_size = 512;
+  int experts = 0;  ///< of a mixture, three of which a row uses; 0: 8 where the architecture is one
   int vocabulary_size = 320;
   bool tied_head = false;
   int sliding_window = 32;    ///< of the architectures that have windows; 0: none

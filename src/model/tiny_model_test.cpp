@@ -24,7 +24,8 @@ struct Case {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const std::string architecture :
-       {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
+       {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite",
+        "qwen3moe", "olmoe", "granitemoe"}) {
     for (const bool tied : {false, true}) {
       if (tied && architecture == "olmo2") continue;  // libllama asks for a head of its own
       TinyModelOptions options;

@@ -37,8 +37,9 @@ std::vector<int> candidate_layers(const ModelConfig& config, int draft_steps, bo
 double drafting_cost(const Model& model, int layer, bool token_input) {
   std::size_t drafting = 0, verifying = model.head().data.size();
   for (int i = 0; i < model.config().layers; ++i) {
-    verifying += layer_bytes(model.layers()[i], /*rough=*/false);
-    if (i >= layer) drafting += layer_bytes(model.layers()[i], /*rough=*/token_input);
+    verifying += layer_bytes(model.config(), model.layers()[i], /*rough=*/false);
+    if (i >= layer)
+      drafting += layer_bytes(model.config(), model.layers()[i], /*rough=*/token_input);
   }
   return static_cast<double>(drafting) / static_cast<double>(verifying);
 }

@@ -149,8 +149,13 @@ UpperLayers::UpperLayers(const Model& model, int first_layer, torch::Device devi
     layer.output = matrix(load(*tensors.output));
     layer.attention_post_norm = optional(tensors.attention_post_norm);
     layer.feed_forward_norm = optional(tensors.feed_forward_norm);
-    layer.gate_up = matrix(torch::cat({load(*tensors.gate), load(*tensors.up)}));
-    layer.down = matrix(load(*tensors.down));
+    const std::int64_t experts = std::max(1, config_.experts);
+    const auto of_experts = [&](const firp::Tensor* tensor) {
+      return load(*tensor).view({experts, -1, tensor->columns()});
+    };
+    layer.gate_up = matrix(torch::cat({of_experts(tensors.gate), of_experts(tensors.up)}, 1));
+    layer.down = matrix(of_experts(tensors.down));
+    layer.router = optional(tensors.router);
     layer.feed_forward_post_norm = optional(tensors.feed_forward_post_norm);
     layers_.push_back(std::move(layer));
   }
@@ -192,6 +197,28 @@ torch::Tensor UpperLayers::heads_of(const torch::Tensor& projected, const torch:
       return RmsNorm::apply(projected, weight, config_.rms_norm_epsilon, type).reshape(shape);
   }
   return projected.reshape(shape);
+}
+
+torch::Tensor UpperLayers::feed_forward(const Layer& weights, const torch::Tensor& x) const {
+  const auto expert = [&](int index, const torch::Tensor& rows) {
+    const torch::Tensor inner = torch::linear(rows, weights.gate_up[index]);
+    return torch::linear(ActivateMultiply::apply(inner, config_.activation == Activation::kGelu),
+                         weights.down[index]);
+  };
+  if (config_.experts == 0) return expert(0, x);
+  const torch::Tensor shares =
+      torch::softmax(torch::linear(x.to(torch::kFloat32), weights.router), -1);
+  auto [weight, chosen] = shares.topk(config_.experts_used);
+  if (config_.expert_weights == ExpertWeights::kOfUsed) weight = weight / weight.sum(-1, true);
+  torch::Tensor out = torch::zeros_like(x);
+  for (int index = 0; index < config_.experts; ++index) {
+    const torch::Tensor users = (chosen == index).nonzero();  // [users, 2]: row, and which choice
+    if (users.size(0) == 0) continue;
+    const torch::Tensor rows = users.select(1, 0);
+    const torch::Tensor by = weight.index({rows, users.select(1, 1)}).unsqueeze(1).to(type_);
+    out = out.index_add(0, rows, expert(index, x.index_select(0, rows)) * by);
+  }
+  return out;
 }
 
 torch::Tensor UpperLayers::keys_values(int layer, const torch::Tensor& hidden) const {
@@ -278,7 +305,7 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
     }
     const LayerConfig& layer_config = config_.by_layer[index];
     const auto add = [&](const torch::Tensor& output, const torch::Tensor& post_norm) {
-      const torch::Tensor added = post_norm.defined() ? norm(output, post_norm) : output;
+      const torch::Tensor added = norm(output, post_norm);
       x = config_.residual_scale == 1 ? x + added : x + added * config_.residual_scale;
     };
     const torch::Tensor projected = torch::linear(
@@ -311,13 +338,9 @@ torch::Tensor UpperLayers::forward(int layer, const torch::Tensor& rows,
                                        .reshape({-1, query_size});
     add(torch::linear(attended, weights.output), weights.attention_post_norm);
 
-    const torch::Tensor inner = torch::linear(norm(x, weights.feed_forward_norm), weights.gate_up);
-    add(torch::linear(ActivateMultiply::apply(inner, config_.activation == Activation::kGelu),
-                      weights.down),
-        weights.feed_forward_post_norm);
+    add(feed_forward(weights, norm(x, weights.feed_forward_norm)), weights.feed_forward_post_norm);
   }
-  return RmsNorm::apply(x, output_norm_, config_.rms_norm_epsilon, type_)
-      .view({sequences, per_sequence, steps, config_.hidden_size});
+  return norm(x, output_norm_).view({sequences, per_sequence, steps, config_.hidden_size});
 }
 
 torch::Tensor UpperLayers::normed(const torch::Tensor& hidden) const {

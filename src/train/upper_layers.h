@@ -65,7 +65,8 @@ class UpperLayers {
     torch::Tensor query_norm, key_norm;
     torch::Tensor output;
     torch::Tensor feed_forward_norm, feed_forward_post_norm;
-    torch::Tensor gate_up, down;
+    torch::Tensor router;         ///< [experts x d], in F32
+    torch::Tensor gate_up, down;  ///< of each expert; without a mixture there is one
   };
   /// Angles of some positions by each of the model's rotations: [R, 1, dimensions / 2] each.
   struct Angles {
@@ -75,6 +76,7 @@ class UpperLayers {
   std::vector<Angles> angles_at(const torch::Tensor& positions) const;
   /// The norm of a sublayer's input, or of its output; without weights x itself.
   torch::Tensor norm(const torch::Tensor& x, const torch::Tensor& weight) const;
+  torch::Tensor feed_forward(const Layer& weights, const torch::Tensor& x) const;
   /// Heads [R, heads, head_size] from projections [R, heads * head_size], with their norm.
   torch::Tensor heads_of(const torch::Tensor& projected, const torch::Tensor& weight,
                          torch::ScalarType type) const;

@@ -62,8 +62,8 @@ struct Case {
 
 std::vector<Case> cases() {
   std::vector<Case> out;
-  for (const char* architecture :
-       {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"}) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2",
+                                   "smollm3", "granite", "qwen3moe", "olmoe", "granitemoe"}) {
     out.push_back({architecture, {.architecture = architecture}});
   }
   out.push_back({"token_input", {.architecture = "llama"}, true});
