@@ -24,7 +24,7 @@ std::string lower_case(std::string_view text) {
 RandomWeights::RandomWeights(std::string name, ggml_type type, int outputs, int inputs,
                              float deviation, unsigned seed) {
   require_whole_blocks(type, inputs);
-  constexpr int kMostDistinctRows = 48;
+  constexpr int kMostDistinctRows = 64;
   const int distinct = std::min(outputs, kMostDistinctRows);
   std::mt19937 generator(seed);
   std::normal_distribution<float> normal(0.0f, deviation);

@@ -24,6 +24,7 @@ struct Shape {
   int layers, hidden_size, query_heads, kv_heads, head_size, feed_forward_size, vocabulary_size;
   bool tied_head;
   float rope_base;
+  int experts = 0, experts_used = 0;
 };
 
 constexpr Shape kShapes[] = {
@@ -32,6 +33,8 @@ constexpr Shape kShapes[] = {
     {"llama-3b", 28, 3072, 24, 8, 128, 8192, 128256, true, 5e5f},    // Llama 3.2 3B
     {"llama-7b", 32, 4096, 32, 32, 128, 11008, 32000, false, 1e4f},  // Llama 2 7B, Vicuna
     {"llama-8b", 32, 4096, 32, 8, 128, 14336, 128256, false, 5e5f},  // Llama 3.1 8B
+    // As large as OLMoE 1B-7B, and as fast: 64 experts, of which a row uses 8.
+    {"mixture-7b", 16, 2048, 16, 16, 128, 1024, 50304, false, 1e4f, 64, 8},
 };
 
 const Shape& find_shape(std::string_view name) {
@@ -53,6 +56,8 @@ ModelConfig config_of(const Shape& shape, std::string name) {
   config.kv_heads = shape.kv_heads;
   config.head_size = shape.head_size;
   config.feed_forward_size = shape.feed_forward_size;
+  config.experts = shape.experts;
+  config.experts_used = shape.experts_used;
   config.vocabulary_size = shape.vocabulary_size;
   config.trained_context = 8192;
   config.rms_norm_epsilon = 1e-5f;
@@ -86,6 +91,9 @@ class GgufHeader {
     gguf_set_val_str(gguf_.get(), "general.architecture", "llama");
     gguf_set_val_str(gguf_.get(), "general.name", c.name.c_str());
     gguf_set_val_str(gguf_.get(), "tokenizer.ggml.model", "no_vocab");
+    const auto set_number = [this](const char* key, int value) {
+      gguf_set_val_u32(gguf_.get(), key, static_cast<std::uint32_t>(value));
+    };
     for (const auto& [key, value] : {std::pair{"llama.vocab_size", c.vocabulary_size},
                                      {"llama.block_count", c.layers},
                                      {"llama.context_length", c.trained_context},
@@ -96,7 +104,11 @@ class GgufHeader {
                                      {"llama.attention.key_length", c.head_size},
                                      {"llama.attention.value_length", c.head_size},
                                      {"llama.rope.dimension_count", c.head_size}}) {
-      gguf_set_val_u32(gguf_.get(), key, static_cast<std::uint32_t>(value));
+      set_number(key, value);
+    }
+    if (c.experts > 0) {
+      set_number("llama.expert_count", c.experts);
+      set_number("llama.expert_used_count", c.experts_used);
     }
     gguf_set_val_f32(gguf_.get(), "llama.rope.freq_base", rope_base);
     gguf_set_val_f32(gguf_.get(), "llama.attention.layer_norm_rms_epsilon", c.rms_norm_epsilon);
@@ -107,7 +119,7 @@ class GgufHeader {
     const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
     for (int i = 0; i < c.layers; ++i) {
       for_each_part(model.layers()[i], specs, [&](const Tensor* tensor, const PartSpec& spec) {
-        if (spec.outputs > 0) add(fmt::format("blk.{}.{}", i, spec.name), *tensor);
+        if (spec.outputs > 0) add(fmt::format("blk.{}.{}", i, spec.name), *tensor, spec.experts);
       });
     }
   }
@@ -118,11 +130,11 @@ class GgufHeader {
   }
 
  private:
-  void add(const std::string& name, const Tensor& tensor) {
-    ggml_tensor* const to =
-        tensor.rows() == 1
-            ? ggml_new_tensor_1d(ggml_.get(), tensor.type, tensor.columns())
-            : ggml_new_tensor_2d(ggml_.get(), tensor.type, tensor.columns(), tensor.rows());
+  void add(const std::string& name, const Tensor& tensor, int experts = 1) {
+    ggml_tensor* const to = tensor.rows() == 1
+                                ? ggml_new_tensor_1d(ggml_.get(), tensor.type, tensor.columns())
+                                : ggml_new_tensor_3d(ggml_.get(), tensor.type, tensor.columns(),
+                                                     tensor.rows() / experts, experts);
     ggml_set_name(to, name.c_str());
     to->data = const_cast<std::byte*>(tensor.data.data());
     gguf_add_tensor(gguf_.get(), to);
@@ -136,8 +148,8 @@ class GgufHeader {
 };
 
 void require_memory(const ModelConfig& c, ggml_type type) {
-  const double layer =
-      c.hidden_size * (2.0 * c.query_size() + 2.0 * c.kv_size() + 3.0 * c.feed_forward_size);
+  const double layer = c.hidden_size * (2.0 * c.query_size() + 2.0 * c.kv_size() +
+                                        3.0 * c.feed_forward_size * std::max(1, c.experts));
   const double ends = static_cast<double>(c.hidden_size) * c.vocabulary_size;
   // The packed layers and head; one layer, the embedding and an untied head as they are in files.
   const double weights = c.layers * layer + ends + layer + (c.tied_head ? 1 : 2) * ends;
@@ -165,7 +177,8 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   require_memory(c, type);
 
   // Deviations of 1 / sqrt(inputs) keep what the layers add to the residual stream near 1.
-  const auto matrix = [&](std::string_view role, int outputs, int inputs, float scale) {
+  const auto matrix = [&](std::string_view role, int outputs, int inputs, float scale,
+                          ggml_type type) {
     const float deviation = scale / std::sqrt(static_cast<float>(inputs));
     const auto seed = static_cast<unsigned>(matrices_.size() + 1);
     return &matrices_.emplace_back(std::string(role), type, outputs, inputs, deviation, seed)
@@ -179,14 +192,17 @@ SyntheticModel::SyntheticModel(std::string_view name) {
   const float embedding_scale =
       c.tied_head ? kLogitSpread : std::sqrt(static_cast<float>(c.hidden_size));
   ModelTensors tensors;
-  tensors.token_embedding = matrix("embedding", c.vocabulary_size, c.hidden_size, embedding_scale);
+  tensors.token_embedding =
+      matrix("embedding", c.vocabulary_size, c.hidden_size, embedding_scale, type);
   tensors.output_norm = &norm_;
   tensors.head = c.tied_head ? tensors.token_embedding
-                             : matrix("head", c.vocabulary_size, c.hidden_size, kLogitSpread);
+                             : matrix("head", c.vocabulary_size, c.hidden_size, kLogitSpread, type);
   LayerTensors layer;
-  for_each_part(layer, layer_specs(c), [&](const Tensor*& tensor, const PartSpec& spec) {
+  const LayerParts<PartSpec, PartSpec> specs = layer_specs(c);
+  for_each_part(layer, specs, [&](const Tensor*& tensor, const PartSpec& spec) {
     if (spec.inputs > 0) {
-      tensor = matrix(spec.name, spec.outputs, spec.inputs, 1);
+      const bool is_router = &spec == &specs.router;  // files keep it as it is
+      tensor = matrix(spec.name, spec.outputs, spec.inputs, 1, is_router ? GGML_TYPE_F32 : type);
     } else if (spec.outputs > 0) {
       tensor = &norm_;
     }
