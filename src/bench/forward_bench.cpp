@@ -7,6 +7,7 @@
 #include "bench/kernel_bench.h"
 #include "bench/llama_peer.h"
 #include "engine/token_chain.h"
+#include "engine/weights.h"
 
 namespace firp {
 namespace {

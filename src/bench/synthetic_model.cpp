@@ -178,10 +178,10 @@ SyntheticModel::SyntheticModel(std::string_view name) {
 
   // Deviations of 1 / sqrt(inputs) keep what the layers add to the residual stream near 1.
   const auto matrix = [&](std::string_view role, int outputs, int inputs, float scale,
-                          ggml_type type) {
+                          ggml_type of) {
     const float deviation = scale / std::sqrt(static_cast<float>(inputs));
     const auto seed = static_cast<unsigned>(matrices_.size() + 1);
-    return &matrices_.emplace_back(std::string(role), type, outputs, inputs, deviation, seed)
+    return &matrices_.emplace_back(std::string(role), of, outputs, inputs, deviation, seed)
                 .tensor();
   };
   ones_.assign(c.hidden_size, 1.0f);
