@@ -14,6 +14,10 @@ namespace {
 /// Tokens that another session must be about to read for this one to wait for them.
 constexpr int kWorthWaiting = 32;
 
+/// Rows whose logits, one for each token of the vocabulary, are there at once: but all of a
+/// session's.
+constexpr int kMostRowsOfLogits = 32;
+
 }  // namespace
 
 void BatchDecoder::step(std::span<Session* const> sessions) {
@@ -124,8 +128,8 @@ void BatchDecoder::schedule_verifying(std::span<Session* const> decoders, int ro
   }
 }
 
-/// The sessions' next tokens, and what is told of those that they read: all by the same pass of the
-/// head.
+/// The sessions' next tokens, and what is told of those that they read. Their rows go through the
+/// head together: it is read once for all of them.
 void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
   std::vector<int> rows;
   const auto add_rows = [&rows](const Part& part) {
@@ -150,11 +154,21 @@ void BatchDecoder::choose(const Pass& pass, std::span<Part> parts) const {
       best = best.subspan(part.token_rows);
     }
   }
+  std::vector<Part*> by_logits;
   for (Part& part : parts) {
-    if (part.reads || by_best(part)) continue;
+    if (!part.reads && !by_best(part)) by_logits.push_back(&part);
+  }
+  const std::size_t vocabulary = engine_.config().vocabulary_size;
+  for (auto part = by_logits.begin(); part != by_logits.end();) {
     rows.clear();
-    add_rows(part);
-    part.session->choose(part, pass.logits(rows));
+    auto end = part;
+    do add_rows(**end++);
+    while (end != by_logits.end() && std::ssize(rows) + (*end)->token_rows <= kMostRowsOfLogits);
+    std::span<const float> logits = pass.logits(rows);
+    for (; part != end; ++part) {
+      (*part)->session->choose(**part, logits.first((*part)->token_rows * vocabulary));
+      logits = logits.subspan((*part)->token_rows * vocabulary);
+    }
   }
   for (Part& part : parts) {
     if (part.reads && part.session->options_.tells_prompt) part.session->tell_prompt(part, pass);

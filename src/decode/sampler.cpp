@@ -327,7 +327,9 @@ Token choose(Candidates& candidates, const Place& place, SamplerState& state,
   return candidates[rank].token;
 }
 
-Candidates candidates_of(std::span<const float> logits, const SamplingOptions& options) {
+/// `logits`: of all tokens, or of a row's best ones.
+template <typename Logits>
+Candidates candidates_of(const Logits& logits, const SamplingOptions& options) {
   Candidates candidates(logits);
   if (!options.logit_bias.empty()) {
     candidates.change_logits([&](const auto& find) {
@@ -369,6 +371,13 @@ std::vector<Sampler> samplers_of(const Entries& entries, const Is& is, const cha
   return samplers;
 }
 
+/// How many tokens the penalties can lower; nullopt: they may raise some, or lower any number.
+std::optional<int> lowered_by_penalties(const SamplingOptions& options) {
+  const bool may_raise = options.repeat_penalty < 1 || options.frequency_penalty < 0 ||
+                         options.presence_penalty < 0 || options.repeat_last_n < 0;
+  return may_raise ? std::nullopt : std::optional(options.repeat_last_n);
+}
+
 }  // namespace
 
 std::vector<Sampler> samplers_of_names(std::span<const std::string> names) {
@@ -392,13 +401,25 @@ void forbid(SamplingOptions& options, std::span<const Token> tokens) {
 }
 
 int tokens_to_sample_from(const SamplingOptions& options) {
-  if (!options.logit_bias.empty()) return 0;
-  const std::vector<Sampler> chain = chain_of(options);
-  if (std::ranges::any_of(chain, changes_logits)) return 0;  // any token may become the best
-  for (const Sampler sampler : chain) {
+  // Lowered tokens come after others, at most as many as are lowered.
+  constexpr int kMostLowered = 256;
+  if (std::ranges::any_of(options.logit_bias, [](TokenLogit bias) { return bias.logit > 0; })) {
+    return 0;
+  }
+  auto lowered = static_cast<std::int64_t>(options.logit_bias.size());
+  for (const Sampler sampler : chain_of(options)) {
     const bool heats = sampler == Sampler::kTemperature;
-    if (heats && options.temperature <= 0) return 1;
-    if (sampler == Sampler::kTopK) return options.top_k;
+    const bool is_greedy = heats && options.temperature <= 0;
+    if (is_greedy || sampler == Sampler::kTopK) {
+      if (lowered > kMostLowered) return 0;
+      return (is_greedy ? 1 : options.top_k) + static_cast<int>(lowered);
+    }
+    if (sampler == Sampler::kPenalties) {
+      const std::optional<int> by_penalties = lowered_by_penalties(options);
+      if (!by_penalties) return 0;
+      lowered += *by_penalties;
+      continue;
+    }
     // These do not ask how likely the other tokens are.
     const bool is_local = sampler == Sampler::kMinP || (heats && !has_own_temperature(options));
     if (!is_local) return 0;
@@ -412,10 +433,10 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
   return choose(candidates, {history, position, options}, state, logits.size());
 }
 
-Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options,
-                   SamplerState& state) {
-  Candidates candidates(best);
-  return choose(candidates, {{}, position, options}, state, best.size());
+Token sample_token(std::span<const TokenLogit> best, std::span<const Token> history, int position,
+                   const SamplingOptions& options, SamplerState& state) {
+  Candidates candidates = candidates_of(best, options);
+  return choose(candidates, {history, position, options}, state, best.size());
 }
 
 std::vector<TokenShare> distribution(std::span<const float> logits, std::span<const Token> history,

@@ -87,8 +87,8 @@ struct SamplerState {
   double adaptive_weight;
 };
 
-/// How many of a row's best tokens decide what is sampled: 1 where it is greedy, else top-k. 0: all
-/// logits are needed.
+/// How many of a row's best tokens decide what is sampled: 1 where it is greedy, else top-k, and as
+/// many more as biases and penalties can put after others. 0: all logits are needed.
 int tokens_to_sample_from(const SamplingOptions& options);
 
 /// The token at `position` (that of the new token) from the logits of the row before it. `history`
@@ -98,8 +98,8 @@ Token sample_token(std::span<const float> logits, std::span<const Token> history
                    const SamplingOptions& options, SamplerState& state);
 
 /// The same from the row's tokens_to_sample_from() best tokens, in Engine::best_tokens' order.
-Token sample_token(std::span<const TokenLogit> best, int position, const SamplingOptions& options,
-                   SamplerState& state);
+Token sample_token(std::span<const TokenLogit> best, std::span<const Token> history, int position,
+                   const SamplingOptions& options, SamplerState& state);
 
 struct TokenShare {
   Token token;

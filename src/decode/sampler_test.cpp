@@ -28,9 +28,10 @@ Token sampled(std::span<const float> logits, std::span<const Token> history, int
   SamplerState state(options);
   return sample_token(logits, history, position, options, state);
 }
-Token sampled(std::span<const TokenLogit> best, int position, const SamplingOptions& options) {
+Token sampled(std::span<const TokenLogit> best, int position, const SamplingOptions& options,
+              std::span<const Token> history = {}) {
   SamplerState state(options);
-  return sample_token(best, position, options, state);
+  return sample_token(best, history, position, options, state);
 }
 
 /// How often each token comes, over many positions.
@@ -229,6 +230,41 @@ TEST(Sampler, TheBestTokensAndAllLogitsGiveTheSame) {
     EXPECT_EQ(tokens_to_sample_from(options), 40);
     for (int position = 0; position < 200; ++position) {
       ASSERT_EQ(sampled(logits, {}, position, options), sampled(best, position, options));
+    }
+  }
+}
+
+/// Nor do biases and penalties that put tokens after others.
+TEST(Sampler, TheBestTokensAreEnoughWhereOthersAreLowered) {
+  std::mt19937 generator(5);
+  std::normal_distribution<float> normal(0, 3);
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<float> logits(400);
+    for (float& logit : logits) logit = normal(generator);
+    std::vector<TokenLogit> ranked;
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      ranked.push_back({static_cast<Token>(i), logits[i]});
+    }
+    std::ranges::stable_sort(ranked, std::greater{}, &TokenLogit::logit);
+    std::vector<Token> history;
+    SamplingOptions options = {
+        .temperature = trial % 3 == 0 ? 0.0f : 0.8f, .top_k = 5, .seed = 7u + trial};
+    options.repeat_last_n = 12;
+    if (trial % 2 == 0) options.repeat_penalty = 1.8f;
+    if (trial % 4 < 2) options.frequency_penalty = 2;
+    if (trial % 5 == 0) options.presence_penalty = 4;
+    // Mostly of the likeliest tokens, so that they matter.
+    for (int i = 0; i < 30; ++i) history.push_back(ranked[generator() % 25].token);
+    if (trial % 3 > 0) forbid(options, std::vector{ranked[0].token, ranked[2].token});
+    if (trial % 7 == 0) options.logit_bias.push_back({ranked[1].token, -2.5f});
+    const int enough = tokens_to_sample_from(options);
+    ASSERT_GT(enough, 0);
+    ASSERT_LE(enough, 5 + 12 + 3);
+    const std::span<const TokenLogit> best = std::span(ranked).first(enough);
+    for (int position = 0; position < 20; ++position) {
+      ASSERT_EQ(sampled(logits, history, position, options),
+                sampled(best, position, options, history))
+          << trial;
     }
   }
 }
@@ -508,7 +544,20 @@ TEST(Sampler, ATopKThatComesLateNeedsAllLogits) {
   options.samplers = {Sampler::kTopK, Sampler::kPenalties};
   EXPECT_EQ(enough(options), 5) << "no penalty is asked for";
   options.presence_penalty = 1;
-  EXPECT_EQ(enough(options), 0);
+  EXPECT_EQ(enough(options), 5) << "it comes too late to raise others";
+  options.samplers = {Sampler::kPenalties, Sampler::kTopK};
+  EXPECT_EQ(enough(options), 5 + 64);
+  options.logit_bias = {{3, -1}, {4, -5}};
+  EXPECT_EQ(enough(options), 5 + 64 + 2);
+  options.logit_bias.push_back({5, 0.5f});
+  EXPECT_EQ(enough(options), 0) << "any token may become one of the best";
+  options.logit_bias.clear();
+  options.presence_penalty = -1;
+  EXPECT_EQ(enough(options), 0) << "likewise";
+  options.presence_penalty = 0;
+  options.repeat_penalty = 1.1f;
+  options.repeat_last_n = 1000;
+  EXPECT_EQ(enough(options), 0) << "so many that all logits are as cheap";
   options.samplers = {Sampler::kTopK};
   options.mirostat.version = 2;
   EXPECT_EQ(enough(options), 0);

@@ -278,6 +278,7 @@ bool Session::ties_matter(const Pass& pass) const {
 void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const {
   const std::size_t enough = tokens_to_sample_from(options_.sampling);
   const bool ties = ties_matter(pass);
+  std::vector<Token> history = tokens_;
   SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const TokenLogit> of_row = best[row].tokens;
@@ -286,9 +287,9 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
         (of_row[0].logit - of_row[1].logit < options_.tie_margin || !allowed(of_row[0].token))) {
       return std::nullopt;
     }
-    const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
+    const auto position = static_cast<int>(history.size());
     const SamplerState before = state;
-    Token token = sample_token(of_row.first(std::min(enough, of_row.size())), position,
+    Token token = sample_token(of_row.first(std::min(enough, of_row.size())), history, position,
                                options_.sampling, state);
     if (!allowed(token)) {
       const auto next =
@@ -298,10 +299,11 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
       } else {
         const int row_of_pass = part.first_row + row;
         state = before;
-        token = sample_token(allowed_logits(part, pass.logits({&row_of_pass, 1})), tokens_,
+        token = sample_token(allowed_logits(part, pass.logits({&row_of_pass, 1})), history,
                              position, anew(options_.sampling), state);
       }
     }
+    history.push_back(token);
     part.states.push_back(state);
     if (options_.likeliest >= 0) {
       part.probabilities.push_back(probability_of(token, best[row], options_.likeliest));
