@@ -468,7 +468,7 @@ TEST_F(Decoders, AfterAPassThatThrewAllIsAsItWas) {
     int nth;
     FakeEngine::Fault fault;
   };
-  const SamplingOptions penalty = {.repeat_penalty = 1.3f};
+  const SamplingOptions penalty = {.repeat_penalty = 1.3f, .repeat_last_n = -1};
   add(some_tokens(1, 10), {.ngrams = true, .tree_nodes = 6});
   add(some_tokens(2, 10), {.drafting = Drafting::kInPass, .tree_nodes = 6});
   add(some_tokens(3, 10), {.sampling = penalty, .method = DraftMethod::kLookahead});

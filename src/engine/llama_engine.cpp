@@ -505,9 +505,18 @@ const ModelConfig& LlamaEngine::config() const { return state_->config; }
 const EngineOptions& LlamaEngine::options() const { return state_->options; }
 const char* LlamaEngine::isa() const { return state_->isa.c_str(); }
 std::size_t LlamaEngine::weight_bytes() const {
+  const State& s = *state_;
   // Of an embedding that is not the head, too, a pass reads a row a token.
-  const std::size_t unread = state_->config.tied_head ? 0 : state_->token_embedding().data.size();
-  return llama_model_size(state_->model.get()) - unread;
+  std::size_t unread = s.config.tied_head ? 0 : s.token_embedding().data.size();
+  const auto number = [&s](std::string_view name) {
+    return s.file->find_int(fmt::format("{}.{}", s.config.architecture, name)).value_or(0);
+  };
+  const std::int64_t experts = number("expert_count"), used = number("expert_used_count");
+  for (const Tensor& tensor : s.file->tensors()) {
+    if (experts <= used || tensor.name.find("_exps.") == std::string::npos) continue;
+    unread += tensor.data.size() / experts * (experts - used);
+  }
+  return llama_model_size(s.model.get()) - unread;
 }
 
 void LlamaEngine::set_heads(const Heads& heads) {

@@ -26,16 +26,17 @@ std::vector<Case> cases() {
   for (const std::string architecture :
        {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite",
         "qwen3moe", "olmoe", "granitemoe"}) {
+    TinyModelOptions options;
+    options.architecture = architecture;
+    // libllama wants OLMoE to have a KV head for each query head.
+    if (architecture == "olmoe") options.kv_heads = options.query_heads;
     for (const bool tied : {false, true}) {
-      if (tied && architecture.starts_with("olmo"))
-        continue;  // libllama asks for a head of its own
-      TinyModelOptions options;
-      options.architecture = architecture;
+      // It asks for a head of its own.
+      if (tied && architecture.starts_with("olmo")) continue;
       options.tied_head = tied;
       all.push_back({architecture + (tied ? "_tied" : ""), options});
     }
-    TinyModelOptions options;
-    options.architecture = architecture;
+    options.tied_head = false;
     options.rope_scaling = "linear";
     options.rope_scaling_factor = 2;
     all.push_back({architecture + "_linear", options});

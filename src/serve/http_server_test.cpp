@@ -206,7 +206,9 @@ TEST_F(HttpServers, HandshakesThatDoNotComeMakeRoom) {
   ASSERT_TRUE(client.connected());
   client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
   EXPECT_THAT(client.receive("hello"), StartsWith("HTTP/1.1 200"));
-  EXPECT_TRUE(silent.front().closed_by_server());
+  // Which of them went is up to when their threads began.
+  EXPECT_TRUE(std::ranges::any_of(
+      silent, [](const RawClient& each) { return each.closed_by_server(/*milliseconds=*/100); }));
 }
 
 TEST_F(HttpServers, StopsWithHandshakesUnderWay) {
