@@ -34,6 +34,16 @@ Token sampled(std::span<const TokenLogit> best, int position, const SamplingOpti
   return sample_token(best, history, position, options, state);
 }
 
+/// All tokens, in Engine::best_tokens' order.
+std::vector<TokenLogit> ranked_tokens(std::span<const float> logits) {
+  std::vector<TokenLogit> ranked;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    ranked.push_back({static_cast<Token>(i), logits[i]});
+  }
+  std::ranges::stable_sort(ranked, std::greater{}, &TokenLogit::logit);
+  return ranked;
+}
+
 /// How often each token comes, over many positions.
 std::map<Token, int> histogram(const SamplingOptions& options, int draws,
                                std::span<const Token> history = {}) {
@@ -210,11 +220,7 @@ TEST(Sampler, TheBestTokensAndAllLogitsGiveTheSame) {
   std::normal_distribution<float> normal(0, 3);
   std::vector<float> logits(500);
   for (float& logit : logits) logit = normal(generator);
-  std::vector<TokenLogit> best;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    best.push_back({static_cast<Token>(i), logits[i]});
-  }
-  std::ranges::stable_sort(best, std::greater{}, &TokenLogit::logit);
+  std::vector<TokenLogit> best = ranked_tokens(logits);
   best.resize(40);
   for (const SamplingOptions& options :
        {SamplingOptions{.temperature = 1, .typical_p = 0.8f},
@@ -241,11 +247,7 @@ TEST(Sampler, TheBestTokensAreEnoughWhereOthersAreLowered) {
   for (int trial = 0; trial < 200; ++trial) {
     std::vector<float> logits(400);
     for (float& logit : logits) logit = normal(generator);
-    std::vector<TokenLogit> ranked;
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      ranked.push_back({static_cast<Token>(i), logits[i]});
-    }
-    std::ranges::stable_sort(ranked, std::greater{}, &TokenLogit::logit);
+    const std::vector<TokenLogit> ranked = ranked_tokens(logits);
     std::vector<Token> history;
     SamplingOptions options = {
         .temperature = trial % 3 == 0 ? 0.0f : 0.8f, .top_k = 5, .seed = 7u + trial};
@@ -283,12 +285,7 @@ TEST(Sampler, ANegativeTopKIsAllTokensAndANegativeTemperatureGreedy) {
 /// Sorts all tokens and lets the other sample_token choose.
 Token sample_of_sorted(std::span<const float> logits, int position,
                        const SamplingOptions& options) {
-  std::vector<TokenLogit> all;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    all.push_back({static_cast<Token>(i), logits[i]});
-  }
-  std::ranges::stable_sort(all, std::greater{}, &TokenLogit::logit);
-  return sampled(all, position, options);
+  return sampled(ranked_tokens(logits), position, options);
 }
 
 TEST(Sampler, WithoutTopKTheTokenIsThatOfAllTokensSorted) {

@@ -278,7 +278,10 @@ bool Session::ties_matter(const Pass& pass) const {
 void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> best) const {
   const std::size_t enough = tokens_to_sample_from(options_.sampling);
   const bool ties = ties_matter(pass);
-  std::vector<Token> history = tokens_;
+  // As far as penalties look back.
+  const auto last =
+      std::min<std::ptrdiff_t>(std::ssize(tokens_), std::max(0, options_.sampling.repeat_last_n));
+  std::vector<Token> history(tokens_.end() - last, tokens_.end());
   SamplerState state = this->state();
   walk(part, [&](int row) -> std::optional<Token> {
     const std::span<const TokenLogit> of_row = best[row].tokens;
@@ -287,7 +290,7 @@ void Session::choose(Part& part, const Pass& pass, std::span<const BestTokens> b
         (of_row[0].logit - of_row[1].logit < options_.tie_margin || !allowed(of_row[0].token))) {
       return std::nullopt;
     }
-    const auto position = static_cast<int>(history.size());
+    const auto position = static_cast<int>(tokens_.size() + part.decoded.size());
     const SamplerState before = state;
     Token token = sample_token(of_row.first(std::min(enough, of_row.size())), history, position,
                                options_.sampling, state);

@@ -460,11 +460,7 @@ void ForwardPass::route(const LayerWeights& w, int thread) {
   const auto [first, last] = share(rows * used, thread, pool_.running());
   for (int i = first; i < last; ++i) {
     std::copy_n(normed_.values(gathered_[i]), d_, expert_input_.values(i));
-    for (const PackedMatrix* const reader : {&w.gate, &w.up}) {
-      kernels_.prepare(expert_input_, i, 0, expert_input_.group_count(),
-                       kernels_.form(reader->format().kind));
-      if (w.up.format().kind == w.gate.format().kind) break;
-    }
+    prepare_for({&w.gate, &w.up}, expert_input_, i, 0, expert_input_.group_count());
   }
   barrier(thread, Phase::kExperts);
 }
@@ -583,13 +579,18 @@ void ForwardPass::normalize(const std::vector<float>& weight,
       kernels_.scale(residual(row) + first_input, inverse, weight.data() + first_input,
                      end_input - first_input, normed_.values(row) + first_input);
     }
-    ActivationForm done = ActivationForm::kValues;
-    for (const PackedMatrix* reader : readers) {
-      const ActivationForm form = kernels_.form(reader->format().kind);
-      if (form != done) kernels_.prepare(normed_, row, first, last, form);
-      if (form != ActivationForm::kValues) done = form;
-    }
+    prepare_for(readers, normed_, row, first, last);
     unit += last - first;
+  }
+}
+
+void ForwardPass::prepare_for(std::initializer_list<const PackedMatrix*> readers, Activations& x,
+                              int row, int first, int end) const {
+  ActivationForm done = ActivationForm::kValues;
+  for (const PackedMatrix* reader : readers) {
+    const ActivationForm form = kernels_.form(reader->format().kind);
+    if (form != done) kernels_.prepare(x, row, first, end, form);
+    if (form != ActivationForm::kValues) done = form;
   }
 }
 

@@ -147,6 +147,9 @@ class ForwardPass {
   /// `readers` read.
   void normalize(const std::vector<float>& weight,
                  std::initializer_list<const PackedMatrix*> readers, int thread);
+  /// Makes the forms that `readers` read of a row's groups first .. end - 1.
+  void prepare_for(std::initializer_list<const PackedMatrix*> readers, Activations& x, int row,
+                   int first, int end) const;
   /// Adds what attention or feed-forward gave to this thread's share of the residual rows: after a
   /// norm where the architecture has one (`weight`), scaled where it has that.
   void add_to_residual(const std::vector<float>& weight, int thread);

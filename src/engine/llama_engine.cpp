@@ -508,12 +508,12 @@ std::size_t LlamaEngine::weight_bytes() const {
   const State& s = *state_;
   // Of an embedding that is not the head, too, a pass reads a row a token.
   std::size_t unread = s.config.tied_head ? 0 : s.token_embedding().data.size();
-  const auto number = [&s](std::string_view name) {
-    return s.file->find_int(fmt::format("{}.{}", s.config.architecture, name)).value_or(0);
-  };
-  const std::int64_t experts = number("expert_count"), used = number("expert_used_count");
+  // Of a mixture's experts a row reads those that it uses: as many in all layers, or all count.
+  const std::string key = fmt::format("{}.expert_used_count", s.config.architecture);
+  const std::int64_t used = s.file->is_array(key) ? 0 : s.file->find_int(key).value_or(0);
   for (const Tensor& tensor : s.file->tensors()) {
-    if (experts <= used || tensor.name.find("_exps.") == std::string::npos) continue;
+    const std::int64_t experts = tensor.shape[2];
+    if (used <= 0 || experts <= used || tensor.name.find("_exps.") == std::string::npos) continue;
     unread += tensor.data.size() / experts * (experts - used);
   }
   return llama_model_size(s.model.get()) - unread;

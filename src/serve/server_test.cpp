@@ -627,7 +627,7 @@ TEST_F(ServerTest, FollowsSchemasWithAndWithoutDraftsAlike) {
     const WrittenChat chat = loaded.chat_template.write(
         {.messages = Json::array({{{"role", "user"}, {"content", question}}}),
          .json_schema = schema.dump()});
-    Session plain(*loaded.plain_decoder,
+    Session plain(loaded.plain_decoder(),
                   {.sampling = sampling,
                    .grammar = std::make_shared<const Grammar>(loaded.vocabulary, chat.grammar),
                    .method = DraftMethod::kNone});

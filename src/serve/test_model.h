@@ -20,16 +20,22 @@ class Loaded {
     model.emplace(file);
     engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
     decoder.emplace(*engine);
-    plain_engine.emplace(*model, EngineOptions{.threads = 2, .context = 512});
-    plain_decoder.emplace(*plain_engine);
   }
   static Loaded& get() {
     static Loaded loaded;
     return loaded;
   }
 
+  /// Of no scheduler's engine: a server may run meanwhile. Made for the first test that asks.
+  BatchDecoder& plain_decoder() {
+    if (!plain_decoder_) {
+      plain_engine_.emplace(*model, EngineOptions{.threads = 2, .context = 512});
+      plain_decoder_.emplace(*plain_engine_);
+    }
+    return *plain_decoder_;
+  }
   std::string plain(const std::string& question, int tokens, const SamplingOptions& sampling = {}) {
-    Session session(*plain_decoder, {.sampling = sampling, .method = DraftMethod::kNone});
+    Session session(plain_decoder(), {.sampling = sampling, .method = DraftMethod::kNone});
     session.append(Conversation(chat_template).user_turn(question));
     std::string text;
     generate(
@@ -47,9 +53,10 @@ class Loaded {
   std::optional<Model> model;
   std::optional<NativeEngine> engine;
   std::optional<BatchDecoder> decoder;
-  // Of no scheduler's: a server may run meanwhile.
-  std::optional<NativeEngine> plain_engine;
-  std::optional<BatchDecoder> plain_decoder;
+
+ private:
+  std::optional<NativeEngine> plain_engine_;
+  std::optional<BatchDecoder> plain_decoder_;
 };
 
 }  // namespace firp
